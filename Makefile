@@ -1,0 +1,31 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+demo: .venv/.demo
+	$(BIN)/python preprocessing/lips.py
+
+test: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+.venv/.demo: pyproject.toml
+	$(call install,.[metrics])
+
+.venv/.test: pyproject.toml
+	$(call install,.[metrics,test])
+
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is older than Python 3.11: name a newer one, as in  make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '$(1)'
+	touch $@
+endef
+
+clean:
+	rm -rf .venv data runs
+
+.PHONY: demo test clean

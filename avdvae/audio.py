@@ -1,0 +1,135 @@
+"""Sound: the short-time Fourier transform, reading and writing files, and where speech begins and ends.
+
+Shapes: B signals, N samples, T STFT frames, F = 513 frequencies. Frame t is centred on sample t * hop.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+from torch.nn.functional import fold
+
+from avdvae.errors import UserError
+
+WINDOW = 1024
+MARGIN = WINDOW // 2  # what a frame sees on either side of its centre
+LONGEST_HOP = 533  # as in the AVSE-VAE line: 30.02 frames a second at 16 kHz
+
+
+@cache
+def sine_window(device: torch.device) -> Float[Tensor, " 1024"]:
+    with torch.inference_mode(False):  # made under inference mode, the cached window could not serve training later
+        phase = math.pi * (torch.arange(WINDOW, dtype=torch.float64) + 0.5) / WINDOW
+        return torch.sin(phase).to(device, torch.float32)
+
+
+def reflected(index, length):
+    """`index` folded back into 0..length-1 as if the signal were mirrored at its ends; for arrays and tensors alike.
+
+    A signal shorter than half a window is mirrored twice at most and then holds its first sample.
+    """
+    last = length - 1
+    return (last - abs(last - abs(index))).clip(0)
+
+
+@dataclass(frozen=True)
+class Stft:
+    """Sine window of 1024 samples, centred frames, signals mirrored at their ends."""
+
+    hop: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.hop <= LONGEST_HOP:
+            raise UserError(
+                f"the hop is {self.hop} samples: choose 1 to {LONGEST_HOP}; published models use 256 or 533"
+            )
+
+    def frames(self, samples: int) -> int:
+        return 1 + samples // self.hop
+
+    def analyse(self, waveform_BN: Float[Tensor, "B N"], centred: bool = True) -> Complex[Tensor, "B T F"]:
+        """The spectrum. Not centred, the signal already carries the half window that precedes its first frame's centre
+        and the half that follows its last: so a piece of a signal has the very frames that the whole has there."""
+        samples = waveform_BN.shape[1]
+        if samples < (1 if centred else WINDOW):
+            raise UserError(f"a signal of {samples} samples has no spectrum: leave empty recordings out")
+        if centred:
+            around = torch.arange(-MARGIN, samples + MARGIN, device=waveform_BN.device)
+            waveform_BN = waveform_BN[:, reflected(around, samples)]
+        return torch.fft.rfft(waveform_BN.unfold(-1, WINDOW, self.hop) * sine_window(waveform_BN.device))
+
+    def power(self, waveform_BN: Float[Tensor, "B N"], centred: bool = True) -> Float[Tensor, "B T F"]:
+        spec_BTF = self.analyse(waveform_BN, centred)
+        return spec_BTF.real.square() + spec_BTF.imag.square()
+
+    def synthesise(self, spec_BTF: Complex[Tensor, "B T F"], length: int) -> Float[Tensor, "B N"]:
+        """The signals of `length` samples whose spectrum is nearest to this one, which inverts `analyse`.
+
+        Hops above 512 let up to 21 samples at the very end escape every window. They, and the few before them that a
+        window hardly weighs, fade to silence: dividing by so small a weight would turn any error there into a click.
+        """
+        if spec_BTF.shape[1] != self.frames(length):
+            raise UserError(
+                f"{length} samples have {self.frames(length)} frames at hop {self.hop} and the spectrum has "
+                f"{spec_BTF.shape[1]}: cut a padded utterance to its own frames first"
+            )
+        window = sine_window(spec_BTF.device)
+        frames_BWT = (torch.fft.irfft(spec_BTF, WINDOW) * window).mT
+        weights_W1 = window.square()[:, None]
+        overlapped_BN, weight_1N = (
+            fold(pieces, (1, length + WINDOW), (1, WINDOW), stride=(1, self.hop))[:, 0, 0, MARGIN : MARGIN + length]
+            for pieces in (frames_BWT, weights_W1.expand(1, -1, frames_BWT.shape[2]))
+        )
+        return overlapped_BN / weight_1N.clip(1e-3)
+
+
+def read_wav(path: str | Path, rate: int = 16_000) -> Float[Tensor, " N"]:
+    """A sound file, mixed down to one channel and resampled to `rate`."""
+    import soundfile
+    from torchaudio.functional import resample
+
+    try:
+        samples_NC, found = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"{path} cannot be read as sound ({error}): give a wav, flac, ogg or mp3 file") from error
+    if not len(samples_NC):
+        raise UserError(f"{path} holds no sound: leave it out")
+    for hertz in (found, rate):
+        _check_rate(hertz, path)
+    return resample(torch.from_numpy(samples_NC.mean(1)), found, rate)
+
+
+def write_wav(path: str | Path, waveform: Float[Tensor, " N"], rate: int) -> None:
+    """A wav of 16 bits; what leaves [-1, 1] is clipped, so scale loud mixtures first."""
+    import soundfile
+
+    _check_rate(rate, path)
+    if not waveform.isfinite().all():
+        raise UserError(f"the sound for {path} has values that are not finite: look for the step that made them")
+    soundfile.write(path, waveform.detach().cpu().numpy(), rate, subtype="PCM_16")
+
+
+def _check_rate(rate: int, path: str | Path) -> None:
+    if not 8_000 <= rate <= 192_000:
+        raise UserError(f"a sample rate of {rate} Hz for {path} does not suit speech: use 8000 to 192000 Hz")
+
+
+def trim_silence(waveform: np.ndarray, top_db: float = 30) -> tuple[int, int]:
+    """The samples (start, stop) from the first to the last frame that is at most `top_db` below the loudest.
+
+    Loudness is the RMS of 1024 samples every 256. Something always remains: at least the loudest frame itself.
+    """
+    if not len(waveform):
+        raise UserError("silence cannot be trimmed from an empty recording: leave it out")
+    energy = np.concatenate([[0], np.cumsum(np.square(waveform, dtype=np.float64))])
+    centres = np.arange(0, len(waveform) + 1, 256)
+    loudness = energy[(centres + MARGIN).clip(max=len(waveform))] - energy[(centres - MARGIN).clip(0)]
+    loud = centres[loudness >= loudness.max() * 10 ** (-top_db / 10)]
+    return int(loud[0]), int(min(loud[-1] + 256, len(waveform)))

@@ -1,0 +1,48 @@
+"""The conditions of a test: which noise, how loud, and what befalls the lips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from avdvae.data.mixing import NoiseFolder, corrupt_lips, make_noise, mix, stream
+from avdvae.data.shards import PreparedCorpus, Utterance
+
+_TALKERS = 12  # as many voices as any noise is made of
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a `Loader` does to whole utterances: a function of (utterance, seed), so that every run hears the same.
+
+    noise   one of mixing.NOISES, made of the corpus's other speakers where it is made of speech, or a folder of files
+    lips    one of mixing.CORRUPTIONS, or None to leave them as they are
+
+    At every SNR an utterance meets the same noise, louder or softer.
+    """
+
+    corpus: PreparedCorpus
+    noise: str | NoiseFolder
+    snr_db: float
+    lips: str | None = None
+    seed: int = 0
+
+    def __call__(
+        self, utterance: Utterance, waveform: Float[np.ndarray, " N"], lips: UInt8[np.ndarray, "M H W"]
+    ) -> tuple[Float[np.ndarray, " N"], UInt8[np.ndarray, "M H W"]]:
+        rng = stream(utterance.id, self.seed, "noise")
+        if isinstance(self.noise, NoiseFolder):
+            noise = self.noise(len(waveform), rng)
+        else:
+            noise = make_noise(self.noise, len(waveform), rng, self._talkers(utterance))
+        if self.lips is not None:
+            lips, _ = corrupt_lips(lips, stream(utterance.id, self.seed, "lips"), self.lips)
+        return mix(waveform, noise, self.snr_db).mixture, lips
+
+    def _talkers(self, utterance: Utterance) -> list[Float[np.ndarray, " _"]]:
+        """Utterances of other speakers, drawn for this one."""
+        others = [u for u in self.corpus.utterances if u.speaker != utterance.speaker]
+        drawn = stream(utterance.id, self.seed, "talkers").permutation(len(others))[:_TALKERS]
+        return [self.corpus.audio(others[i]) / np.float32(32768) for i in drawn]

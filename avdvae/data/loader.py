@@ -1,0 +1,242 @@
+"""From shards to batches: random frames for static models, random windows for sequence models, whole utterances.
+
+An item is (utterance, first STFT frame), and a window of frames starts there. Worker processes cut samples and pictures
+out of the memory maps; the device computes the STFT of a batch at a time. A window's frames are exactly those of the
+whole utterance, for its samples come with half a window on either side and are mirrored only where the utterance ends.
+
+Letters: B items, T frames, N samples, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from avdvae.audio import MARGIN, WINDOW, Stft, reflected, trim_silence
+from avdvae.data.clock import nearest_frames
+from avdvae.data.shards import PreparedCorpus, Utterance
+from avdvae.errors import UserError
+from avdvae.protocols import Batch
+
+# From an utterance, its clean waveform and its pictures (M H W): the mixture, as long as the waveform, and the pictures
+# to see. A function of its arguments alone, or batches would depend on the number of workers.
+Condition = Callable[[Utterance, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Loader:
+    """Iterating once gives the batches of one epoch; their order follows from the seed and the number of the epoch.
+
+    frames = 1      single frames, each frame of the corpus once an epoch
+    frames = T      windows that tile each utterance. Shuffled, they are whole, from a new random phase each epoch; in
+                    order, they start at the first frame and the last is padded. Utterances shorter than T are padded.
+    frames = None   whole utterances, padded, neighbours in length sharing a batch
+
+    Waveforms are divided by the largest absolute sample of their utterance. Batch.waveform starts at the centre of the
+    first frame, spans `frames * hop` samples at most, and is zero from `lengths` on. `trim_db` cuts silence off both
+    ends of the sound; the lips follow by the clock. A `condition` (whole utterances only) adds `mixture` and `noisy`,
+    in the scale of the clean waveform.
+    """
+
+    def __init__(
+        self,
+        corpus: PreparedCorpus,
+        stft: Stft,
+        frames: int | None,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        workers: int = 0,
+        trim_db: float | None = None,
+        device: torch.device | str = "cpu",
+        condition: Condition | None = None,
+    ):
+        if frames is not None and frames < 1:
+            raise UserError(f"a window of {frames} frames is empty: choose 1 or more, or None for whole utterances")
+        if batch_size < 1:
+            raise UserError(f"a batch of {batch_size} items is empty: choose a batch_size of 1 or more")
+        if trim_db is not None and trim_db <= 0:
+            raise UserError(f"trim_db={trim_db} would cut speech away: choose a positive level such as 30, or None")
+        if condition is not None and frames is not None:
+            raise UserError(
+                f"noise is mixed into whole utterances, not into windows of {frames} frames: use frames=None"
+            )
+        self.stft, self.frames, self.batch_size = stft, frames, batch_size
+        self.seed, self.shuffle, self.workers = seed, shuffle, workers
+        self.device = torch.device(device)
+        self.cutter = _Cutter(corpus, stft, frames, trim_db, condition)
+        if frames is None:
+            self.windows = np.ones_like(self.cutter.counts)
+        elif shuffle:
+            self.windows = np.maximum(self.cutter.counts // frames, 1)
+        else:
+            self.windows = -(-self.cutter.counts // frames)
+        self.epoch = self.consumed = self._resume_at = 0
+
+    def __len__(self) -> int:
+        return -(-int(self.windows.sum()) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.consumed, self._resume_at = self._resume_at, 0
+        fetch = DataLoader(
+            self.cutter,
+            batch_sampler=self._batches()[self.consumed :],  # type: ignore[arg-type]  # arrays do as well as lists
+            collate_fn=_as_it_is,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # the global one would be a number ahead after a resume
+        )
+        for batch in fetch:
+            self.consumed += 1
+            yield self._on_device(batch)
+        self.epoch, self.consumed = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "batches": self.consumed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next iteration gives what was left of that epoch."""
+        self.epoch = state["epoch"]
+        self.consumed = self._resume_at = state["batches"]
+
+    def _batches(self) -> list[Int64[np.ndarray, "B 2"]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        counts, windows = self.cutter.counts, self.windows
+        if self.frames is None:
+            order = rng.permutation(len(counts)) if self.shuffle else np.arange(len(counts))
+            order = order[np.argsort(counts[order], kind="stable")]
+            items = np.stack([order, np.zeros_like(order)], axis=1)
+        else:
+            phase = rng.integers(0, np.maximum(counts - windows * self.frames, 0) + 1)
+            utterance = np.repeat(np.arange(len(counts)), windows)
+            window = np.arange(len(utterance)) - np.repeat(np.cumsum(windows) - windows, windows)
+            items = np.stack([utterance, phase[utterance] + window * self.frames], axis=1)
+            if self.shuffle:
+                items = items[rng.permutation(len(items))]
+        batches = np.split(items, range(self.batch_size, len(items), self.batch_size))
+        if self.frames is None and self.shuffle:
+            rng.shuffle(batches)
+        return batches
+
+    def _on_device(self, batch: Batch) -> Batch:
+        """The batch with its spectra, and its waveforms without the margins that those needed."""
+        assert batch.lengths is not None
+        samples = int(batch.lengths.max())  # asked before the transfer: later it would wait for the device
+        sounding = batch.lengths.to(self.device, non_blocking=True)[:, None] > torch.arange(samples, device=self.device)
+        batch = batch.to(self.device)
+
+        def cut(wide_BN: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+            if wide_BN is None:
+                return None, None
+            power = self.stft.power(wide_BN, centred=False)
+            return wide_BN[:, MARGIN : MARGIN + samples] * sounding, power * batch.mask[..., None]
+
+        waveform, power = cut(batch.waveform)
+        mixture, noisy = cut(batch.mixture)
+        return replace(batch, waveform=waveform, power=power, mixture=mixture, noisy=noisy)
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Nothing is left to collate: `__getitems__` makes whole batches."""
+    return batch
+
+
+class _Cutter(Dataset[Batch]):
+    """Cuts items out of the shards, a batch at a time. It knows of each utterance
+
+    origin, length   where in its shard's audio it begins, and its samples, silence trimmed off
+    peak             its largest absolute sample
+    counts, edges    its STFT frames, and where they begin in
+    pictures         the picture, counted through its shard, of every STFT frame of the corpus
+    """
+
+    def __init__(
+        self,
+        corpus: PreparedCorpus,
+        stft: Stft,
+        frames: int | None,
+        trim_db: float | None,
+        condition: Condition | None,
+    ):
+        self.corpus, self.hop, self.frames, self.condition = corpus, stft.hop, frames, condition
+        self.ids = np.array([u.id for u in corpus.utterances], dtype=object)
+        self.labels = np.array([{"speaker": u.speaker, **u.labels} for u in corpus.utterances], dtype=object)
+        shards, self.shard = np.unique([u.shard for u in corpus.utterances], return_inverse=True)
+        self.shards = shards.tolist()
+        origin, length, peak, pictures = [], [], [], []
+        for u in corpus.utterances:
+            audio = corpus.audio(u)
+            start, stop = (0, len(audio)) if trim_db is None else trim_silence(audio, trim_db)
+            heard = audio[start:stop]
+            origin.append(u.audio_start + start)
+            length.append(len(heard))
+            peak.append(max(int(heard.max()), -int(heard.min()), 1))  # a silent utterance stays silent
+            seconds = (start + np.arange(stft.frames(len(heard))) * stft.hop) / u.rate
+            pictures.append(u.lips_start + nearest_frames(seconds, u.fps, u.lips_stop - u.lips_start))
+        self.origin, self.length, self.peak = np.array(origin), np.array(length), np.array(peak, dtype=np.float32)
+        self.counts = np.array([len(p) for p in pictures])
+        self.edges = np.cumsum(self.counts) - self.counts
+        self.pictures = np.concatenate(pictures)
+
+    def __getitems__(self, items: Int64[np.ndarray, "B 2"]) -> Batch:
+        """A batch without spectra yet, its waveforms half an STFT window wider on either side."""
+        utterance, first = items.T
+        count = self.frames or int(self.counts[utterance].max())
+        frame_BT = first[:, None] + np.arange(count)
+        mask_BT = frame_BT < self.counts[utterance, None]
+        picture_BT = self.pictures[self.edges[utterance, None] + frame_BT * mask_BT]
+        # The samples from the centre of the first frame to the last frame's end or the next one's centre.
+        width = MARGIN + max((count - 1) * self.hop + WINDOW - MARGIN, count * self.hop)
+        waveform_BN, lips_BTHW, confidence_BT = self._gather(utterance, first * self.hop - MARGIN, width, picture_BT)
+        mixture_BN = self._apply_condition(utterance, picture_BT, waveform_BN, lips_BTHW) if self.condition else None
+        lips_BTHW[~mask_BT] = 0
+        return Batch(
+            ids=tuple(self.ids[utterance]),
+            mask=torch.from_numpy(mask_BT),
+            lengths=torch.from_numpy(np.minimum(self.length[utterance] - first * self.hop, count * self.hop)),
+            waveform=torch.from_numpy(waveform_BN),
+            mixture=None if mixture_BN is None else torch.from_numpy(mixture_BN),
+            lips=torch.from_numpy(lips_BTHW),
+            sure=torch.from_numpy(confidence_BT * mask_BT / np.float32(255)),
+            labels=tuple(self.labels[utterance]),
+        )
+
+    def _gather(
+        self, utterance: np.ndarray, start: np.ndarray, width: int, picture_BT: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Waveforms (B N), lips and confidence from the shards; `start` counts samples of the utterance."""
+        shard, origin, length = self.shard[utterance], self.origin[utterance], self.length[utterance]
+        inside = (start >= 0) & (start + width <= length)
+        samples_BN = np.empty((len(utterance), width), np.int16)
+        side = self.corpus.arrays(self.shards[shard[0]]).lips.shape[1:]
+        lips_BTHW, confidence_BT = np.empty(picture_BT.shape + side, np.uint8), np.empty(picture_BT.shape, np.uint8)
+        for number in np.unique(shard):
+            arrays, here = self.corpus.arrays(self.shards[number]), shard == number
+            lips_BTHW[here], confidence_BT[here] = arrays.lips[picture_BT[here]], arrays.confidence[picture_BT[here]]
+            if (whole := here & inside).any():  # copied as runs of samples, a hundred times faster than one by one
+                samples_BN[whole] = sliding_window_view(arrays.audio, width)[origin[whole] + start[whole]]
+            if (edge := here & ~inside).any():
+                index = reflected(start[edge, None] + np.arange(width), length[edge, None])
+                samples_BN[edge] = arrays.audio[origin[edge, None] + index]
+        return samples_BN / self.peak[utterance, None], lips_BTHW, confidence_BT
+
+    def _apply_condition(
+        self, utterance: np.ndarray, picture_BT: np.ndarray, waveform_BN: np.ndarray, lips_BTHW: np.ndarray
+    ) -> Float[np.ndarray, "B N"]:
+        """The mixtures, with margins like the waveforms'; the lips are spoilt in place."""
+        assert self.condition is not None
+        mixture_BN = np.empty_like(waveform_BN)
+        around = np.arange(waveform_BN.shape[1]) - MARGIN
+        for b, u in enumerate(utterance):
+            row, length = self.corpus.utterances[u], int(self.length[u])
+            mixture, lips = self.condition(row, waveform_BN[b, MARGIN : MARGIN + length].copy(), self.corpus.lips(row))
+            mixture_BN[b] = mixture[reflected(around, length)]
+            lips_BTHW[b] = lips[picture_BT[b] - row.lips_start]
+        return mixture_BN

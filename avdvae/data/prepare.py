@@ -1,0 +1,253 @@
+"""From a corpus's clips to a prepared corpus on disk, in many processes, on many machines, resumable at any moment.
+
+Clips, in the order of their ids, go into shards of CLIPS_PER_SHARD. A finished clip waits in staging/ as a shard of its
+own; when the last of its group is there, the group becomes a shard and the waiting files go. Every file appears whole
+under its name or not at all, and its bytes depend on the clips and the settings alone: so a killed run goes on where it
+was, and the parts that several machines prepare make what one would have made.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from avdvae.data.corpora import Clip, Corpus, Unreadable
+from avdvae.data.shards import (
+    PreparedClip,
+    PreparedCorpus,
+    read_header,
+    read_shard,
+    replacing,
+    write_manifest,
+    write_shard,
+)
+from avdvae.errors import UserError
+from avdvae.lips import MIN_PICTURES, draw_overlay, extract_lips
+from avdvae.parallel import in_parallel
+from avdvae.video import probe, read_clip_sound, read_pictures
+from avdvae.viz import contact_sheet, write_png
+
+CLIPS_PER_SHARD = 64
+OUTPUTS = ("quality.csv", "manifest.csv", "contact_sheet.png", "overlay.png")
+RATE = 16000
+_VERSION = 1  # goes up when the same clips and settings give other bytes
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A row of quality.csv: what became of a clip. A clip that could not be read has zeros."""
+
+    id: str
+    source: str
+    kept: str  # yes or no
+    why_not: str = ""
+    frames: int = 0
+    faces_found: int = 0
+    interpolated: int = 0
+    mean_jitter: float = 0.0  # crop pixels between the lips' centre and its smoothed path
+    seconds: float = 0.0
+    fps: float = 0.0
+    sound_starts_late_ms: float = 0.0  # negative: early
+    sound_ends_late_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    out: Path
+    quality: tuple[Quality, ...]
+    pictures_per_second: float  # of this run; 0 when all was there already
+    complete: bool  # false while shards of other tasks of the array are missing
+
+    @property
+    def kept(self) -> list[Quality]:
+        return [row for row in self.quality if row.kept == "yes"]
+
+
+def prepare(
+    corpus: Corpus, out: Path, model: Path, size: int = 67, workers: int = 1, shard: tuple[int, int] = (0, 1)
+) -> Summary:
+    """Make `out` the prepared corpus. `shard` (i, n): only every n-th group from the i-th, as one task of an array."""
+    if size < 16:
+        raise UserError(f"size={size}: a mouth crop has 16 pixels a side or more")
+    if workers < 1:
+        raise UserError(f"workers={workers}: give 1 or more")
+    index, count = shard
+    if not 0 <= index < count:
+        raise UserError(f"shard={index}/{count}: the first number counts from 0 and stays below the second")
+    clips, unreadable = corpus.clips(workers)
+    groups = {
+        f"{number:05d}.safetensors": [
+            _Job(clip, out, size, model) for clip in clips[number * CLIPS_PER_SHARD : (number + 1) * CLIPS_PER_SHARD]
+        ]
+        for number in range(-(-len(clips) // CLIPS_PER_SHARD))
+    }
+    try:
+        (out / "shards").mkdir(parents=True, exist_ok=True)
+        (out / "staging").mkdir(exist_ok=True)
+        speed = _make_shards(dict(list(groups.items())[index::count]), out, workers)
+        return _finish(groups, unreadable, out, speed)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to out={out} ({error.strerror}): free space there, or choose another out="
+        ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One clip to prepare, and how."""
+
+    clip: Clip
+    out: Path
+    size: int
+    model: Path
+
+    @property
+    def settings(self) -> dict[str, int]:
+        return {"size": self.size, "version": _VERSION}
+
+    @property
+    def source(self) -> list[Any]:
+        """Tells a clip from another that was prepared under its id before."""
+        files = [path for path in (self.clip.video, self.clip.audio) if path]
+        lengths = [path.stat().st_size if path.exists() else -1 for path in files]
+        return [self.clip.id, self.clip.split, self.clip.speaker, *lengths]
+
+    @property
+    def staged(self) -> Path:
+        key = json.dumps([self.source, self.settings])
+        return self.out / "staging" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
+
+
+def _prepare_clip(job: _Job) -> int:
+    """Leave the clip, or the reason why it cannot be kept, in staging; return how many pictures were looked at."""
+    clip, kept = job.clip, []
+    try:
+        sound = read_clip_sound(clip.video, clip.audio, probe(clip.video), RATE)
+        lips = extract_lips(clip.video, job.model, job.size)
+        seconds = min(len(sound.samples) / RATE, len(lips.crops) / lips.fps)  # what both have
+        frames, samples = round(seconds * lips.fps), round(seconds * RATE)
+        if frames < MIN_PICTURES:
+            raise UserError(
+                f"sound and picture share {float(seconds):.2f} s: at least {MIN_PICTURES} pictures are needed"
+            )
+        found = lips.found[:frames]
+        quality = Quality(
+            id=clip.id,
+            source=str(clip.video),
+            kept="yes",
+            frames=frames,
+            faces_found=int(found.sum()),
+            interpolated=int((~found).sum()),
+            mean_jitter=round(lips.jitter, 4),
+            seconds=round(float(seconds), 3),
+            fps=round(float(lips.fps), 4),
+            sound_starts_late_ms=round(sound.offset_ms, 2),
+            sound_ends_late_ms=round(sound.drift_ms, 2),
+        )
+        kept.append(
+            PreparedClip(
+                id=clip.id,
+                corpus=clip.corpus,
+                split=clip.split,
+                speaker=clip.speaker,
+                labels=clip.labels,
+                audio=sound.samples[:samples],
+                lips=lips.crops[:frames],
+                confidence=lips.confidence[:frames],
+                rate=RATE,
+                fps=float(lips.fps),
+                face_rate=round(float(found.mean()), 4),
+            )
+        )
+    except UserError as reason:
+        quality = Quality(clip.id, str(clip.video), kept="no", why_not=str(reason))
+    write_shard(job.staged, kept, {"quality": asdict(quality)})
+    return quality.frames
+
+
+def _make_shards(groups: dict[str, list[_Job]], out: Path, workers: int) -> float:
+    """Prepare what is missing of these groups; return pictures per second."""
+    todo = {name: jobs for name, jobs in groups.items() if not _is_done(out / "shards" / name, jobs)}
+    if todo:  # what told of the whole corpus does so no more
+        for name in OUTPUTS:
+            (out / name).unlink(missing_ok=True)
+    missing = {job: name for name, jobs in todo.items() for job in jobs if not job.staged.exists()}
+    left = {name: sum(job in missing for job in jobs) for name, jobs in todo.items()}
+    for name in [name for name, count in left.items() if count == 0]:
+        _merge(out / "shards" / name, todo[name])
+    start, pictures = time.monotonic(), 0
+    for job, count in in_parallel(_prepare_clip, list(missing), workers, "extracting lips"):
+        pictures += count
+        name = missing[job]
+        left[name] -= 1
+        if left[name] == 0:
+            _merge(out / "shards" / name, todo[name])
+    return pictures / (time.monotonic() - start)
+
+
+def _is_done(shard: Path, jobs: list[_Job]) -> bool:
+    if not shard.exists():
+        return False
+    _, notes = read_header(shard)
+    settings = jobs[0].settings
+    if notes["settings"] != settings:
+        given, there = (", ".join(f"{k}={v}" for k, v in s.items()) for s in (settings, notes["settings"]))
+        raise UserError(
+            f"{shard.parent.parent} was prepared with {there}, not {given}: choose another out=, or delete it"
+        )
+    return notes["sources"] == [job.source for job in jobs]
+
+
+def _merge(shard: Path, jobs: list[_Job]) -> None:
+    staged = [read_shard(job.staged) for job in jobs]
+    notes = {
+        "settings": jobs[0].settings,
+        "sources": [job.source for job in jobs],
+        "quality": [notes["quality"] for _, notes in staged],
+    }
+    write_shard(shard, [clip for clips, _ in staged for clip in clips], notes)
+    for job in jobs:
+        job.staged.unlink()
+
+
+def _finish(groups: dict[str, list[_Job]], unreadable: list[Unreadable], out: Path, speed: float) -> Summary:
+    """Once every shard is there: the tables, and pictures to look at."""
+    shards = [out / "shards" / name for name in groups]
+    headers = [read_header(path) for path in shards if path.exists()]
+    quality = [Quality(**row) for _, notes in headers for row in notes["quality"]]
+    quality += [
+        Quality(str(p.path), str(p.path), kept="no", why_not=f"cannot be opened ({p.reason})") for p in unreadable
+    ]
+    summary = Summary(out, tuple(quality), speed, complete=len(headers) == len(shards))
+    if not summary.complete or all((out / name).exists() for name in OUTPUTS):
+        return summary
+
+    for stale in set((out / "shards").glob("*.safetensors")) - set(shards):
+        stale.unlink()
+    shutil.rmtree(out / "staging")
+    with replacing(out / "quality.csv") as new, new.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, [field.name for field in fields(Quality)], lineterminator="\n")
+        table.writeheader()
+        table.writerows(asdict(row) for row in quality)
+    write_manifest(out / "manifest.csv", [row for rows, _ in headers for row in rows])
+    if summary.kept:
+        write_png(out / "contact_sheet.png", contact_sheet(PreparedCorpus(out, verify=False)))
+        job = next(job for jobs in groups.values() for job in jobs if job.clip.id == summary.kept[0].id)
+        write_png(out / "overlay.png", _overlay(job))
+    return summary
+
+
+def _overlay(job: _Job):
+    """The middle picture of a clip with its landmarks and the outline of its crop."""
+    lips = extract_lips(job.clip.video, job.model, job.size)
+    middle = len(lips.crops) // 2
+    seconds = lips.info.start + middle / float(lips.fps)
+    pictures = read_pictures(job.clip.video, max(lips.info.width, lips.info.height))
+    _, picture = min(pictures, key=lambda shown: abs(shown[0] - seconds))
+    return draw_overlay(picture, lips.landmarks[middle], lips.matrices[middle], job.size)

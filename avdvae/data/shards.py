@@ -1,0 +1,289 @@
+"""A prepared corpus on disk: memory-mapped shards and a table of what lies where.
+
+    manifest.csv                 one row a clip: an `Utterance`
+    shards/00000.safetensors     audio (int16, N), lips (uint8, M x H x W) and confidence (uint8, M), clips end to end
+
+A confidence of 255 means a mouth surely found, 0 none. A shard repeats its rows in its header, so that a manifest can
+be made from shards alone. Each clip's SHA-256 runs over the bytes of its audio, then its lips, then its confidence.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Int16, UInt8
+from safetensors import SafetensorError, safe_open
+
+from avdvae.errors import UserError
+
+PREPARE = "python preprocessing/lips.py"
+_METADATA = "avdvae"  # one key only: safetensors writes several in no fixed order
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A row of the manifest: a clip, the shard that holds it, and where."""
+
+    id: str
+    corpus: str
+    split: str
+    speaker: str
+    shard: str  # a file name in shards/
+    audio_start: int
+    audio_stop: int
+    lips_start: int
+    lips_stop: int
+    rate: int  # audio samples a second
+    fps: float  # pictures a second
+    face_rate: float  # share of the pictures in which a face was found
+    labels: dict[str, Any]
+    sha256: str
+
+
+_COLUMNS = [field.name for field in fields(Utterance)]
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("audio_start", "audio_stop", "lips_start", "lips_stop", "rate"), int),
+    **dict.fromkeys(("fps", "face_rate"), float),
+    "labels": json.loads,
+}
+
+
+@dataclass(frozen=True)
+class PreparedClip:
+    """A clip on its way into a shard."""
+
+    id: str
+    corpus: str
+    split: str
+    speaker: str
+    labels: dict[str, Any]
+    audio: Int16[np.ndarray, " N"]
+    lips: UInt8[np.ndarray, "M H W"]
+    confidence: UInt8[np.ndarray, " M"]
+    rate: int
+    fps: float
+    face_rate: float
+
+
+class ShardArrays(NamedTuple):
+    audio: np.ndarray
+    lips: np.ndarray
+    confidence: np.ndarray
+
+
+_NOTHING = ShardArrays(np.zeros(0, np.int16), np.zeros((0, 1, 1), np.uint8), np.zeros(0, np.uint8))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def write_shard(path: Path, clips: Sequence[PreparedClip], notes: dict[str, Any]) -> list[Utterance]:
+    """One shard and its rows. Equal clips and notes give equal bytes; a failure leaves no file.
+
+    A shard may be empty: its notes then say why.
+    """
+    for clip in clips:
+        if not len(clip.audio) or not len(clip.lips) or len(clip.lips) != len(clip.confidence):
+            raise UserError(
+                f"clip {clip.id} has {len(clip.audio)} samples, {len(clip.lips)} pictures and {len(clip.confidence)} "
+                f"confidences: it needs sound, pictures and one confidence a picture, so leave it out or mend it"
+            )
+        if clip.lips.shape[1:] != clips[0].lips.shape[1:]:
+            sizes = " and ".join(f"{c.id} has {c.lips.shape[1]} x {c.lips.shape[2]} pixels" for c in (clips[0], clip))
+            raise UserError(f"{sizes}: the crops of a shard have one size, so prepare all clips with the same settings")
+    rows, audio, lips = [], 0, 0
+    for clip in clips:
+        samples, pictures = len(clip.audio), len(clip.lips)
+        rows.append(
+            Utterance(
+                id=clip.id,
+                corpus=clip.corpus,
+                split=clip.split,
+                speaker=clip.speaker,
+                shard=path.name,
+                audio_start=audio,
+                audio_stop=(audio := audio + samples),
+                lips_start=lips,
+                lips_stop=(lips := lips + pictures),
+                rate=clip.rate,
+                fps=clip.fps,
+                face_rate=clip.face_rate,
+                labels=clip.labels,
+                sha256=_checksum(clip.audio, clip.lips, clip.confidence),
+            )
+        )
+    arrays = [ShardArrays(clip.audio, clip.lips, clip.confidence) for clip in clips] or [_NOTHING]
+    tensors = {
+        name: np.concatenate(parts) for name, parts in zip(ShardArrays._fields, zip(*arrays, strict=True), strict=True)
+    }
+    header = json.dumps({"notes": notes, "rows": [asdict(row) for row in rows]}, sort_keys=True)
+    with replacing(path) as new:
+        new.write_bytes(safetensors.numpy.save(tensors, {_METADATA: header}))
+    return rows
+
+
+def write_manifest(path: Path, rows: Iterable[Utterance]) -> None:
+    with replacing(path) as new, new.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+        table.writeheader()
+        for row in rows:
+            table.writerow(asdict(row) | {"labels": json.dumps(row.labels, sort_keys=True, ensure_ascii=False)})
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file that takes the place of `path` once it is complete and on the disk, and vanishes on failure."""
+    new = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        yield new
+        with new.open("rb") as file:
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _checksum(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_header(path: Path) -> tuple[list[Utterance], dict[str, Any]]:
+    """A shard's rows and notes. Its data are not read, but the file's size is held against its header."""
+    try:
+        with safe_open(path, framework="numpy") as shard:
+            header = json.loads(shard.metadata()[_METADATA])
+    except FileNotFoundError:
+        raise UserError(f"shard {path} is missing: prepare it again with `{PREPARE}`") from None
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"shard {path} is cut off, damaged or no shard ({error}): delete it and run `{PREPARE}` again"
+        ) from error
+    return [Utterance(**row) for row in header["rows"]], header["notes"]
+
+
+def read_shard(path: Path) -> tuple[list[PreparedClip], dict[str, Any]]:
+    """A shard's clips, as they were given to write_shard, and its notes."""
+    rows, notes = read_header(path)
+    arrays = _memory_map(path) if rows else _NOTHING
+    own = {field.name for field in fields(PreparedClip)}
+    clips = [
+        PreparedClip(
+            **{name: value for name, value in asdict(row).items() if name in own},
+            audio=arrays.audio[row.audio_start : row.audio_stop],
+            lips=arrays.lips[row.lips_start : row.lips_stop],
+            confidence=arrays.confidence[row.lips_start : row.lips_stop],
+        )
+        for row in rows
+    ]
+    return clips, notes
+
+
+def read_manifest(path: Path) -> list[Utterance]:
+    with path.open(encoding="utf-8", newline="") as file:
+        table = csv.DictReader(file)
+        if table.fieldnames != _COLUMNS:
+            raise UserError(
+                f"{path} has the columns {', '.join(table.fieldnames or ['none'])} instead of {', '.join(_COLUMNS)}: "
+                f"make it again with `{PREPARE}`"
+            )
+        return [Utterance(**{name: _PARSERS.get(name, str)(text) for name, text in row.items()}) for row in table]
+
+
+class PreparedCorpus:
+    """The clips of a prepared corpus, of all splits or of some, as views of files that all processes share.
+
+    Unless `verify` is false, opening it reads every clip once and holds it against its checksum.
+    """
+
+    def __init__(self, root: str | Path, split: str | Sequence[str] | None = None, verify: bool = True):
+        self.root = Path(root)
+        manifest = self.root / "manifest.csv"
+        if not manifest.is_file():
+            raise UserError(f"{root} is no prepared corpus, for {manifest} is missing: make one with `{PREPARE}`")
+        rows = read_manifest(manifest)
+        known = sorted({row.split for row in rows})
+        wanted = known if split is None else [split] if isinstance(split, str) else list(split)
+        if not known or (empty := set(wanted) - set(known)):
+            asked = f"split {', '.join(sorted(empty))}" if known else "clip"
+            raise UserError(f"{manifest} has no {asked}: it has {', '.join(known) or 'no rows'}")
+        self.utterances = tuple(row for row in rows if row.split in wanted)
+        self._open: dict[str, ShardArrays] = {}
+        for shard in {utterance.shard for utterance in self.utterances}:
+            read_header(self._path(shard))
+        if verify:
+            self.verify()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # each process maps the files itself; their pages are shared
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        return tuple(sorted({utterance.speaker for utterance in self.utterances}))
+
+    @property
+    def hours(self) -> float:
+        return sum((u.audio_stop - u.audio_start) / u.rate for u in self.utterances) / 3600
+
+    def audio(self, utterance: Utterance) -> Int16[np.ndarray, " N"]:
+        return self.arrays(utterance.shard).audio[utterance.audio_start : utterance.audio_stop]
+
+    def lips(self, utterance: Utterance) -> UInt8[np.ndarray, "M H W"]:
+        return self.arrays(utterance.shard).lips[utterance.lips_start : utterance.lips_stop]
+
+    def confidence(self, utterance: Utterance) -> UInt8[np.ndarray, " M"]:
+        return self.arrays(utterance.shard).confidence[utterance.lips_start : utterance.lips_stop]
+
+    def arrays(self, shard: str) -> ShardArrays:
+        """All clips of a shard end to end, as memory maps."""
+        if shard not in self._open:
+            self._open[shard] = _memory_map(self._path(shard))
+        return self._open[shard]
+
+    def verify(self) -> None:
+        """Name the clips whose bytes are not those that were written."""
+        damaged = [
+            f"{u.id} in {u.shard}"
+            for u in self.utterances
+            if _checksum(self.audio(u), self.lips(u), self.confidence(u)) != u.sha256
+        ]
+        if damaged:
+            more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+            raise UserError(
+                f"{self.root} has damaged clips: {', '.join(damaged[:5])}{more}. "
+                f"Delete the shards named and run `{PREPARE}` again"
+            )
+
+    def _path(self, shard: str) -> Path:
+        return self.root / "shards" / shard
+
+
+def _memory_map(path: Path) -> ShardArrays:
+    """A safetensors file is the length of its header (8 bytes, little-endian), the header (JSON) and the data."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+
+    def view(name: str, dtype: type) -> np.ndarray:
+        offset = 8 + length + header[name]["data_offsets"][0]
+        return np.memmap(path, dtype, "r", offset, tuple(header[name]["shape"])).view(np.ndarray)
+
+    return ShardArrays(view("audio", np.int16), view("lips", np.uint8), view("confidence", np.uint8))

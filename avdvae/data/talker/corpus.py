@@ -1,0 +1,135 @@
+"""The embedded corpus: generated once, cached by its parameters, then read from disk like any other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+import cv2
+import numpy as np
+import soundfile
+
+from avdvae.data.corpora import Clip, Split, Unreadable
+from avdvae.data.talker.articulation import RATE, Performance, perform
+from avdvae.data.talker.face import film
+from avdvae.data.talker.people import EMOTIONS, speaker
+from avdvae.data.talker.phones import sentence
+from avdvae.data.talker.voice import SAMPLE_RATE, speak
+from avdvae.errors import UserError
+from avdvae.parallel import in_parallel
+from avdvae.video import write_mp4
+
+FPS = Fraction(30000, 1001)
+_VERSION = 1  # goes up when the same parameters give other bytes
+_STEP = 10  # milliseconds between the values of the ground truth
+
+
+@dataclass(frozen=True)
+class Talker:
+    """`utterances` of about `seconds` by each of `speakers`, who go through the `emotions` in turn."""
+
+    root: Path
+    speakers: int = 24
+    utterances: int = 5
+    seconds: float = 4.0
+    seed: int = 0
+    emotions: Sequence[str] = tuple(EMOTIONS)
+
+    def __post_init__(self) -> None:
+        if self.speakers < 3:
+            raise UserError(f"data.speakers={self.speakers}: at least 3 are needed, to train, validate and test")
+        if self.utterances < 1:
+            raise UserError(f"data.utterances={self.utterances}: give 1 or more for each speaker")
+        if not 1 <= self.seconds <= 60:
+            raise UserError(f"data.seconds={self.seconds}: an utterance lasts from 1 to 60 seconds")
+        if not self.emotions or (unknown := set(self.emotions) - set(EMOTIONS)):
+            given = ", ".join(sorted(unknown)) if self.emotions else "none"
+            raise UserError(f"data.emotions names {given}: choose from {', '.join(EMOTIONS)}")
+
+    @property
+    def key(self) -> str:
+        parameters = {**asdict(self), "root": None, "emotions": list(self.emotions), "version": _VERSION}
+        return f"talker-{hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]}"
+
+    def split(self, number: int) -> Split:
+        """Speaker-disjoint: of every six speakers one validates and one tests, and at least one of each."""
+        held = max(1, self.speakers // 6)
+        return "test" if number > self.speakers - held else "valid" if number > self.speakers - 2 * held else "train"
+
+    def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
+        folder = self.root / self.key
+        wanted = [(n, u) for n in range(1, self.speakers + 1) for u in range(self.utterances)]
+        missing = [(n, u) for n, u in wanted if not self._path(n, u).with_suffix(".json").exists()]
+        for _ in in_parallel(partial(record, self), missing, workers, "generating Talker"):
+            pass
+        clips = []
+        for truth in sorted(folder.glob("volunteers/*/Clips/straightcam/*.json")):
+            known = json.loads(truth.read_text())
+            labels = {name: known[name] for name in ("sex", "emotion", "level", "text")}
+            clips.append(
+                Clip(
+                    known["id"],
+                    "talker",
+                    known["split"],
+                    known["speaker"],
+                    truth.with_suffix(".mp4"),
+                    truth.with_suffix(".wav"),
+                    labels,
+                )
+            )
+        return clips, []
+
+    def _path(self, number: int, utterance: int) -> Path:
+        name = speaker(self.seed, number).name
+        return self.root / self.key / "volunteers" / name / "Clips" / "straightcam" / f"tk{utterance + 1:03d}"
+
+
+def record(corpus: Talker, which: tuple[int, int]) -> None:
+    """Speak, film and write one utterance: wav, mp4 and, last of all, the JSON that says it is complete."""
+    cv2.setNumThreads(1)
+    number, utterance = which
+    person = speaker(corpus.seed, number)
+    rng = np.random.default_rng([corpus.seed, number, 2 + utterance])
+    emotion = corpus.emotions[(number + utterance) % len(corpus.emotions)]
+    level = 1 if emotion == "neutral" else int(rng.integers(1, 4))
+    voice, expression = EMOTIONS[emotion].colour(person.voice, level)
+    length = corpus.seconds * rng.uniform(0.85, 1.15)
+    act = perform(sentence(rng, length * voice.rate), voice, expression.effort, rng)
+    sound = speak(act, voice, rng)
+    lips, pictures = film(act, person.looks, expression, float(FPS), rng)
+
+    path = corpus._path(number, utterance)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path.with_suffix(".wav"), sound, SAMPLE_RATE, subtype="PCM_16")
+    write_mp4(path.with_suffix(".mp4"), pictures, FPS, sound, SAMPLE_RATE)
+    truth = {
+        "id": f"{person.name}/{path.name}",
+        "split": corpus.split(number),
+        "speaker": person.name,
+        "sex": person.sex,
+        "emotion": emotion,
+        "level": level,
+        "text": _text(act),
+        "phones": [[round(start, 4), round(stop, 4), s.phone.name] for start, stop, s in act.segments],
+        "step": _STEP / 1000,
+        "f0": np.where(act.voiced, act.f0, 0)[:: RATE * _STEP // 1000].round(2).tolist(),
+        "formants": act.formants[:: RATE * _STEP // 1000].round(1).tolist(),
+        "fps": float(FPS),
+        "lip_aperture": lips.aperture.round(5).tolist(),
+        "lip_width": lips.width.round(5).tolist(),
+    }
+    part = path.with_suffix(".json.part")
+    part.write_text(json.dumps(truth))
+    part.replace(path.with_suffix(".json"))
+
+
+def _text(act: Performance) -> str:
+    """The words as strings of phonemes, a comma at each pause."""
+    words = groupby((spoken for _, _, spoken in act.segments), key=lambda spoken: spoken.word)
+    return " ".join("," if word < 0 else "-".join(s.phone.name for s in group) for word, group in words).strip(", ")

@@ -1,0 +1,69 @@
+"""Work on many items in many processes, with a progress bar, that stops cleanly."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from avdvae.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def die_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=die_with_parent, daemon=True).start()
+
+
+def in_parallel(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, label: str
+) -> Iterator[tuple[Item, Result]]:
+    """Yield (item, work(item)) as they come, in any order. The first exception of a worker ends it all."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    if not items:
+        return
+    columns = (
+        TextColumn(label),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    context = multiprocessing.get_context("spawn")  # decoders and landmarkers run threads, which a fork would break
+    pool = ProcessPoolExecutor(min(workers, len(items)), context, initializer=_start_worker)
+    with Progress(*columns) as progress:
+        task = progress.add_task(label, total=len(items))
+        try:
+            futures = {pool.submit(work, item): item for item in items}
+            for future in as_completed(futures):
+                yield futures.pop(future), future.result()
+                progress.advance(task)
+        except BrokenProcessPool:
+            raise UserError(
+                f"{label}: a worker process was killed, perhaps for lack of memory: run again with fewer workers="
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,248 @@
+"""Pictures and sound in files: decoding, the constant clock, writing mp4.
+
+Whatever cannot be read raises a UserError that says what is wrong with the file; the caller knows its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import av
+import cv2
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError, InvalidDataError
+from av.stream import Disposition
+from av.video.reformatter import ColorRange
+
+from avdvae.errors import UserError
+
+# From the 16..235 in which most video keeps its luma.
+WIDEN = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file says of its pictures before any is decoded; times in seconds on the file's own clock."""
+
+    start: float  # when the first picture is shown
+    end: float  # when the last one is taken away
+    fps: Fraction  # of the constant clock
+    announced: int  # pictures that should be there
+    width: int  # upright
+    height: int
+    rotation: int  # degrees counterclockwise from the stored picture to the upright one
+
+
+class ClipSound(NamedTuple):
+    """Sound whose sample 0 is heard when the first picture is shown."""
+
+    samples: np.ndarray  # int16, mono
+    offset_ms: float  # how much later than the picture the sound started in the file
+    drift_ms: float  # how much later than the picture the sound ends
+
+
+def probe(path: Path) -> VideoInfo:
+    """Read the timestamps of a video without decoding it, but for the first picture."""
+    with _opened(path) as container:
+        stream = _pictures(container)
+        stamps = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        times = np.sort(np.array(stamps, float)) * float(stream.time_base or 1)
+        announced = max(len(times), stream.frames and sum(not entry.is_discard for entry in stream.index_entries))
+        named = [rate for rate in (stream.guessed_rate, stream.average_rate, stream.base_rate) if rate]
+    first = next(_decoded(path), None)
+    if first is None:
+        raise _truncated(0, announced)
+    if np.isnan(times).any():
+        raise UserError("its pictures carry no times: put it into an mp4 of known rate with ffmpeg")
+    fps = constant_rate(times, named)
+    upright = (first.height, first.width) if first.rotation % 180 else (first.width, first.height)
+    return VideoInfo(times[0], times[-1] + float(1 / fps), fps, announced, *upright, first.rotation)
+
+
+def constant_rate(times: np.ndarray, named: Iterable[Fraction] = ()) -> Fraction:
+    """The rate of the constant clock for pictures shown at `times`.
+
+    It is the first of the rates `named` by the file to which all pictures keep within a quarter of their duration, none
+    but one in ten left out; so 30000/1001 stays exact. Where there is none, the rate varies and the clock runs at the
+    average.
+    """
+    for rate in named:
+        places = (times - times[0]) * float(rate)
+        if np.all(np.abs(places - np.rint(places)) < 0.25) and len(times) > 0.9 * places[-1]:
+            return rate
+    span = times[-1] - times[0]
+    return Fraction((len(times) - 1) / span).limit_denominator(1001) if span > 0 else Fraction(25)
+
+
+def shown(times: np.ndarray, fps: Fraction) -> np.ndarray:
+    """For each tick of the constant clock, the number of the picture whose time is nearest; constant rates map 1:1."""
+    ticks = times[0] + np.arange(1 + round((times[-1] - times[0]) * fps)) / float(fps)
+    after = np.clip(np.searchsorted(times, ticks), 1, max(len(times) - 1, 1))
+    return after - (ticks - times[after - 1] <= times[after % len(times)] - ticks)
+
+
+def read_pictures(path: Path, longest: int, key_only: bool = False) -> Iterator[tuple[float, np.ndarray]]:
+    """Upright RGB pictures, larger ones reduced to `longest` pixels, each with its time in seconds.
+
+    Key pictures are those that need no others to be decoded, one in some seconds: much faster to read.
+    """
+    for frame in _decoded(path, "NONKEY" if key_only else "DEFAULT"):
+        shrink = min(1.0, longest / max(frame.width, frame.height))
+        width, height = round(frame.width * shrink), round(frame.height * shrink)
+        small = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
+        yield frame.time, _upright(small, frame.rotation)
+
+
+def read_grey(path: Path) -> Iterator[np.ndarray]:
+    """Upright grey pictures of full size, 0 for black and 255 for white."""
+    for frame in _decoded(path):
+        # Grey is the luma plane as it lies in memory: five times faster than a conversion of the picture.
+        planar = frame if frame.format.name in ("yuv420p", "yuvj420p", "yuv422p") else frame.reformat(format="yuv420p")
+        luma = np.frombuffer(memoryview(planar.planes[0]), np.uint8).reshape(-1, planar.planes[0].line_size)
+        full_range = planar.format.name == "yuvj420p" or planar.color_range == ColorRange.JPEG
+        luma = luma[: frame.height, : frame.width]
+        yield _upright(luma.copy() if full_range else cv2.LUT(luma, WIDEN), frame.rotation)
+
+
+def check_complete(decoded: int, info: VideoInfo) -> None:
+    """Refuse a video when fewer than nine in ten of its announced pictures could be decoded."""
+    if decoded < 0.9 * info.announced:
+        raise _truncated(decoded, info.announced)
+
+
+def read_sound(path: Path, rate: int = 16_000) -> tuple[np.ndarray, float]:
+    """The sound of any file as int16 mono samples at `rate`, and the time in seconds at which it starts."""
+    with _opened(path) as container:
+        if not container.streams.audio:
+            raise UserError(
+                "it has pictures but no sound: give a video with sound, or a wav of the same name beside it"
+            )
+        # A longer filter than the default's, and channels averaged: by default stereo would come out 3 dB louder.
+        options = {"filter_size": "64", "cutoff": "0.98", "rematrix_maxval": "1"}
+        resampler = av.AudioResampler(format="s16", layout="mono", rate=rate, options=options)
+        pieces, start = [], None
+        try:
+            for frame in container.decode(container.streams.audio[0]):
+                start = frame.time if start is None else start
+                pieces += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
+        except FFmpegError as error:
+            seconds = sum(map(len, pieces)) / rate
+            raise UserError(f"truncated: its sound breaks off after {seconds:.1f} s ({error.strerror})") from error
+    if start is None:
+        raise UserError("its sound is empty: not one sample can be read")
+    pieces += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
+    return np.concatenate(pieces), start
+
+
+def read_clip_sound(video: Path, audio: Path | None, info: VideoInfo, rate: int = 16_000) -> ClipSound:
+    """The sound of a clip from zero at its first picture, with which a file of its own is taken to start."""
+    samples, start = read_sound(audio or video, rate)
+    offset = 0.0 if audio else start - info.start
+    end = offset + len(samples) / rate
+    missing = round(offset * rate)
+    samples = np.pad(samples, (missing, 0)) if missing > 0 else samples[-missing:]
+    return ClipSound(samples, 1000 * offset, 1000 * (end - (info.end - info.start)))
+
+
+def write_mp4(
+    path: Path, frames: Iterable[np.ndarray], fps: Fraction, sound: np.ndarray | None = None, rate: int = 16_000
+) -> None:
+    """Write RGB pictures (height, width, 3; even sizes) and int16 mono sound as H.264 and AAC, both from time zero.
+
+    One encoder thread, so that the same pictures give the same bytes. The file appears under its name when complete.
+    """
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        with av.open(str(partial), "w", format="mp4") as container:
+            pictures = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast"})
+            pictures.thread_count = 1
+            pictures.pix_fmt = "yuv420p"
+            voice = None if sound is None else container.add_stream("aac", rate=rate, layout="mono")
+            chunks = _in_step(np.empty(0, np.int16) if sound is None else sound, fps, rate)
+            for number, picture in enumerate(frames):
+                if number == 0:
+                    pictures.height, pictures.width = picture.shape[:2]
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = number, 1 / fps
+                container.mux(pictures.encode(frame))
+                if voice and (chunk := next(chunks, None)):
+                    container.mux(voice.encode(chunk))
+            container.mux(pictures.encode(None))
+            if voice:
+                for chunk in chunks:
+                    container.mux(voice.encode(chunk))
+                container.mux(voice.encode(None))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _in_step(sound: np.ndarray, fps: Fraction, rate: int) -> Iterator[av.AudioFrame]:
+    """The sound of each picture in turn, so that the muxer never holds much of either stream."""
+    start, number = 0, 0
+    while start < len(sound):
+        number += 1
+        until = round(number * rate / fps)
+        frame = av.AudioFrame.from_ndarray(sound[None, start:until], format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+        yield frame
+        start = until
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[InputContainer]:
+    """An open file; whatever keeps it shut becomes a sentence."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+        if not start:
+            raise UserError("the file is empty (0 bytes): copy it again")
+        container = av.open(str(path))
+    except InvalidDataError as error:
+        if start[4:8] == b"ftyp":
+            raise UserError(
+                "truncated: its index (moov) is missing, so no picture can be read: copy it again"
+            ) from error
+        raise UserError("it is neither a video nor a sound file, whatever its name says") from error
+    except OSError as error:
+        raise UserError(f"it cannot be read ({error.strerror})") from error
+    with container:
+        if not container.streams.video and not container.streams.audio:
+            raise UserError("it is neither a video nor a sound file, whatever its name says")
+        try:
+            yield container
+        except FFmpegError as error:
+            raise UserError(f"damaged: it cannot be read to its end ({error.strerror}): copy it again") from error
+
+
+def _pictures(container: InputContainer) -> av.VideoStream:
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:  # the cover of a song is no film
+            return stream
+    raise UserError("it has sound but no picture: give a video")
+
+
+def _decoded(path: Path, skip: Literal["DEFAULT", "NONKEY"] = "DEFAULT") -> Iterator[av.VideoFrame]:
+    """Decoded frames up to the first that cannot be; one thread, since clips are prepared in parallel."""
+    with _opened(path) as container:
+        stream = _pictures(container)
+        stream.codec_context.thread_count = 1
+        stream.codec_context.skip_frame = skip
+        try:
+            yield from container.decode(stream)
+        except FFmpegError:
+            return
+
+
+def _truncated(decoded: int, announced: int) -> UserError:
+    return UserError(f"truncated: {decoded} of {announced} frames can be read: copy it again")
+
+
+def _upright(picture: np.ndarray, rotation: int) -> np.ndarray:
+    return np.ascontiguousarray(np.rot90(picture, round(rotation / 90))) if rotation else picture

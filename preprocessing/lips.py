@@ -1,0 +1,69 @@
+"""Prepare a corpus: find the mouths in its videos, crop them, and write them with their sound as shards.
+
+python preprocessing/lips.py                              the embedded corpus, Talker
+python preprocessing/lips.py data=folder data.root=DIR    any folder of videos
+python preprocessing/lips.py shard=3/64 ...               the fourth of 64 tasks on a cluster
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from avdvae.data.corpora import open_corpus
+from avdvae.data.prepare import Summary, prepare
+from avdvae.errors import UserError
+from avdvae.lips import find_face_model
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    if not (match := re.fullmatch(r"(\d+)/(\d+)", text)):
+        raise UserError(f"shard={text}: give i/n, such as 0/64 for the first of 64 tasks")
+    return int(match[1]), int(match[2])
+
+
+def tell(summary: Summary) -> None:
+    kept = summary.kept
+    frames, hours = sum(row.frames for row in kept), sum(row.seconds for row in kept) / 3600
+    print(f"clips      {len(kept)} of {len(summary.quality)} kept, {hours:.3f} hours")
+    if kept:
+        start = max(abs(row.sound_starts_late_ms) for row in kept)
+        end = max(abs(row.sound_ends_late_ms) for row in kept)
+        print(f"faces      found in {sum(row.faces_found for row in kept) / frames:.2%} of {frames} pictures")
+        print(f"sync       sound starts within {start:.0f} ms of the picture and ends within {end:.0f} ms of it")
+    speed = summary.pictures_per_second
+    print(f"speed      {f'{speed:.0f} pictures a second' if speed else 'nothing was left to do'}")
+    for row in summary.quality:
+        if row.kept == "no":
+            print(f"left out   {row.id}: {row.why_not}")
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="lips")
+def main(config: DictConfig) -> None:
+    try:
+        shard = parse_shard(str(config.shard))
+        model = find_face_model(Path(config.face_model) if config.face_model else None)
+        corpus = open_corpus(OmegaConf.to_object(config.data))
+        out = Path(config.out) if config.out else Path("data/prepared", corpus.key)
+        workers = os.cpu_count() or 1 if config.workers is None else config.workers
+        summary = prepare(corpus, out, model, config.size, workers, shard)
+    except UserError as error:
+        sys.exit(f"lips.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("lips.py: interrupted; the same command goes on from here")
+    tell(summary)
+    if not summary.complete:
+        print(f"prepared   a part of {out}; the other tasks of the array have the rest")
+    elif summary.kept:
+        print(f"prepared   {out} (look at contact_sheet.png and overlay.png there)")
+    else:
+        sys.exit(f"lips.py: not one clip was kept; {out / 'quality.csv'} says why")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""What several tests share: a tiny Talker, generated and prepared once."""
+
+from pathlib import Path
+
+import pytest
+
+from avdvae.data.prepare import Summary, prepare
+from avdvae.data.talker.corpus import Talker
+from avdvae.lips import find_face_model
+
+
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Talker:
+    """Six speakers, two short utterances each."""
+    corpus = Talker(tmp_path_factory.mktemp("corpora"), speakers=6, utterances=2, seconds=2.5)
+    corpus.clips(workers=2)
+    return corpus
+
+
+@pytest.fixture(scope="session")
+def prepared(talker: Talker, tmp_path_factory: pytest.TempPathFactory) -> Summary:
+    return prepare(talker, tmp_path_factory.mktemp("prepared"), find_face_model(), workers=2)
+
+
+@pytest.fixture(scope="session")
+def clip(talker: Talker) -> Path:
+    """One mp4 of the tiny Talker."""
+    return talker.clips(workers=1)[0][0].video

@@ -1,0 +1,252 @@
+"""Batches hold what the whole utterances hold, in an order that can be had again."""
+
+# What a test reads of a batch is there, or the test fails.
+# pyright: reportOptionalSubscript=false, reportOptionalMemberAccess=false, reportArgumentType=false
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from avdvae.audio import Stft, trim_silence
+from avdvae.data.loader import Loader
+from avdvae.data.shards import PreparedClip, PreparedCorpus, Utterance, write_manifest, write_shard
+from avdvae.errors import UserError
+from avdvae.protocols import Batch
+
+RATE, FPS = 16_000, 30_000 / 1001
+HOPS = pytest.mark.parametrize("hop", [256, 533])
+FRAMES = pytest.mark.parametrize("frames", [1, 7, None])
+
+
+def write_corpus(root: Path, sounds: list[np.ndarray], lips: list[np.ndarray]) -> PreparedCorpus:
+    """Two clips a shard, so that batches draw from several."""
+    (root / "shards").mkdir()
+    clips = [
+        PreparedClip(
+            id=f"clip{n}",
+            corpus="made",
+            split="train",
+            speaker=f"speaker{n}",
+            labels={"number": n},
+            audio=sound,
+            lips=pictures,
+            confidence=np.full(len(pictures), 255 - n, np.uint8),
+            rate=RATE,
+            fps=FPS,
+            face_rate=1.0,
+        )
+        for n, (sound, pictures) in enumerate(zip(sounds, lips, strict=True))
+    ]
+    rows = []
+    for start in range(0, len(clips), 2):
+        rows += write_shard(root / "shards" / f"{start:05}.safetensors", clips[start : start + 2], {})
+    write_manifest(root / "manifest.csv", rows)
+    return PreparedCorpus(root)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> PreparedCorpus:
+    """Five clips of 0.02 to 1.1 s (the first shorter than half an STFT window), noise for sound and for pictures."""
+    rng = np.random.default_rng(0)
+    lengths = [300, 9_000, 17_056, 12_287, 12_288]
+    sounds = [rng.integers(-9999, 9999, n, dtype=np.int16) for n in lengths]
+    lips = [rng.integers(1, 255, (1 + round(n / RATE * FPS), 4, 5), dtype=np.uint8) for n in lengths]
+    return write_corpus(tmp_path_factory.mktemp("corpus"), sounds, lips)
+
+
+def load(corpus: PreparedCorpus, hop: int = 256, frames: int | None = 1, **settings) -> Loader:
+    return Loader(corpus, Stft(hop), frames, **({"batch_size": 3, "seed": 0, "shuffle": True} | settings))
+
+
+def peak_normalised(corpus: PreparedCorpus, utterance: Utterance) -> torch.Tensor:
+    audio = torch.from_numpy(corpus.audio(utterance).astype(np.float32))
+    return audio / audio.abs().max()
+
+
+def assert_same(one: list[Batch], two: list[Batch]) -> None:
+    assert len(one) == len(two) > 0
+    for a, b in zip(one, two, strict=True):
+        assert a.ids == b.ids and a.labels == b.labels
+        for name in ("mask", "lengths", "waveform", "power", "lips", "sure"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+@HOPS
+@pytest.mark.parametrize("frames", [1, 2, 7, 500])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_windows_are_pieces_of_the_whole(corpus, hop, frames, shuffle):
+    """Each window is found among the whole utterance's frames, and what is said to be seen is seen exactly once."""
+    wholes = {u.id: Stft(hop).power(peak_normalised(corpus, u)[None])[0] for u in corpus.utterances}
+    unseen = {name: torch.ones(len(whole), dtype=torch.int) for name, whole in wholes.items()}
+    loader = load(corpus, hop, frames, shuffle=shuffle)
+    for (utterance, first), batch, b in (
+        (item, batch, b) for items, batch in zip(loader._batches(), loader, strict=True) for b, item in enumerate(items)
+    ):
+        row = corpus.utterances[utterance]
+        whole, waveform = wholes[row.id], peak_normalised(corpus, row)
+        real = min(frames, len(whole) - first)
+        assert batch.ids[b] == row.id and batch.labels[b] == {"speaker": row.speaker, "number": utterance}
+        assert batch.mask[b].tolist() == [True] * real + [False] * (frames - real)
+        torch.testing.assert_close(batch.power[b, :real], whole[first : first + real], atol=1e-5, rtol=1e-5)
+        heard = waveform[first * hop : (first + frames) * hop]
+        assert batch.lengths[b] == len(heard) and torch.equal(batch.waveform[b, : len(heard)], heard)
+        torch.testing.assert_close(batch.sure[b, :real], torch.full((real,), (255 - utterance) / 255))
+        for padding in (
+            batch.power[b, real:],
+            batch.lips[b, real:],
+            batch.sure[b, real:],
+            batch.waveform[b, len(heard) :],
+        ):
+            assert not padding.any()
+        unseen[row.id][first : first + real] -= 1
+    for missed in unseen.values():
+        assert missed.min() >= 0
+        assert missed.sum() == (len(missed) % frames if shuffle and len(missed) >= frames else 0)
+
+
+def test_every_phase_has_its_epoch(corpus):
+    loader = load(corpus, frames=7)
+    starts = set()
+    for loader.epoch in range(40):
+        starts.update(int(first) for items in loader._batches() for utterance, first in items if utterance == 2)
+        assert len(loader._batches()) == len(loader)
+    assert starts == {7 * window + phase for window in range(9) for phase in range(5)}  # 67 frames: 4 to spare
+
+
+@HOPS
+@pytest.mark.parametrize("trim_db", [None, 30])
+@pytest.mark.parametrize("frames", [1, 40, None])
+def test_pictures_keep_to_the_clock(tmp_path, hop, trim_db, frames):
+    """Pictures carry their number in their pixels and the sound its own time: 20 ms of level k in the k-th 20 ms."""
+    seconds, tick = 75, 320
+    number = np.arange(round(seconds * FPS) + 1)
+    lips = np.stack([number // 256, number % 256], axis=1).astype(np.uint8)[:, None]
+    level = np.repeat(np.arange(1, seconds * RATE // tick + 1), tick) * 8
+    spoken = (np.arange(level.size) > 11_111) & (np.arange(level.size) < 70.3 * RATE)
+    loud = np.where(spoken, level, level % 3).astype(np.int16)
+    corpus = write_corpus(tmp_path, [loud], [lips])
+    loader = load(corpus, hop, frames, batch_size=64, trim_db=trim_db, shuffle=False)
+    peak = int(loud.max())
+    origin = trim_silence(loud)[0] if trim_db else 0
+    assert (origin > 8000) == (trim_db is not None)
+    compared = 0
+    for items, batch in zip(loader._batches(), loader, strict=True):
+        seen = batch.lips[..., 0, 0].numpy() * 256.0 + batch.lips[..., 0, 1].numpy()
+        for b, (_, first) in enumerate(items):
+            for t in range(int(batch.mask[b].sum())):
+                centre = origin + (first + t) * hop
+                assert abs(seen[b, t] / FPS - centre / RATE) <= 0.5 / FPS + 1e-9
+                if t * hop < batch.lengths[b] and spoken[centre]:  # the sound's own word for the time
+                    heard = round(float(batch.waveform[b, t * hop]) * peak) / 8
+                    assert 0 <= seen[b, t] / FPS - (heard - 1) * tick / RATE + 0.5 / FPS <= (tick / RATE) + 1 / FPS
+                    compared += 1
+    assert compared > 60 * RATE / hop
+
+
+@FRAMES
+def test_order_follows_from_seed_and_epoch(corpus, frames):
+    loader, again = load(corpus, frames=frames), load(corpus, frames=frames)
+    first, second = list(loader), list(loader)
+    assert_same(first, list(again))
+    assert_same(second, list(again))
+    other_seed = list(load(corpus, frames=frames, seed=1))
+    assert len(first) == len(second) == len(other_seed) == len(loader)
+    power = [[batch.power.sum().item() for batch in epoch] for epoch in (first, second, other_seed)]
+    assert power[0] != power[1] and power[0] != power[2]
+    in_order = load(corpus, frames=frames, shuffle=False)
+    assert_same(list(in_order), list(in_order))
+
+
+@FRAMES
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_equals_going_on(corpus, frames, workers):
+    """Stopped after one batch of the second epoch, with workers ahead; the third epoch follows. The global generator is
+    left alone, for a trainer restores it before it goes on."""
+    loader = load(corpus, 533, frames, batch_size=2)
+    list(loader)
+    second, third = list(loader), list(loader)
+    stopped = load(corpus, 533, frames, batch_size=2, workers=workers)
+    random_state = torch.get_rng_state()
+    list(stopped)
+    begun = list(islice(stopped, 1))
+    state = stopped.state_dict()
+    assert state == {"epoch": 1, "batches": 1}
+    resumed = load(corpus, 533, frames, batch_size=2, workers=workers)
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    assert_same(begun + list(resumed), second)
+    assert_same(list(resumed), third)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_an_epoch_stopped_after_its_last_batch_is_not_repeated(corpus):
+    loader = load(corpus, frames=None)
+    every = list(islice(loader, len(loader)))
+    state = loader.state_dict()
+    loader.load_state_dict(state)
+    assert list(loader) == [] and loader.epoch == 1 and len(every) == len(loader)
+
+
+def test_company_changes_nothing(corpus):
+    alone = {batch.ids[0]: batch for batch in load(corpus, 533, None, batch_size=1)}
+    together = next(iter(load(corpus, 533, None, batch_size=9)))
+    assert sorted(together.ids) == sorted(alone) and not together.mask.all()
+    for b, name in enumerate(together.ids):
+        single = alone[name]
+        frames, samples = single.mask.shape[1], single.waveform.shape[1]
+        assert together.mask[b].sum() == frames == 1 + samples // 533 and together.lengths[b] == samples
+        torch.testing.assert_close(together.power[b, :frames], single.power[0], atol=1e-5, rtol=1e-5)
+        for field, length in (("waveform", samples), ("lips", frames), ("sure", frames), ("power", frames)):
+            if field != "power":
+                assert torch.equal(getattr(together, field)[b, :length], getattr(single, field)[0])
+            assert not getattr(together, field)[b, length:].any()
+
+
+def test_neighbours_in_length_share_a_batch(corpus):
+    batches = list(load(corpus, frames=None, batch_size=2))
+    frames = sorted(sorted(batch.mask.sum(1).tolist()) for batch in batches)
+    assert [n for group in frames for n in group] == sorted(n for group in frames for n in group)
+
+
+def test_a_condition_mixes_noise_and_spoils_lips(corpus):
+    def condition(utterance, waveform, lips):
+        noise = np.random.default_rng(len(utterance.id)).standard_normal(len(waveform)).astype(np.float32)
+        return waveform + noise, 255 - lips
+
+    clean = list(load(corpus, frames=None, trim_db=30))
+    for one, two in zip(clean, load(corpus, frames=None, trim_db=30, condition=condition), strict=True):
+        assert one.ids == two.ids and torch.equal(one.waveform, two.waveform) and torch.equal(one.power, two.power)
+        assert torch.equal(two.lips[one.mask], 255 - one.lips[one.mask]) and not two.lips[~one.mask].any()
+        for b, samples in enumerate(one.lengths.tolist()):
+            noise = np.random.default_rng(len(one.ids[b])).standard_normal(samples).astype(np.float32)
+            mixture = one.waveform[b, :samples] + torch.from_numpy(noise)
+            torch.testing.assert_close(two.mixture[b, :samples], mixture)
+            expected = Stft(256).power(mixture[None])[0]
+            torch.testing.assert_close(two.noisy[b, : len(expected)], expected, atol=1e-4, rtol=1e-4)
+            assert not two.mixture[b, samples:].any() and not two.noisy[b, len(expected) :].any()
+
+
+def test_impossible_settings_are_refused(corpus):
+    for settings, sentence in (
+        ({"frames": 0}, "window of 0 frames"),
+        ({"batch_size": 0}, "batch of 0 items"),
+        ({"trim_db": 0}, "trim_db=0 would cut speech"),
+        ({"frames": 9, "condition": lambda *given: given[1:]}, "not into windows of 9 frames"),
+        ({"hop": 1024}, "hop is 1024 samples"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            load(corpus, **settings)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@FRAMES
+def test_a_gpu_gives_the_same_batches(corpus, frames):
+    for cpu, gpu in zip(
+        load(corpus, frames=frames), load(corpus, frames=frames, device="cuda", workers=2), strict=True
+    ):
+        assert gpu.power.device.type == "cuda" and cpu.ids == gpu.ids
+        torch.testing.assert_close(gpu.power.cpu(), cpu.power, atol=1e-4, rtol=1e-4)
+        assert torch.equal(gpu.lips.cpu(), cpu.lips) and torch.equal(gpu.waveform.cpu(), cpu.waveform)

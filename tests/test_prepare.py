@@ -1,0 +1,288 @@
+"""From videos of every kind to shards: what is kept, what is not and why, and what survives a kill."""
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+import soundfile
+
+import avdvae.data.prepare as preparation
+from avdvae.data.corpora import Folder
+from avdvae.data.prepare import OUTPUTS, Summary, prepare
+from avdvae.data.shards import PreparedCorpus
+from avdvae.data.talker.corpus import Talker
+from avdvae.errors import UserError
+from avdvae.lips import find_face_model
+from avdvae.video import read_pictures, read_sound, write_mp4
+
+PROJECT = Path(__file__).parent.parent
+MODEL = find_face_model()
+
+
+def lips_program(*overrides: str, **options) -> subprocess.CompletedProcess[str]:
+    """`python preprocessing/lips.py` as a user runs it."""
+    command = [sys.executable, str(PROJECT / "preprocessing" / "lips.py"), "workers=2", *overrides]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def table(out: Path, name: str = "quality.csv") -> dict[str, dict[str, str]]:
+    with (out / name).open(encoding="utf-8", newline="") as file:
+        return {row["id"]: row for row in csv.DictReader(file)}
+
+
+def test_talker_is_prepared_whole_and_in_step(talker: Talker, prepared: Summary) -> None:
+    out = prepared.out
+    assert sorted(path.name for path in out.iterdir()) == sorted([*OUTPUTS, "shards"])
+    rows = table(out)
+    assert len(rows) == 12 and all(row["kept"] == "yes" for row in rows.values())
+    assert all(int(row["faces_found"]) >= 0.99 * int(row["frames"]) for row in rows.values())
+    corpus = PreparedCorpus(out)  # every checksum holds
+    for utterance in corpus.utterances:
+        clip = talker.root / talker.key / "volunteers" / utterance.speaker / "Clips/straightcam" / utterance.id[4:]
+        sound, _ = soundfile.read(clip.with_suffix(".wav"), dtype="int16")
+        audio, lips = corpus.audio(utterance), corpus.lips(utterance)
+        np.testing.assert_array_equal(audio, sound[: len(audio)])
+        assert lips.shape[1:] == (67, 67)
+        assert abs(len(audio) / 16000 - len(lips) / utterance.fps) < 0.5 / utterance.fps
+        assert abs(len(audio) - len(sound)) < 16000 / utterance.fps
+        assert utterance.labels["emotion"] in talker.emotions and utterance.labels["sex"] == utterance.speaker[-1]
+
+        # An open mouth is dark and full of teeth: the spread of grey in the middle of the crop follows the aperture
+        # drawn, most closely when neither is shifted against the other.
+        truth = np.array(json.loads(clip.with_suffix(".json").read_text())["lip_aperture"])[: len(lips)]
+        seen = lips[:, 24:50, 20:47].reshape(len(lips), -1).std(1)
+        agreement = [np.corrcoef(seen[3:-3], truth[3 + lag : len(truth) - 3 + lag])[0, 1] for lag in range(-3, 4)]
+        assert np.argmax(agreement) == 3 and agreement[3] > 0.75, utterance.id
+
+
+def test_the_mouth_that_mediapipe_measures_follows_the_drawn_one(talker: Talker) -> None:
+    from avdvae.lips import extract_lips
+
+    clips, _ = talker.clips(workers=1)
+    for speaker in sorted({clip.speaker for clip in clips}):
+        measured, drawn, found = [], [], []
+        for clip in clips[::2]:
+            if clip.speaker == speaker:
+                lips = extract_lips(clip.video, MODEL)
+                truth = json.loads(clip.video.with_suffix(".json").read_text())
+                measured.append(lips.geometry)
+                drawn.append(np.stack([truth["lip_aperture"], truth["lip_width"]], 1)[: len(lips.geometry)])
+                found.append(lips.found)
+        assert np.concatenate(found).mean() >= 0.99, speaker
+        apart = np.concatenate(measured).T, np.concatenate(drawn).T
+        assert np.corrcoef(apart[0][0], apart[1][0])[0, 1] >= 0.9, speaker
+        assert np.corrcoef(apart[0][1], apart[1][1])[0, 1] >= 0.75, speaker
+
+
+def test_pictures_to_look_at_are_there(prepared: Summary) -> None:
+    sheet = cv2.imread(str(prepared.out / "contact_sheet.png"))
+    assert sheet.shape[0] == 6 * 73 and sheet[:, 150:].std() > 20
+    overlay = cv2.imread(str(prepared.out / "overlay.png"))
+    assert overlay.shape == (256, 256, 3)
+    green = (overlay[..., 1].astype(int) - overlay.max(-1) == 0) & (overlay[..., 1] > 180) & (overlay[..., 2] < 90)
+    rows, columns = np.nonzero(green)
+    assert len(rows) > 100, "landmarks are drawn"
+    assert columns.std() < 60 and 100 < rows.mean() < 220, "and lie on the face"
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(talker: Talker, prepared: Summary, tmp_path: Path) -> None:
+    parameters = [f"data.{name}={getattr(talker, name)}" for name in ("root", "speakers", "utterances", "seconds")]
+    out = tmp_path / "killed"
+    command = [sys.executable, str(PROJECT / "preprocessing/lips.py"), "workers=2", f"out={out}", *parameters]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(out.glob("staging/*.safetensors"))) < 4:
+        assert run.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    finished = {path.name for path in out.glob("staging/*.safetensors")}
+    assert finished and not (out / "manifest.csv").exists()
+
+    seen = []
+    watched = preparation.in_parallel
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            preparation, "in_parallel", lambda work, items, *rest: seen.extend(items) or watched(work, items, *rest)
+        )
+        prepare(talker, out, MODEL, workers=2)
+    assert len(seen) == 12 - len(finished) or len(seen) == 12 - len(finished) - 2, "finished clips are not done again"
+    assert contents(out) == contents(prepared.out)
+
+    summary = prepare(talker, out, MODEL, workers=2)  # again: nothing to do
+    assert summary.pictures_per_second == 0 and contents(out) == contents(prepared.out)
+
+
+def test_parts_prepared_apart_merge_into_what_one_process_writes(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(preparation, "CLIPS_PER_SHARD", 2)
+    corpus = Talker(tmp_path / "corpora", speakers=5, utterances=1, seconds=1.0)
+    one, two = tmp_path / "one", tmp_path / "two"
+    prepare(corpus, one, MODEL, size=32, workers=2)
+    assert not prepare(corpus, two, MODEL, size=32, workers=2, shard=(1, 2)).complete
+    assert not (two / "manifest.csv").exists()
+    assert prepare(corpus, two, MODEL, size=32, workers=2, shard=(0, 2)).complete
+    assert contents(one) == contents(two)
+    assert len(list((two / "shards").iterdir())) == 3
+
+    with pytest.raises(UserError, match=r"size=32.*not size=48"):
+        prepare(corpus, two, MODEL, size=48)
+
+
+@pytest.fixture(scope="module")
+def zoo(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of clips such as people have them."""
+    root = tmp_path_factory.mktemp("zoo")
+    pictures = [picture for _, picture in read_pictures(clip, 256)]
+    sound, _ = read_sound(clip)
+
+    def film(name: str, shown: list, fps: Fraction = Fraction(30000, 1001), heard=sound, rate: int = 16000) -> None:
+        write_mp4(root / name, shown, fps, heard, rate)
+
+    for folder in ("anna", "Žofie Müller", "odd"):
+        (root / folder).mkdir()
+    (root / "anna" / "plain.mp4").write_bytes(clip.read_bytes())
+    film("Žofie Müller/čistý zvuk 1.mp4", pictures)
+    film("anna/25 fps.mp4", pictures, Fraction(25))
+    film("anna/60fps.mp4", [p for p in pictures for _ in (0, 1)], Fraction(60))
+    film("anna/own sound.mp4", pictures, heard=None)
+    soundfile.write(root / "anna" / "own sound.wav", np.repeat(sound, 3)[:, None].repeat(2, 1), 48000)
+    eight = root / "anna" / "phone.mp4"
+    film("anna/phone.mp4", pictures, heard=sound[::2].copy(), rate=8000)
+    assert read_sound(eight, 8000)[0].size > 0
+
+    whole = (root / "anna" / "plain.mp4").read_bytes()
+    (root / "odd" / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (root / "odd" / "empty.mp4").write_bytes(b"")
+    (root / "odd" / "text.mp4").write_text("this is no film\n" * 50)
+    film("odd/mute.mp4", pictures, heard=None)
+    with av.open(str(root / "odd" / "blind.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    film("odd/wall.mp4", [np.full((256, 256, 3), 120, np.uint8)] * 40)
+    film("odd/short.mp4", pictures[:3])
+    (root / "odd" / "notes.txt").write_text("no video, not counted")
+    return root
+
+
+def test_every_kind_of_input_is_prepared_or_named(zoo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = lips_program("data=folder", f"data.root={zoo}", f"out={out}", 'data.test=["Žofie Müller"]')
+    assert done.returncode == 0, done.stderr
+    rows = table(out)
+    kept = {name for name, row in rows.items() if row["kept"] == "yes"}
+    assert kept == {
+        "anna/plain",
+        "anna/25 fps",
+        "anna/60fps",
+        "anna/own sound",
+        "anna/phone",
+        "Žofie Müller/čistý zvuk 1",
+    }
+    reasons = {
+        "odd/cut": "truncated",
+        "odd/empty": "empty",
+        "odd/text": "neither a video nor",
+        "odd/mute": "no sound",
+        "odd/blind": "no picture",
+        "odd/wall": "no face",
+        "odd/short": "3 pictures: at least 10",
+    }
+    assert set(rows) == kept | set(reasons)
+    for name, words in reasons.items():
+        assert words in rows[name]["why_not"], rows[name]
+        assert f"{name}: {rows[name]['why_not']}" in done.stdout
+
+    corpus = PreparedCorpus(out)
+    by_id = {u.id: u for u in corpus.utterances}
+    assert by_id["Žofie Müller/čistý zvuk 1"].split == "test" and by_id["anna/plain"].split == "train"
+    assert by_id["anna/25 fps"].fps == 25 and by_id["anna/60fps"].fps == 60
+    frames = {name: u.lips_stop - u.lips_start for name, u in by_id.items()}
+    assert frames["anna/plain"] == frames["anna/own sound"] == frames["anna/phone"]
+    assert by_id["anna/60fps"].rate == 16000
+    # The same words in 48 kHz stereo beside the video and at 8 kHz inside it: still the same, at 16 kHz.
+    plain, own, phone = (corpus.audio(by_id[f"anna/{name}"]).astype(float) for name in ("plain", "own sound", "phone"))
+    for other in (own, phone):
+        common = min(len(plain), len(other)) - 2000
+        lags = range(-40, 41)
+        agreement = [np.corrcoef(plain[1000:common], other[1000 + lag : common + lag])[0, 1] for lag in lags]
+        assert max(agreement) > 0.9 and abs(lags[int(np.argmax(agreement))]) <= 8  # half a millisecond
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data=folder", "data.root={tmp}/nowhere"], "is no folder"),
+        (["data=folder", "data.root={tmp}"], "holds no video: looked for .mp4"),
+        (["data=folder", "data.root={zoo}", "data.valid=[nobody]"], "choose from anna, odd, Žofie Müller"),
+        (
+            ["data=talker_tiny", "out={file}/out", "data.root={root}", "data.utterances=2", "data.seconds=2.5"],
+            "cannot write",
+        ),
+        (["shard=2/2", "data.root={root}"], "shard=2/2"),
+        (["shard=half"], "give i/n"),
+        (["workers=0", "data=folder", "data.root={zoo}"], "workers=0"),
+        (["size=4", "data=folder", "data.root={zoo}"], "size=4"),
+        (["face_model={tmp}/none.task"], "no face model at"),
+        (["face_model={file}"], "not the face model"),
+        (["data=folder", "data.root={zoo}/odd", "out={tmp}/nothing"], "not one clip was kept"),
+    ],
+)
+def test_mistakes_get_one_sentence(overrides: list[str], words: str, zoo: Path, talker: Talker, tmp_path: Path) -> None:
+    file = tmp_path / "file.txt"
+    file.write_text("a file")
+    places = {"tmp": tmp_path, "zoo": zoo, "file": file, "root": talker.root}
+    done = lips_program(*(override.format(**places) for override in overrides), cwd=tmp_path)
+    assert done.returncode == 1
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(zoo: Path, tmp_path: Path) -> None:
+    def no_large_files() -> None:  # the kernel refuses to write beyond this, as it does when the disk is full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = lips_program("data=folder", f"data.root={zoo}/anna", f"out={tmp_path}/out", preexec_fn=no_large_files)
+    assert done.returncode == 1 and "cannot write to out=" in done.stderr and "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_a_folder_that_may_not_be_opened_is_named(zoo: Path, monkeypatch) -> None:
+    allowed = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "odd":
+            raise PermissionError(13, "Permission denied", str(path))
+        return allowed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    clips, unreadable = Folder(zoo).clips(workers=1)
+    assert {clip.speaker for clip in clips} == {"anna", "Žofie Müller"}
+    assert [(place.path.name, place.reason) for place in unreadable] == [("odd", "Permission denied")]
+
+
+def test_a_folder_of_splits_gives_the_splits(zoo: Path, tmp_path: Path) -> None:
+    for split, speaker in (("train", "anna"), ("valid", "bob"), ("test", "eve")):
+        (tmp_path / split / speaker).mkdir(parents=True)
+        (tmp_path / split / speaker / "a.mp4").touch()
+        (tmp_path / split / speaker / "a.mov").touch()
+    clips, _ = Folder(tmp_path).clips(workers=1)
+    assert {(clip.split, clip.speaker) for clip in clips} == {("train", "anna"), ("valid", "bob"), ("test", "eve")}
+    assert sorted(clip.id for clip in clips if clip.split == "test") == ["test/eve/a.mov", "test/eve/a.mp4"]

@@ -1,0 +1,174 @@
+"""A prepared corpus comes back as it was written, or says which part of it is damaged."""
+
+import hashlib
+import pickle
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from avdvae.data import shards
+from avdvae.data.shards import (
+    PreparedClip,
+    PreparedCorpus,
+    read_header,
+    read_manifest,
+    read_shard,
+    write_manifest,
+    write_shard,
+)
+from avdvae.errors import UserError
+
+
+def make_clip(number: int, split: str = "train", samples: int = 4000, pictures: int = 7) -> PreparedClip:
+    rng = np.random.default_rng(number)
+    return PreparedClip(
+        id=f'š{number}, "ö"\n語',
+        corpus="made",
+        split=split,
+        speaker=f"speaker {number % 3}",
+        labels={"emotion": "neutral", "level": number},
+        audio=rng.integers(-999, 999, samples + number, dtype=np.int16),
+        lips=rng.integers(0, 255, (pictures + number, 5, 6), dtype=np.uint8),
+        confidence=rng.integers(0, 255, pictures + number, dtype=np.uint8),
+        rate=16_000,
+        fps=30_000 / 1001,
+        face_rate=1 / 3,
+    )
+
+
+def write_corpus(root: Path, clips: list[PreparedClip], per_shard: int = 2) -> Path:
+    (root / "shards").mkdir(parents=True)
+    rows = []
+    for start in range(0, len(clips), per_shard):
+        path = root / "shards" / f"{start // per_shard:05}.safetensors"
+        rows += write_shard(path, clips[start : start + per_shard], {"made by": "a test"})
+    write_manifest(root / "manifest.csv", rows)
+    return root
+
+
+@pytest.fixture
+def clips() -> list[PreparedClip]:
+    return [make_clip(n, split) for n, split in enumerate(["train", "train", "valid", "test", "train"])]
+
+
+def test_a_corpus_comes_back(tmp_path, clips):
+    corpus = PreparedCorpus(write_corpus(tmp_path, clips))
+    for clip, row in zip(clips, corpus.utterances, strict=True):
+        for name in ("audio", "lips", "confidence"):
+            np.testing.assert_array_equal(getattr(corpus, name)(row), getattr(clip, name))
+        for name in ("id", "corpus", "split", "speaker", "labels", "rate", "fps", "face_rate"):
+            assert getattr(row, name) == getattr(clip, name)
+        assert row.sha256 == hashlib.sha256(b"".join(map(np.ndarray.tobytes, corpus_arrays(clip)))).hexdigest()
+    assert corpus.speakers == ("speaker 0", "speaker 1", "speaker 2")
+    assert corpus.hours == pytest.approx(sum(len(clip.audio) for clip in clips) / 16_000 / 3600)
+    rows, notes = read_header(tmp_path / "shards" / "00001.safetensors")
+    assert rows == list(corpus.utterances[2:4]) and notes == {"made by": "a test"}
+    assert read_manifest(tmp_path / "manifest.csv") == list(corpus.utterances)
+    columns = (
+        "id,corpus,split,speaker,shard,audio_start,audio_stop,lips_start,lips_stop,rate,fps,face_rate,labels,sha256"
+    )
+    assert (tmp_path / "manifest.csv").read_text("utf-8").startswith(columns + "\n")
+
+
+def corpus_arrays(clip: PreparedClip) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return clip.audio, clip.lips, clip.confidence
+
+
+def test_a_shard_comes_back_even_empty(tmp_path, clips):
+    path = tmp_path / "00000.safetensors"
+    for written in (clips, []):
+        write_shard(path, written, {"kept": len(written)})
+        read, notes = read_shard(path)
+        assert notes == {"kept": len(written)}
+        for one, two in zip(read, written, strict=True):
+            for field in fields(PreparedClip):
+                np.testing.assert_array_equal(getattr(one, field.name), getattr(two, field.name))
+
+
+def test_splits(tmp_path, clips):
+    root = write_corpus(tmp_path, clips)
+    assert {u.split for u in PreparedCorpus(root, "valid").utterances} == {"valid"}
+    assert len(PreparedCorpus(root, ["train", "test"]).utterances) == 4
+    with pytest.raises(UserError, match="no split dev: it has test, train, valid"):
+        PreparedCorpus(root, ["train", "dev"])
+
+
+def test_equal_clips_give_equal_bytes(tmp_path, clips):
+    for name in ("one", "two"):
+        relabelled = [replace(clip, labels=dict(reversed(clip.labels.items()))) for clip in clips]
+        write_corpus(tmp_path / name, clips if name == "one" else relabelled)
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    assert len(files) == 4  # three shards, the manifest, and nothing temporary
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_a_failure_leaves_what_was_there(tmp_path, clips, monkeypatch):
+    path = tmp_path / "00000.safetensors"
+    write_shard(path, clips[:1], {})
+    before = path.read_bytes()
+    monkeypatch.setattr(shards.os, "fsync", lambda file: (_ for _ in ()).throw(OSError("the disk is full")))
+    with pytest.raises(OSError, match="full"):
+        write_shard(path, clips, {})
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("tensor", ["audio", "lips", "confidence"])
+def test_a_flipped_bit_is_named(tmp_path, clips, tensor):
+    root = write_corpus(tmp_path, clips)
+    path = root / "shards" / "00001.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    data = bytearray(path.read_bytes())
+    place = data.index(tensors[tensor].tobytes()) + tensors[tensor].nbytes - 1  # in the second clip, which is number 3
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"(?s)š3.* in 00001.safetensors") as caught:
+        PreparedCorpus(root)
+    assert "š2" not in str(caught.value)
+    PreparedCorpus(root, "train")  # whose clips lie elsewhere
+
+
+def test_a_missing_cut_off_or_foreign_shard_is_named(tmp_path, clips):
+    root = write_corpus(tmp_path, clips)
+    path = root / "shards" / "00001.safetensors"
+    data = path.read_bytes()
+    foreign = safetensors.numpy.save({"audio": np.zeros(3)})
+    for content in (data[:-1], data[:50], data[:5], b"", b"\xff" * 99, foreign):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"00001.safetensors is cut off, damaged or no shard"):
+            PreparedCorpus(root, verify=False)
+    path.unlink()
+    with pytest.raises(UserError, match=r"00001.safetensors is missing"):
+        PreparedCorpus(root, verify=False)
+
+
+def test_a_wrong_root_says_how_to_prepare_one(tmp_path):
+    with pytest.raises(UserError, match=r"manifest.csv is missing: make one with `python preprocessing/lips.py`"):
+        PreparedCorpus(tmp_path)
+    (tmp_path / "manifest.csv").write_text("id,corpus\n")
+    with pytest.raises(UserError, match="has the columns id, corpus instead of"):
+        PreparedCorpus(tmp_path)
+    write_manifest(tmp_path / "manifest.csv", [])
+    with pytest.raises(UserError, match="it has no rows"):
+        PreparedCorpus(tmp_path)
+
+
+def test_clips_that_do_not_fit_are_refused(tmp_path, clips):
+    path = tmp_path / "00000.safetensors"
+    with pytest.raises(UserError, match="0 samples, 7 pictures and 7 confidences"):
+        write_shard(path, [replace(clips[0], audio=clips[0].audio[:0])], {})
+    with pytest.raises(UserError, match=r"(?s)5 x 6 pixels and .* 6 x 5 pixels"):
+        write_shard(path, [clips[0], replace(clips[1], lips=clips[1].lips.swapaxes(1, 2))], {})
+
+
+def test_workers_are_sent_rows_not_data(tmp_path):
+    corpus = PreparedCorpus(write_corpus(tmp_path, [make_clip(n, samples=500_000) for n in range(4)]))
+    assert (tmp_path / "shards" / "00000.safetensors").stat().st_size > 1_000_000
+    sent = pickle.dumps(corpus)
+    assert len(sent) < 5000
+    received = pickle.loads(sent)
+    for row in received.utterances:
+        np.testing.assert_array_equal(received.lips(row), corpus.lips(row))

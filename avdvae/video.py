@@ -87,12 +87,17 @@ def shown(times: np.ndarray, fps: Fraction) -> np.ndarray:
     return after - (ticks - times[after - 1] <= times[after % len(times)] - ticks)
 
 
-def read_pictures(path: Path, longest: int, key_only: bool = False) -> Iterator[tuple[float, np.ndarray]]:
-    """Upright RGB pictures, larger ones reduced to `longest` pixels, each with its time in seconds.
+def read_pictures(
+    path: Path, longest: int, every: int = 1, key_only: bool = False
+) -> Iterator[tuple[float, np.ndarray | None]]:
+    """Each picture's time in seconds and, of every `every`-th one, its upright RGB pixels, `longest` at most.
 
     Key pictures are those that need no others to be decoded, one in some seconds: much faster to read.
     """
-    for frame in _decoded(path, "NONKEY" if key_only else "DEFAULT"):
+    for number, frame in enumerate(_decoded(path, "NONKEY" if key_only else "DEFAULT")):
+        if number % every:
+            yield frame.time, None
+            continue
         shrink = min(1.0, longest / max(frame.width, frame.height))
         width, height = round(frame.width * shrink), round(frame.height * shrink)
         small = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")

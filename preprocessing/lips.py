@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from avdvae.data.corpora import open_corpus
 from avdvae.data.prepare import Summary, prepare
 from avdvae.errors import UserError
-from avdvae.lips import find_face_model
+from avdvae.faces import find_face_model
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from avdvae.data.prepare import OUTPUTS, Summary, prepare
 from avdvae.data.shards import PreparedCorpus
 from avdvae.data.talker.corpus import Talker
 from avdvae.errors import UserError
-from avdvae.lips import find_face_model
+from avdvae.faces import find_face_model
 from avdvae.video import read_pictures, read_sound, write_mp4
 
 PROJECT = Path(__file__).parent.parent

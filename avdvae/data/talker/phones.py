@@ -179,7 +179,7 @@ def sentence(rng: np.random.Generator, seconds: float) -> list[Spoken]:
     """Words of one to three syllables, one of them stressed, in phrases of two to four words, for about `seconds`."""
     spoken = [Spoken(PHONES["sil"], False, -1)]
     length, word, until_pause = 0.5, 0, int(rng.integers(2, 5))
-    while length < seconds or word < 2:
+    while 1.1 * length + 0.2 < seconds or word < 2:  # stress and phrase ends lengthen what is said
         if until_pause == 0:
             spoken.append(Spoken(PHONES["sil"], False, -1))
             length, until_pause = length + PHONES["sil"].seconds, int(rng.integers(2, 5))

@@ -98,11 +98,12 @@ def find_faces(video: Path, info: film.VideoInfo, model: Path) -> tuple[np.ndarr
     talker, unseen = None, 0
     every = max(1, round(info.fps / LOOKS_PER_SECOND))
     with _task("FaceLandmarker", model.read_bytes(), num_faces=_count_faces(video, model)) as look:
-        for time, picture in film.read_pictures(video, LONGEST, every):
-            times.append(time)
+        for number, frame in enumerate(film.read_frames(video)):
+            times.append(frame.time)
             seen = None
-            if picture is not None:
-                faces = _kept_points(look(picture).face_landmarks, info.width, info.height)
+            if number % every == 0:
+                meshes = look(film.to_rgb(frame, LONGEST)).face_landmarks
+                faces = _kept_points(meshes, info.width, info.height)
                 seen = _follow(talker, faces, unseen)
                 talker, unseen = (talker, unseen + 1) if seen is None else (seen, 0)
             rows.append(nothing if seen is None else seen)
@@ -143,8 +144,8 @@ def _count_faces(video: Path, model: Path) -> int:
     """
     detector = zipfile.ZipFile(model).read("face_detector.tflite")
     with _task("FaceDetector", detector) as look:
-        pictures = itertools.islice(film.read_pictures(video, LONGEST, key_only=True), KEY_PICTURES)
-        seen = max((len(look(picture).detections) for _, picture in pictures), default=1)
+        frames = itertools.islice(film.read_frames(video, key_only=True), KEY_PICTURES)
+        seen = max((len(look(film.to_rgb(frame, LONGEST)).detections) for frame in frames), default=1)
     return min(max(seen, 1), MOST_FACES)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import av
 import cv2
@@ -55,7 +55,7 @@ def probe(path: Path) -> VideoInfo:
         times = np.sort(np.array(stamps, float)) * float(stream.time_base or 1)
         announced = max(len(times), stream.frames and sum(not entry.is_discard for entry in stream.index_entries))
         named = [rate for rate in (stream.guessed_rate, stream.average_rate, stream.base_rate) if rate]
-    first = next(_decoded(path), None)
+    first = next(read_frames(path), None)
     if first is None:
         raise _truncated(0, announced)
     if np.isnan(times).any():
@@ -87,26 +87,37 @@ def shown(times: np.ndarray, fps: Fraction) -> np.ndarray:
     return after - (ticks - times[after - 1] <= times[after % len(times)] - ticks)
 
 
-def read_pictures(
-    path: Path, longest: int, every: int = 1, key_only: bool = False
-) -> Iterator[tuple[float, np.ndarray | None]]:
-    """Each picture's time in seconds and, of every `every`-th one, its upright RGB pixels, `longest` at most.
+def read_frames(path: Path, key_only: bool = False) -> Iterator[av.VideoFrame]:
+    """Decoded frames up to the first that cannot be; one thread, since clips are prepared in parallel.
 
-    Key pictures are those that need no others to be decoded, one in some seconds: much faster to read.
+    Key frames are those that need no others to be decoded, one in some seconds: much faster to read.
     """
-    for number, frame in enumerate(_decoded(path, "NONKEY" if key_only else "DEFAULT")):
-        if number % every:
-            yield frame.time, None
-            continue
-        shrink = min(1.0, longest / max(frame.width, frame.height))
-        width, height = round(frame.width * shrink), round(frame.height * shrink)
-        small = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
-        yield frame.time, _upright(small, frame.rotation)
+    with _opened(path) as container:
+        stream = _pictures(container)
+        stream.codec_context.thread_count = 1
+        stream.codec_context.skip_frame = "NONKEY" if key_only else "DEFAULT"
+        try:
+            yield from container.decode(stream)
+        except FFmpegError:
+            return
+
+
+def to_rgb(frame: av.VideoFrame, longest: int) -> np.ndarray:
+    """The upright picture of a frame, reduced to `longest` pixels if it is larger."""
+    shrink = min(1.0, longest / max(frame.width, frame.height))
+    width, height = round(frame.width * shrink), round(frame.height * shrink)
+    return _upright(frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA"), frame.rotation)
+
+
+def read_pictures(path: Path, longest: int) -> Iterator[tuple[float, np.ndarray]]:
+    """Upright RGB pictures, each with its time in seconds."""
+    for frame in read_frames(path):
+        yield frame.time, to_rgb(frame, longest)
 
 
 def read_grey(path: Path) -> Iterator[np.ndarray]:
     """Upright grey pictures of full size, 0 for black and 255 for white."""
-    for frame in _decoded(path):
+    for frame in read_frames(path):
         # Grey is the luma plane as it lies in memory: five times faster than a conversion of the picture.
         planar = frame if frame.format.name in ("yuv420p", "yuvj420p", "yuv422p") else frame.reformat(format="yuv420p")
         luma = np.frombuffer(memoryview(planar.planes[0]), np.uint8).reshape(-1, planar.planes[0].line_size)
@@ -231,18 +242,6 @@ def _pictures(container: InputContainer) -> av.VideoStream:
         if not stream.disposition & Disposition.attached_pic:  # the cover of a song is no film
             return stream
     raise UserError("it has sound but no picture: give a video")
-
-
-def _decoded(path: Path, skip: Literal["DEFAULT", "NONKEY"] = "DEFAULT") -> Iterator[av.VideoFrame]:
-    """Decoded frames up to the first that cannot be; one thread, since clips are prepared in parallel."""
-    with _opened(path) as container:
-        stream = _pictures(container)
-        stream.codec_context.thread_count = 1
-        stream.codec_context.skip_frame = skip
-        try:
-            yield from container.decode(stream)
-        except FFmpegError:
-            return
 
 
 def _truncated(decoded: int, announced: int) -> UserError:

@@ -54,4 +54,4 @@ def _strip(corpus: PreparedCorpus, speaker: str, crops: int) -> np.ndarray:
 def write_png(path: Path, picture: UInt8[np.ndarray, "height width 3"]) -> None:
     _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     with replacing(path) as new:
-        new.write_bytes(encoded)
+        new.write_bytes(encoded.tobytes())

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -48,7 +49,8 @@ def main(config: DictConfig) -> None:
     try:
         shard = parse_shard(str(config.shard))
         model = find_face_model(Path(config.face_model) if config.face_model else None)
-        corpus = open_corpus(OmegaConf.to_object(config.data))
+        data: Any = OmegaConf.to_object(config.data)
+        corpus = open_corpus(data)
         out = Path(config.out) if config.out else Path("data/prepared", corpus.key)
         workers = os.cpu_count() or 1 if config.workers is None else config.workers
         summary = prepare(corpus, out, model, config.size, workers, shard)

@@ -88,11 +88,10 @@ class Folder:
             stem = video.with_suffix("")
             named = (stem if namesakes[stem] == 1 else video).relative_to(self.root)
             *folders, _ = named.parts
-            split: Split = next((s for s in SPLITS if folders[:1] == [s]), "train")
-            below = folders[1:] if folders[:1] == [split] else folders
+            split: Split | None = next((s for s in SPLITS if folders[:1] == [s]), None)
+            below = folders[1:] if split else folders
             speaker = below[0] if below else self.root.resolve().name
-            if below == folders:
-                split = "test" if speaker in self.test else "valid" if speaker in self.valid else "train"
+            split = split or ("test" if speaker in self.test else "valid" if speaker in self.valid else "train")
             clips.append(Clip(named.as_posix(), "folder", split, speaker, video, wavs.get(stem)))
         if strangers := {*self.valid, *self.test} - {clip.speaker for clip in clips}:
             raise UserError(
@@ -110,5 +109,7 @@ def open_corpus(config: Mapping[str, Any]) -> Corpus:
     name = config["reader"]
     if name not in readers:
         raise UserError(f"no corpus reader is called {name}: choose from {', '.join(readers)}")
+    if not config["root"]:
+        raise UserError(f"data.root is not given: say where the corpus lies, as in data={name} data.root=DIR")
     parameters = {key: value for key, value in config.items() if key != "reader"}
     return readers[name](**parameters | {"root": Path(config["root"])})

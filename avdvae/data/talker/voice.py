@@ -112,7 +112,7 @@ def speak(act: Performance, voice: Voice, rng: np.random.Generator) -> Int16[np.
     pulses = _pulses(act, voice, count, rng)
     open_glottis = np.abs(pulses) / np.abs(pulses).max()
     voicing, breath = _to_samples(act.voice, count), _to_samples(act.breath, count)
-    hiss = lfilter([1], [1, -0.6], rng.normal(size=count))
+    hiss = np.asarray(lfilter([1], [1, -0.6], rng.normal(size=count)))
     source = voicing * (pulses + voice.breath * hiss * (0.3 + open_glottis)) + 0.12 * breath * hiss
 
     sound = _resonate(_nasal_zero(source, act), act, voice) + 0.12 * _friction(act, voice, count, rng)

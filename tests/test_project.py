@@ -1,0 +1,112 @@
+"""The house itself: what importing costs, what the files promise, and that the README's commands run."""
+
+import ast
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from avdvae.data.corpora import Corpus, open_corpus
+
+PROJECT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_core_imports_with_four_packages_only() -> None:
+    core = ["torch", "numpy", "safetensors", "jaxtyping"]
+    others = [re.split("[=\\[]", need)[0] for need in PYPROJECT["dependencies"]]
+    blocked = {
+        "av",
+        "cv2",
+        "hydra",
+        "mediapipe",
+        "scipy",
+        "soundfile",
+        "rich",
+        "matplotlib",
+        "torchaudio",
+        "torchvision",
+    }
+    assert others[:4] == core and len(others) > len(core)
+    program = f"""
+import sys
+for name in {sorted(blocked | {"torchaudio", "torchvision", "pesq", "pystoi"})}:
+    sys.modules[name] = None  # importing it raises ImportError
+import avdvae, avdvae.protocols, avdvae.audio
+import avdvae.data.loader, avdvae.data.shards, avdvae.data.mixing, avdvae.data.conditions
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_library_knows_nothing_of_configs() -> None:
+    for path in PROJECT.glob("avdvae/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.split(".")[0] in ("hydra", "omegaconf")], path
+
+
+def test_environment_and_makefile_agree_with_pyproject() -> None:
+    environment = OmegaConf.to_container(OmegaConf.load(PROJECT / "environment.yml"))
+    assert isinstance(environment, dict)
+    python, _, pip = environment["dependencies"]
+    assert PYPROJECT["requires-python"] == ">=" + python.split("=")[1]
+    extras = re.fullmatch(r"-e \.\[(.*)\]", pip["pip"][0])
+    assert extras and set(extras[1].split(",")) <= set(PYPROJECT["optional-dependencies"])
+    for install in re.findall(r"install,\.\[(.*?)\]", (PROJECT / "Makefile").read_text()):
+        assert set(install.split(",")) <= set(PYPROJECT["optional-dependencies"])
+    for need in [*PYPROJECT["dependencies"], *chain(*PYPROJECT["optional-dependencies"].values())]:
+        assert "==" in need, f"{need} is not pinned"
+
+
+def test_make_refuses_an_old_python_in_a_sentence(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    old = tmp_path / "python3.8"
+    old.write_text("#!/bin/sh\nexit 1\n")  # as `sys.exit(sys.version_info < (3, 11))` does there
+    old.chmod(0o755)
+    done = subprocess.run(["make", "test", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0 and "older than Python 3.11" in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PROJECT.glob("configs/data/*.yaml")))
+def test_every_data_config_opens_its_corpus(name: str) -> None:
+    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+        config = compose("lips", [f"data={name}", *(["data.root=."] if name == "folder" else [])])
+    data: Any = OmegaConf.to_object(config.data)
+    assert isinstance(open_corpus(data), Corpus)
+
+
+def test_the_commands_of_the_readme_run(clip: Path, tmp_path: Path) -> None:
+    text = (PROJECT / "README.md").read_text()
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    commands = [shlex.split(line, comments=True) for line in shell.splitlines() if line]
+    assert [c for c in commands if c[0] == "make"] == [["make", "demo"], ["make", "test"]]  # run by .ci/run
+    assert "make demo" in (PROJECT / ".ci/run").read_text() and "make test" in (PROJECT / ".ci/run").read_text()
+    for speaker in ("anna", "bob"):
+        (tmp_path / "my_clips" / speaker).mkdir(parents=True)
+        shutil.copy(clip, tmp_path / "my_clips" / speaker / "hello.mp4")
+    programs = [c[1:] for c in commands if c[0] == "python"]
+    assert programs.pop(0) == ["preprocessing/lips.py"]  # that is make demo
+    for program, *words in programs:
+        done = subprocess.run([sys.executable, PROJECT / program, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, (words, done.stderr)
+        assert "prepared" in done.stdout, words
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "my_clips"]
+    parts, whole = tmp_path / "data/prepared/in_parts", tmp_path / "data/prepared/my_clips"
+    assert (parts / "manifest.csv").read_bytes() == (whole / "manifest.csv").read_bytes()
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "torch.Size([2, " in done.stdout

@@ -152,38 +152,33 @@ def _count_faces(video: Path, model: Path) -> int:
 @contextmanager
 def _task(kind: str, model: bytes, **options: int) -> Iterator[Callable[[np.ndarray], Any]]:
     """One of MediaPipe's vision tasks with a fresh tracker: to be called with the pictures of one clip in turn."""
-    try:
-        import mediapipe
-        from mediapipe.tasks.python import vision
+    with _quiet():
+        try:
+            import mediapipe
+            from mediapipe.tasks.python import vision
 
-        base = mediapipe.tasks.BaseOptions
-        settings = getattr(vision, f"{kind}Options")(
-            base_options=base(model_asset_buffer=model, delegate=base.Delegate.CPU),
-            running_mode=vision.RunningMode.VIDEO,
-            **options,
-        )
-        with _quiet():
+            base = mediapipe.tasks.BaseOptions
+            settings = getattr(vision, f"{kind}Options")(
+                base_options=base(model_asset_buffer=model, delegate=base.Delegate.CPU),
+                running_mode=vision.RunningMode.VIDEO,
+                **options,
+            )
             task = getattr(vision, kind).create_from_options(settings)
-    except (ImportError, OSError) as error:
-        raise UserError(
-            f"MediaPipe cannot be loaded ({error}): on Debian and Ubuntu run "
-            "`apt-get install libgl1 libegl1 libgles2 libglib2.0-0`"
-        ) from error
-    # The tracker smooths over the pictures before, by the time between them, and so lags by half a picture. Where 100 s
-    # lie between two it finds nothing to smooth; the smoothing of this module looks both ways and does not lag.
-    milliseconds = itertools.count(0, 100_000)
+        except (ImportError, OSError) as error:
+            raise UserError(
+                f"MediaPipe cannot be loaded ({error}): on Debian and Ubuntu run "
+                "`apt-get install libgl1 libegl1 libgles2 libglib2.0-0`"
+            ) from error
+        # The tracker smooths over the pictures before, by the time between them, and so lags by half a picture. Where
+        # 100 s lie between two it finds nothing to smooth; the lips' own smoothing looks both ways and does not lag.
+        milliseconds = itertools.count(0, 100_000)
 
-    def look(picture: np.ndarray) -> Any:
-        image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=picture)
-        return task.detect_for_video(image, next(milliseconds))
+        def look(picture: np.ndarray) -> Any:
+            image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=picture)
+            return task.detect_for_video(image, next(milliseconds))
 
-    try:
-        with _quiet():
-            look(np.zeros((64, 64, 3), np.uint8))  # the log speaks until the first picture is through
-        yield look
-    finally:
-        with _quiet():
-            task.close()
+        with task:
+            yield look
 
 
 @contextmanager
@@ -195,7 +190,9 @@ def _quiet() -> Iterator[None]:
         os.dup2(log.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except UserError:
+            raise
+        except Exception:
             log.seek(0)
             os.write(screen, log.read())
             raise

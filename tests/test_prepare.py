@@ -195,6 +195,7 @@ def test_every_kind_of_input_is_prepared_or_named(zoo: Path, tmp_path: Path) -> 
     out = tmp_path / "out"
     done = lips_program("data=folder", f"data.root={zoo}", f"out={out}", 'data.test=["Žofie Müller"]')
     assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "no chatter of any library"
     rows = table(out)
     kept = {name for name, row in rows.items() if row["kept"] == "yes"}
     assert kept == {
@@ -246,6 +247,8 @@ def test_every_kind_of_input_is_prepared_or_named(zoo: Path, tmp_path: Path) -> 
             ["data=talker_tiny", "out={file}/out", "data.root={root}", "data.utterances=2", "data.seconds=2.5"],
             "cannot write",
         ),
+        (["data=talker_tiny", "data.root={file}"], "cannot write Talker to data.root="),
+        (["data=folder", "data.root={zoo}", "out={zoo}"], "choose a new or an empty folder"),
         (["shard=2/2", "data.root={root}"], "shard=2/2"),
         (["shard=half"], "give i/n"),
         (["workers=0", "data=folder", "data.root={zoo}"], "workers=0"),

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from av.error import FFmpegError
+
 from avdvae.data.corpora import Clip, Corpus, Unreadable
 from avdvae.data.shards import (
     PreparedClip,
@@ -88,6 +90,8 @@ def prepare(
         for number in range(-(-len(clips) // CLIPS_PER_SHARD))
     }
     try:
+        if out.exists() and not (out / "shards").is_dir() and any(out.iterdir()):
+            raise UserError(f"out={out} has files but no prepared corpus in it: choose a new or an empty folder")
         (out / "shards").mkdir(parents=True, exist_ok=True)
         (out / "staging").mkdir(exist_ok=True)
         speed = _make_shards(dict(list(groups.items())[index::count]), out, workers)
@@ -165,7 +169,7 @@ def _prepare_clip(job: _Job) -> int:
                 face_rate=round(float(found.mean()), 4),
             )
         )
-    except UserError as reason:
+    except (UserError, FFmpegError) as reason:
         quality = Quality(clip.id, str(clip.video), kept="no", why_not=str(reason))
     write_shard(job.staged, kept, {"quality": asdict(quality)})
     return quality.frames
@@ -228,9 +232,10 @@ def _finish(groups: dict[str, list[_Job]], unreadable: list[Unreadable], out: Pa
     if not summary.complete or all((out / name).exists() for name in OUTPUTS):
         return summary
 
-    for stale in set((out / "shards").glob("*.safetensors")) - set(shards):
-        stale.unlink()
-    shutil.rmtree(out / "staging")
+    # Shards of clips that are gone, and what a kill left half-written.
+    for stale in {*(out / "shards").iterdir(), *(p for name in OUTPUTS for p in out.glob(f".{name}.*"))} - set(shards):
+        stale.unlink(missing_ok=True)
+    shutil.rmtree(out / "staging", ignore_errors=True)  # another task may be doing the same
     with replacing(out / "quality.csv") as new, new.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, [field.name for field in fields(Quality)], lineterminator="\n")
         table.writeheader()

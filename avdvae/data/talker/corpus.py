@@ -66,8 +66,13 @@ class Talker:
         folder = self.root / self.key
         wanted = [(n, u) for n in range(1, self.speakers + 1) for u in range(self.utterances)]
         missing = [(n, u) for n, u in wanted if not self._path(n, u).with_suffix(".json").exists()]
-        for _ in in_parallel(partial(record, self), missing, workers, "generating Talker"):
-            pass
+        try:
+            for _ in in_parallel(partial(record, self), missing, workers, "generating Talker"):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"cannot write Talker to data.root={self.root} ({error.strerror}): free space there, or name another"
+            ) from error
         clips = []
         for truth in sorted(folder.glob("volunteers/*/Clips/straightcam/*.json")):
             known = json.loads(truth.read_text())

@@ -8,22 +8,18 @@ demo: .venv/.demo
 test: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest
 
-.venv/.demo: pyproject.toml
-	$(call install,.[metrics])
+.venv/.demo: EXTRAS = metrics
+.venv/.test: EXTRAS = metrics,test
 
-.venv/.test: pyproject.toml
-	$(call install,.[metrics,test])
-
-define install
+.venv/.demo .venv/.test: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "$(PYTHON) is older than Python 3.11: name a newer one, as in  make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '$(1)'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	touch $@
-endef
 
 clean:
 	rm -rf .venv data runs

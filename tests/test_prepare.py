@@ -18,7 +18,7 @@ import soundfile
 from PIL import Image
 
 import avdvae.data.prepare as preparation
-from avdvae.data.corpora import Folder
+from avdvae.data.folder import Folder
 from avdvae.data.prepare import OUTPUTS, Summary, prepare
 from avdvae.data.shards import PreparedCorpus
 from avdvae.data.talker.corpus import Talker

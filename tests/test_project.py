@@ -15,7 +15,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from avdvae.data.corpora import Corpus, open_corpus
+from avdvae.data.clips import Corpus
+from avdvae.data.corpora import open_corpus
 
 PROJECT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
@@ -63,7 +64,7 @@ def test_environment_and_makefile_agree_with_pyproject() -> None:
     assert PYPROJECT["requires-python"] == ">=" + python.split("=")[1]
     extras = re.fullmatch(r"-e \.\[(.*)\]", pip["pip"][0])
     assert extras and set(extras[1].split(",")) <= set(PYPROJECT["optional-dependencies"])
-    for install in re.findall(r"install,\.\[(.*?)\]", (PROJECT / "Makefile").read_text()):
+    for install in re.findall(r"EXTRAS = (.*)", (PROJECT / "Makefile").read_text()):
         assert set(install.split(",")) <= set(PYPROJECT["optional-dependencies"])
     for need in [*PYPROJECT["dependencies"], *chain(*PYPROJECT["optional-dependencies"].values())]:
         assert "==" in need, f"{need} is not pinned"

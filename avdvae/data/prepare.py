@@ -19,7 +19,7 @@ from typing import Any
 
 from av.error import FFmpegError
 
-from avdvae.data.corpora import Clip, Corpus, Unreadable
+from avdvae.data.clips import Clip, Corpus, Unreadable
 from avdvae.data.shards import (
     PreparedClip,
     PreparedCorpus,

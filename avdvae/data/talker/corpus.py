@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import soundfile
 
-from avdvae.data.corpora import Clip, Split, Unreadable
+from avdvae.data.clips import Clip, Split, Unreadable
 from avdvae.data.talker.articulation import RATE, Performance, perform
 from avdvae.data.talker.face import film
 from avdvae.data.talker.people import EMOTIONS, speaker

@@ -1,0 +1,43 @@
+"""What a corpus reader says of its clips, before anything is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording: where its picture and its sound lie (`audio` None: inside the video) and what is known of it."""
+
+    id: str
+    corpus: str
+    split: Split
+    speaker: str
+    video: Path
+    audio: Path | None = None
+    labels: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A place in the corpus that could not be looked into."""
+
+    path: Path
+    reason: str
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    @property
+    def key(self) -> str:
+        """A name for the folder that its preparation goes to; another corpus, or other parameters, another key."""
+        ...
+
+    def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
+        """All clips, ordered by id."""
+        ...

@@ -1,9 +1,9 @@
 """From the video of a talker to mouth crops that hold still.
 
-Landmarks are put on the constant clock and freed of gaps; the points of the face that do not
-move in speech are fitted onto the clip's own mean face, which gives each picture's turn and size of the head; both, and
-the centre of the lips, are smoothed over time; and every crop is cut from them: upright, centred, in proportion to the
-head. The file is decoded twice, once for landmarks and once for pixels, so that memory does not grow with its pictures.
+Landmarks are put on the constant clock and freed of gaps; the points of the face that speech does not move are fitted
+onto the clip's own mean face, which gives each picture's turn and size of the head; both, and the centre of the lips,
+are smoothed over time; and every crop is cut from them: upright, centred, in proportion to the head. The file is decoded
+twice, once for landmarks and once for pixels, so that memory does not grow with its pictures.
 
 A point of a picture is one complex number, x + iy, which makes turning, scaling and shifting the line a * z + b.
 """
@@ -34,6 +34,7 @@ class Lips:
 
     confidence  255 exp(-(m / 0.1)^2 / 2), at least 1, for a misfit of m outer eye distances (root mean square over the
                 stable points) between the face and the clip's mean face; 0 where no face was found
+    found       whether a face was found there, or in both of the looks that it lies between
     geometry    opening between the inner lips and width of the mouth, in outer eye distances
     jitter      mean distance, in crop pixels, between the centre of the lips and the smoothed one
     landmarks   the points of KEPT in pixels of the upright picture; interpolated where no face was found

@@ -2,8 +2,8 @@
 
 Landmarks are put on the constant clock and freed of gaps; the points of the face that speech does not move are fitted
 onto the clip's own mean face, which gives each picture's turn and size of the head; both, and the centre of the lips,
-are smoothed over time; and every crop is cut from them: upright, centred, in proportion to the head. The file is decoded
-twice, once for landmarks and once for pixels, so that memory does not grow with its pictures.
+are smoothed over time; and every crop is cut from them: upright, centred, in proportion to the head. The file is
+decoded twice, once for landmarks and once for pixels, so that memory does not grow with its pictures.
 
 A point of a picture is one complex number, x + iy, which makes turning, scaling and shifting the line a * z + b.
 """

@@ -129,6 +129,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(talker: Talker, prepa
 
     summary = prepare(talker, out, MODEL, workers=2)  # again: nothing to do
     assert summary.pictures_per_second == 0 and contents(out) == contents(prepared.out)
+    assert not (out / "staging").exists()
 
 
 def test_parts_prepared_apart_merge_into_what_one_process_writes(tmp_path: Path, monkeypatch) -> None:
@@ -141,6 +142,15 @@ def test_parts_prepared_apart_merge_into_what_one_process_writes(tmp_path: Path,
     assert prepare(corpus, two, MODEL, size=32, workers=2, shard=(0, 2)).complete
     assert contents(one) == contents(two)
     assert len(list((two / "shards").iterdir())) == 3
+
+    class Shrunk:  # the clip of the last shard is gone
+        key = "shrunk"
+
+        def clips(self, workers: int) -> tuple[list, list]:
+            return corpus.clips(workers)[0][:4], []
+
+    prepare(Shrunk(), two, MODEL, size=32, workers=2)
+    assert len(list((two / "shards").iterdir())) == 2 and len(table(two, "manifest.csv")) == len(table(two)) == 4
 
     with pytest.raises(UserError, match=r"size=32.*not size=48"):
         prepare(corpus, two, MODEL, size=48)

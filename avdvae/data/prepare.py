@@ -93,7 +93,6 @@ def prepare(
         if out.exists() and not (out / "shards").is_dir() and any(out.iterdir()):
             raise UserError(f"out={out} has files but no prepared corpus in it: choose a new or an empty folder")
         (out / "shards").mkdir(parents=True, exist_ok=True)
-        (out / "staging").mkdir(exist_ok=True)
         speed = _make_shards(dict(list(groups.items())[index::count]), out, workers)
         return _finish(groups, unreadable, out, speed)
     except OSError as error:
@@ -179,6 +178,7 @@ def _make_shards(groups: dict[str, list[_Job]], out: Path, workers: int) -> floa
     """Prepare what is missing of these groups; return pictures per second."""
     todo = {name: jobs for name, jobs in groups.items() if not _is_done(out / "shards" / name, jobs)}
     if todo:  # what told of the whole corpus does so no more
+        (out / "staging").mkdir(exist_ok=True)
         for name in OUTPUTS:
             (out / name).unlink(missing_ok=True)
     missing = {job: name for name, jobs in todo.items() for job in jobs if not job.staged.exists()}
@@ -229,12 +229,13 @@ def _finish(groups: dict[str, list[_Job]], unreadable: list[Unreadable], out: Pa
         Quality(str(p.path), str(p.path), kept="no", why_not=f"cannot be opened ({p.reason})") for p in unreadable
     ]
     summary = Summary(out, tuple(quality), speed, complete=len(headers) == len(shards))
-    if not summary.complete or all((out / name).exists() for name in OUTPUTS):
+    # Shards of clips that are gone, and what a kill left half-written.
+    stale = {*(out / "shards").iterdir(), *(p for name in OUTPUTS for p in out.glob(f".{name}.*"))} - set(shards)
+    if not summary.complete or (not stale and all((out / name).exists() for name in OUTPUTS)):
         return summary
 
-    # Shards of clips that are gone, and what a kill left half-written.
-    for stale in {*(out / "shards").iterdir(), *(p for name in OUTPUTS for p in out.glob(f".{name}.*"))} - set(shards):
-        stale.unlink(missing_ok=True)
+    for path in stale:
+        path.unlink(missing_ok=True)
     shutil.rmtree(out / "staging", ignore_errors=True)  # another task may be doing the same
     with replacing(out / "quality.csv") as new, new.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, [field.name for field in fields(Quality)], lineterminator="\n")

@@ -1,19 +1,23 @@
-"""What the parts of the house hand to each other.
+"""What the parts of the house hand to each other, and what a model must offer. Read this first.
 
-Shapes: B utterances, N samples, T STFT frames, F frequencies, H x W pixels of a mouth crop.
-Batch first, time second, everywhere.
+Shapes: B utterances, N samples, T STFT frames, F frequencies, H x W pixels of a mouth crop, K draws of L latents.
+Batch first, time second, everywhere; draws lead: z_KBTL. A static model is a sequence model without memory: to it T is
+a second batch axis.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from avdvae.distributions import Gaussian, SpeechLikelihood
 from avdvae.errors import UserError
+from avdvae.objectives import Elbo, Schedule
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,13 @@ class Batch:
             raise UserError(f"no modality is called {given}: choose from {', '.join(self.MODALITIES)}")
         return replace(self, **{name: None for name in self.MODALITIES if name not in names})
 
+    def need(self, name: str, whose: object) -> Tensor:
+        """A modality that `whose`, a model, cannot do without."""
+        if (tensor := getattr(self, name)) is None:
+            what = "video, for it looks at the lips," if name == "lips" else name
+            raise UserError(f"{type(whose).__name__} needs {what} and got none: give it, or choose another model")
+        return tensor
+
     def to(self, device: torch.device | str) -> Batch:
         """Every tensor on `device`; the copy does not block when the batch is pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -63,3 +74,78 @@ class Batch:
     def _map(self, change) -> Batch:
         tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """One latent variable of a model: transfer and control find it by its name.
+
+    rate      1: a vector a frame; s: one every s inputs; None: one an utterance
+    modality  what it explains: audio, video or audio-visual
+    """
+
+    name: str
+    dim: int
+    rate: int | None
+    modality: Literal["audio", "video", "audio-visual"]
+
+
+Latents = Mapping[str, Tensor]  # z_KBTL by the name of the latent; z_KBL where the rate is None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a model is conditioned on, encoded once: an EM run decodes thousands of times and looks at the lips once.
+
+    mask    B T    true where a frame holds data
+    video   B T M  features of the lips, for models that are conditioned on them
+    """
+
+    mask: Bool[Tensor, "B T"]
+    video: Float[Tensor, "B T M"] | None = None
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """One pass through the inference network: draws, and posterior and prior on the path of these draws, by name."""
+
+    z: Latents
+    q: Mapping[str, Gaussian]
+    p: Mapping[str, Gaussian]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What can be trained. `forward` it must be: DDP synchronises gradients through `__call__` alone."""
+
+    def forward(self, batch: Batch, schedule: Schedule) -> Elbo: ...
+
+
+@runtime_checkable
+class LatentModel(Model, Protocol):
+    """What can be inferred, decoded, sampled, transferred and controlled."""
+
+    latents: tuple[LatentSpec, ...]
+    sees: tuple[str, ...]  # the modalities of a Batch that inference and decoding need
+
+    def context(self, batch: Batch) -> Context: ...
+
+    def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred: ...
+
+    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> Mapping[str, Any]:
+        """The likelihood of each modality, by the modality's name. Models that are autoregressive in the sound hear
+        the past from `feedback`, a power spectrum B T F."""
+        ...
+
+    def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]: ...
+
+    def sample_prior(self, context: Context, k: int = 1) -> Latents: ...
+
+
+@runtime_checkable
+class SpeechPrior(LatentModel, Protocol):
+    """A LatentModel whose likelihood of `power` can take noise, and so can enhance speech."""
+
+    def decode(
+        self, z: Latents, context: Context, feedback: Tensor | None = None
+    ) -> Mapping[str, SpeechLikelihood]: ...

@@ -1,0 +1,48 @@
+"""Layers that no paper owns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from avdvae.distributions import Gaussian
+from avdvae.errors import UserError
+
+
+def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
+    """Linear layers, each followed by the activation: mlp([513, 128], nn.Tanh)."""
+    layers = [(nn.Linear(a, b), activation()) for a, b in pairwise(sizes)]
+    return nn.Sequential(*(layer for pair in layers for layer in pair))
+
+
+class GaussianHead(nn.Module):
+    """Mean and log-variance, each a linear map of the features."""
+
+    def __init__(self, features: int, dim: int):
+        super().__init__()
+        self.mean, self.log_var = nn.Linear(features, dim), nn.Linear(features, dim)
+
+    def forward(self, features: Float[Tensor, "... M"]) -> Gaussian:
+        return Gaussian.floored(self.mean(features), self.log_var(features))
+
+
+class LipEncoder(nn.Module):
+    """A fully connected look at each mouth crop: 67 x 67 pixels -> hidden, ReLU -> features, without activation."""
+
+    def __init__(self, pixels: int = 67 * 67, hidden: int = 512, features: int = 128):
+        super().__init__()
+        self.pixels = nn.Linear(pixels, hidden)
+        self.features = nn.Linear(hidden, features)
+
+    def forward(self, lips_BTHW: UInt8[Tensor, "B T H W"]) -> Float[Tensor, "B T M"]:
+        height, width = lips_BTHW.shape[2:]
+        if height * width != self.pixels.in_features:
+            raise UserError(
+                f"the crops have {height} x {width} pixels and the model takes {self.pixels.in_features} in all: "
+                "prepare the corpus with the model's size="
+            )
+        return self.features(torch.relu(self.pixels(lips_BTHW.flatten(2) / 255)))

@@ -1,0 +1,257 @@
+"""E-steps: ways to explore the posterior of a model's latents given noisy speech.
+
+Each is a frozen set of settings with three verbs. `start` puts the latents where the model's encoder, or its prior,
+would; `step` moves them and returns the likelihood at draws of the posterior, over which the M-step averages; `final`
+returns the draws for the Wiener filter. They know the target by its value and gradient in z alone, so any model does.
+
+    z   latents, z_KBTL by name; K chains or draws
+    x   noisy speech, of which the target holds |x|^2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from avdvae.distributions import SpeechLikelihood
+from avdvae.errors import UserError
+from avdvae.protocols import Inferred, Latents
+
+Start = Literal["posterior", "prior"]
+Chains = dict[str, Tensor]  # z_KBTL by name, to be moved
+
+
+class Target(Protocol):
+    """ln p(x, z | v) as a function of z, up to a constant."""
+
+    def log_joint(self, z: Latents) -> Float[Tensor, "K B T"]: ...
+
+    def gradient(self, z: Latents) -> tuple[dict[str, Tensor], SpeechLikelihood]:
+        """And the likelihood at z, which the gradient had to decode anyway."""
+        ...
+
+    def likelihood(self, z: Latents) -> SpeechLikelihood: ...
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Standard normal and uniform numbers, from one generator an utterance: what an utterance gets does not depend on
+    those that share its batch."""
+
+    generators: Sequence[torch.Generator]
+    frames: Sequence[int]  # of each utterance
+
+    def normal(self, like: Float[Tensor, "*lead B T D"]) -> Float[Tensor, "*lead B T D"]:
+        return self._fill(torch.randn, like)
+
+    def uniform(self, like: Float[Tensor, "*lead B T D"]) -> Float[Tensor, "*lead B T D"]:
+        return self._fill(torch.rand, like)
+
+    def _fill(self, draw: Callable[..., Tensor], like: Tensor) -> Tensor:
+        """Numbers of the shape of `like`, zero where its frames pad."""
+        drawn = torch.zeros_like(like)
+        for b, (generator, frames) in enumerate(zip(self.generators, self.frames, strict=True)):
+            numbers = draw((*like.shape[:-3], frames, like.shape[-1]), generator=generator)
+            drawn[..., b, :frames, :] = numbers.to(like.device)
+        return drawn
+
+
+class EStep(Protocol):
+    def start(self, inferred: Inferred, draws: Draws) -> Any: ...
+
+    def step(self, target: Target, state: Any, draws: Draws) -> tuple[Any, SpeechLikelihood]: ...
+
+    def final(self, target: Target, state: Any, draws: Draws) -> Latents: ...
+
+
+def _begin(inferred: Inferred, start: Start) -> dict[str, Tensor]:
+    """One copy of the means: K = 1."""
+    if start not in ("posterior", "prior"):
+        raise UserError(f"enhance.estep.start={start}: choose posterior or prior")
+    chosen = inferred.q if start == "posterior" else inferred.p
+    return {name: gaussian.mean[None].clone() for name, gaussian in chosen.items()}
+
+
+@dataclass(frozen=True)
+class MetropolisHastings:
+    """A random walk of each frame, as in the MCEM of the AVSE-VAE line: Sadeghi et al., IEEE/ACM TASLP 28, 2020.
+
+    The walk proposes z + N(0, step^2 I) and goes on from one EM iteration to the next. Frames are accepted one by one,
+    which is exact where the model has no memory from frame to frame.
+    """
+
+    draws: int = 40
+    burn_in: int = 30
+    final_draws: int = 100
+    final_burn_in: int = 75
+    step_size: float = 0.1
+    begin: Start = "posterior"
+
+    def start(self, inferred: Inferred, draws: Draws) -> Chains:
+        return _begin(inferred, self.begin)
+
+    def step(self, target: Target, state: Chains, draws: Draws) -> tuple[Chains, SpeechLikelihood]:
+        kept = self._walk(target, state, draws, self.draws, self.burn_in)
+        return {name: z[-1:] for name, z in kept.items()}, target.likelihood(kept)
+
+    def final(self, target: Target, state: Chains, draws: Draws) -> Latents:
+        return self._walk(target, state, draws, self.final_draws, self.final_burn_in)
+
+    def _walk(self, target: Target, z: Chains, draws: Draws, count: int, burn_in: int) -> Chains:
+        moves = {name: self.step_size * draws.normal(value.expand(count, *value.shape)) for name, value in z.items()}
+        here = target.log_joint(z)
+        log_uniform = draws.uniform(here[..., None].expand(count, *here.shape, 1))[..., 0].log_()
+        kept: dict[str, list[Tensor]] = {name: [] for name in z}
+        for i in range(count):
+            proposed = {name: value + moves[name][i] for name, value in z.items()}
+            there = target.log_joint(proposed)
+            accepted = log_uniform[i] < there - here
+            here = torch.where(accepted, there, here)
+            z = {name: torch.where(accepted[..., None], proposed[name], value) for name, value in z.items()}
+            if i >= burn_in:
+                for name, value in z.items():
+                    kept[name].append(value)
+        return {name: torch.cat(values) for name, values in kept.items()}
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """Several chains of unadjusted Langevin dynamics, one move an EM iteration: M. Sadeghi, R. Serizel, "Fast and
+    efficient speech enhancement with variational autoencoders", ICASSP 2023 (arXiv 2211.02728).
+
+        z <- z + (step_size / 2) grad [ln p(x, z) - total_variation * sum_t |z_t - z_{t-1}|_1] + sqrt(step_size) N(0, I)
+    """
+
+    chains: int = 4
+    step_size: float = 0.005
+    spread: float = 0.1  # of the chains around their common start
+    total_variation: float = 0.0
+    begin: Start = "posterior"
+
+    def start(self, inferred: Inferred, draws: Draws) -> Chains:
+        means = _begin(inferred, self.begin)
+        return {name: z + self.spread * draws.normal(z.expand(self.chains, -1, -1, -1)) for name, z in means.items()}
+
+    def step(self, target: Target, state: Chains, draws: Draws) -> tuple[Chains, SpeechLikelihood]:
+        slopes, likelihood = target.gradient(state)
+        moved = {}
+        for name, z in state.items():
+            slope = slopes[name]
+            if self.total_variation:
+                slope = slope - self.total_variation * _total_variation_slope(z, draws.frames)
+            moved[name] = z + self.step_size / 2 * slope + self.step_size**0.5 * draws.normal(z)
+        return moved, likelihood
+
+    def final(self, target: Target, state: Chains, draws: Draws) -> Latents:
+        return state
+
+
+def _total_variation_slope(z_KBTL: Tensor, frames: Sequence[int]) -> Tensor:
+    """Derivative of sum_t |z_t - z_{t-1}|_1 within each utterance."""
+    rises = torch.diff(z_KBTL, dim=2).sign()
+    for b, count in enumerate(frames):
+        rises[:, b, count - 1 :] = 0
+    nothing = torch.zeros_like(z_KBTL[:, :, :1])
+    return torch.cat([nothing, rises], 2) - torch.cat([rises, nothing], 2)
+
+
+def _adam(tensors: Iterable[Tensor], lr: float) -> torch.optim.Adam:
+    return torch.optim.Adam(tensors, lr, maximize=True, fused=True)
+
+
+class _Point(NamedTuple):
+    z: dict[str, Tensor]
+    adam: torch.optim.Adam
+
+
+@dataclass(frozen=True)
+class PointEstimate:
+    """The most probable z, by gradient ascent that goes on from one EM iteration to the next (PEEM)."""
+
+    steps: int = 10
+    lr: float = 0.01
+    begin: Start = "posterior"
+
+    def start(self, inferred: Inferred, draws: Draws) -> _Point:
+        z = _begin(inferred, self.begin)
+        return _Point(z, _adam(z.values(), self.lr))
+
+    def step(self, target: Target, state: _Point, draws: Draws) -> tuple[_Point, SpeechLikelihood]:
+        for _ in range(self.steps):
+            slopes, _ = target.gradient(state.z)
+            for name, slope in slopes.items():
+                state.z[name].grad = slope
+            state.adam.step()
+        return state, target.likelihood(state.z)
+
+    def final(self, target: Target, state: _Point, draws: Draws) -> Latents:
+        return state.z
+
+
+class _Free(NamedTuple):
+    mean: dict[str, Tensor]
+    log_var: dict[str, Tensor]
+    adam: torch.optim.Adam
+
+    def sample(self, count: int, draws: Draws) -> Latents:
+        return {
+            name: mean + torch.exp(self.log_var[name] / 2) * draws.normal(mean.expand(count, -1, -1, -1))
+            for name, mean in self.mean.items()
+        }
+
+
+@dataclass(frozen=True)
+class FreeGaussian:
+    """q(z_t) = N(m_t, diag s_t^2), free in every frame, by stochastic gradients of its bound, reparameterised.
+
+    grad_m = E[grad_z ln p(x, z)]        grad_{ln s^2} = E[grad_z ln p(x, z) (z - m)] / 2 + 1 / 2, from the entropy
+    """
+
+    steps: int = 1
+    lr: float = 0.05
+    draws: int = 1
+    final_draws: int = 10
+    begin: Start = "posterior"
+
+    def start(self, inferred: Inferred, draws: Draws) -> _Free:
+        mean = _begin(inferred, self.begin)
+        chosen = inferred.q if self.begin == "posterior" else inferred.p
+        log_var = {name: chosen[name].log_var.expand_as(z[0])[None].clone() for name, z in mean.items()}
+        return _Free(mean, log_var, _adam([*mean.values(), *log_var.values()], self.lr))
+
+    def step(self, target: Target, state: _Free, draws: Draws) -> tuple[_Free, SpeechLikelihood]:
+        for _ in range(self.steps):
+            z = state.sample(self.draws, draws)
+            slopes, likelihood = target.gradient(z)
+            for name, slope in slopes.items():
+                mean, log_var = state.mean[name], state.log_var[name]
+                log_var.grad = 0.5 * (slope * (z[name] - mean)).mean(0, keepdim=True) + 0.5
+                mean.grad = slope.mean(0, keepdim=True)
+            state.adam.step()
+        return state, likelihood
+
+    def final(self, target: Target, state: _Free, draws: Draws) -> Latents:
+        return state.sample(self.final_draws, draws)
+
+
+ESTEPS: dict[str, type] = {
+    "metropolis_hastings": MetropolisHastings,
+    "langevin": Langevin,
+    "point": PointEstimate,
+    "free_gaussian": FreeGaussian,
+}
+
+
+def build_estep(name: str, **settings: Any) -> EStep:
+    if name not in ESTEPS:
+        raise UserError(f"no E-step is called {name}: choose from {', '.join(ESTEPS)}")
+    try:
+        return ESTEPS[name](**settings)
+    except TypeError:
+        known = ", ".join(ESTEPS[name].__dataclass_fields__)
+        raise UserError(f"the E-step {name} was given {', '.join(settings)}: it takes {known}") from None

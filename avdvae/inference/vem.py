@@ -1,0 +1,178 @@
+"""Unsupervised speech enhancement: variational EM with a trained prior of speech and an NMF model of noise.
+
+S. Leglaive, L. Girin, R. Horaud, MLSP 2018; M. Sadeghi et al., IEEE/ACM TASLP 28, 2020 (arXiv 1908.02590), section V.
+
+    x_ft = sqrt(g_t) s_ft + b_ft        b_ft ~ Nc(0, (H W^T)_tf)        s, z ~ the model, given the lips v
+
+E-step   draws of z from its posterior, or an approximation of it: inference/esteps.py
+M-step   W, H, then g, by majorise-minimise: with V = H W^T, S_r the speech variances of the draws, weighted by w_r,
+         and X_r = g S_r + V, each factor is multiplied by the square root of
+         (sum_r w_r P / X_r^2) / (sum_r w_r / X_r), contracted with what the factor multiplies
+cost     mean over frames and frequencies of sum_r w_r (ln X_r + P / X_r), which no M-step raises
+output   the Wiener filter sum_r w_r g S_r / X_r
+
+    P   noisy power |x|^2              noisy_BTF      S   variances of speech      speech_RBTF
+    W   spectra of the noise           W_BFK          w   their weights            weight_RBT1
+    H   their activations              H_BTK          g   gain of a frame          gain_BT1
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from avdvae.distributions import SpeechLikelihood
+from avdvae.errors import UserError
+from avdvae.inference.esteps import Draws, EStep
+from avdvae.protocols import Batch, Context, Latents, SpeechPrior
+
+EPSILON = 1e-10
+
+
+@dataclass(frozen=True)
+class Vem:
+    """The settings of an enhancement."""
+
+    estep: EStep
+    iterations: int = 100
+    rank: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.rank < 1:
+            raise UserError(f"enhance.iterations={self.iterations}, enhance.rank={self.rank}: both must be 1 or more")
+
+
+@dataclass(frozen=True)
+class Enhanced:
+    """filter  B T F   what the noisy spectrum is multiplied with, in 0..1
+    cost       I B     after each iteration; an utterance's mean over its frames and frequencies"""
+
+    filter: Float[Tensor, "B T F"]
+    cost: Float[Tensor, "I B"]
+
+
+@dataclass
+class Noise:
+    """Gain and noise of a mixture, and their updates."""
+
+    W_BFK: Float[Tensor, "B F K"]
+    H_BTK: Float[Tensor, "B T K"]
+    gain_BT1: Float[Tensor, "B T 1"]
+
+    @classmethod
+    def drawn(cls, noisy_BTF: Tensor, rank: int, draws: Draws) -> Noise:
+        """W and H uniform in 0..1, g = 1."""
+        frequencies = noisy_BTF.shape[2]
+        W = [torch.rand((frequencies, rank), generator=g, device=g.device) for g in draws.generators]
+        H_BTK = draws.uniform(noisy_BTF[..., :1].expand(-1, -1, rank))  # 0 in frames that pad
+        gain_BT1 = torch.ones_like(noisy_BTF[..., :1])
+        return cls(torch.stack(W).to(noisy_BTF.device).clamp_min(EPSILON), H_BTK, gain_BT1)
+
+    @property
+    def variance(self) -> Float[Tensor, "B T F"]:
+        return self.H_BTK @ self.W_BFK.mT
+
+    def update(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> None:
+        """One M-step. Where H is zero, as in frames that pad, it stays so and the frame has no say in W."""
+        above, below = self._slopes(noisy_BTF, speech_RBTF, weight_RBT1)
+        self.W_BFK = _scaled(self.W_BFK, above.mT @ self.H_BTK, below.mT @ self.H_BTK).clamp_min_(EPSILON)
+        above, below = self._slopes(noisy_BTF, speech_RBTF, weight_RBT1)
+        self.H_BTK = _scaled(self.H_BTK, above @ self.W_BFK, below @ self.W_BFK)
+        precision_RBTF = self.mixture(speech_RBTF).reciprocal_()
+        share_RBTF = speech_RBTF * precision_RBTF
+        below = _average(share_RBTF.sum(-1, keepdim=True), weight_RBT1)
+        above = _average(share_RBTF.mul_(precision_RBTF).mul_(noisy_BTF).sum(-1, keepdim=True), weight_RBT1)
+        self.gain_BT1 = _scaled(self.gain_BT1, above, below).clamp_min_(EPSILON)
+
+    def _slopes(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> tuple[Tensor, Tensor]:
+        """sum_r w_r P / X_r^2 and sum_r w_r / X_r, whose difference is the slope of -cost in V."""
+        precision_RBTF = self.mixture(speech_RBTF).reciprocal_()
+        below = _average(precision_RBTF, weight_RBT1)
+        return _average(precision_RBTF.square(), weight_RBT1).mul_(noisy_BTF), below
+
+    def mixture(self, speech_RBTF: Tensor) -> Float[Tensor, "R B T F"]:
+        """X, the variances of the mixture."""
+        return torch.addcmul(self.variance, self.gain_BT1, speech_RBTF)
+
+    def cost(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> Float[Tensor, "B T"]:
+        """Summed over the frequencies."""
+        variance_RBTF = self.mixture(speech_RBTF)
+        ratio_RBTF = noisy_BTF / variance_RBTF
+        return _average(variance_RBTF.log_().add_(ratio_RBTF).sum(-1, keepdim=True), weight_RBT1)[..., 0]
+
+
+def _average(values: Float[Tensor, "R B T D"], weight_RBT1: Tensor | None) -> Float[Tensor, "B T D"]:
+    if weight_RBT1 is not None:
+        return (weight_RBT1 * values).sum(0)
+    return values[0] if len(values) == 1 else values.mean(0)
+
+
+def _scaled(factor: Tensor, above: Tensor, below: Tensor) -> Tensor:
+    return factor * (above / below.clamp_min(EPSILON)).sqrt_()
+
+
+@dataclass(frozen=True)
+class NoisySpeech:
+    """ln p(x, z | v) = ln p(x | z, v) + ln p(z | v) for a given noise: what an E-step sees."""
+
+    model: SpeechPrior
+    context: Context
+    noisy_BTF: Float[Tensor, "B T F"]
+    noise_BTF: Float[Tensor, "B T F"]
+    gain_BT1: Float[Tensor, "B T 1"]
+
+    def likelihood(self, z: Latents) -> SpeechLikelihood:
+        return self.model.decode(z, self.context)["power"].add_noise(self.gain_BT1, self.noise_BTF)
+
+    def log_joint(self, z: Latents) -> Float[Tensor, "K B T"]:
+        return self.likelihood(z).log_prob(self.noisy_BTF) + self.model.log_prior(z, self.context)
+
+    def gradient(self, z: Latents) -> tuple[dict[str, Tensor], SpeechLikelihood]:
+        with torch.enable_grad():
+            z = {name: value.detach().requires_grad_() for name, value in z.items()}
+            likelihood = self.likelihood(z)
+            log_joint = likelihood.log_prob(self.noisy_BTF) + self.model.log_prior(z, self.context)
+            total = (log_joint * self.context.mask).sum()
+            return dict(zip(z, torch.autograd.grad(total, list(z.values())), strict=True)), likelihood
+
+
+@torch.no_grad()
+def enhance(
+    model: SpeechPrior, batch: Batch, settings: Vem, progress: Callable[[int], None] = lambda iteration: None
+) -> Enhanced:
+    """Separate the speech of `batch.noisy` from its noise. An utterance gets the same alone as in any batch."""
+    noisy_BTF = batch.need("noisy", model)
+    frames = batch.mask.sum(1)
+    draws = Draws([_generator(name, settings.seed) for name in batch.ids], frames.tolist())
+    heard = replace(batch, power=noisy_BTF)
+    context = model.context(heard)
+    state = settings.estep.start(model.infer(heard, mode="mean"), draws)
+    noise = Noise.drawn(noisy_BTF, settings.rank, draws)
+
+    def target() -> NoisySpeech:
+        return NoisySpeech(model, context, noisy_BTF, noise.variance, noise.gain_BT1)
+
+    costs = []
+    for iteration in range(settings.iterations):
+        state, likelihood = settings.estep.step(target(), state, draws)
+        speech_RBTF, weight_RBT1 = likelihood.components(noisy_BTF)
+        noise.update(noisy_BTF, speech_RBTF, weight_RBT1)
+        cost_BT = noise.cost(noisy_BTF, speech_RBTF, weight_RBT1) * batch.mask
+        costs.append(cost_BT.sum(1) / (frames * noisy_BTF.shape[2]))
+        progress(iteration)
+
+    likelihood = target().likelihood(settings.estep.final(target(), state, draws))
+    speech_RBTF, weight_RBT1 = likelihood.components(noisy_BTF)
+    share_RBTF = noise.gain_BT1 * speech_RBTF / noise.mixture(speech_RBTF)
+    return Enhanced(_average(share_RBTF, weight_RBT1), torch.stack(costs))
+
+
+def _generator(name: str, seed: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))

@@ -1,0 +1,80 @@
+"""What VAEs with one Gaussian latent a frame, and no memory from frame to frame, have in common.
+
+    p(s, z | v) = prod_t p(s_t | z_t, v_t) p(z_t | v_t)        q(z | s, v) = prod_t q(z_t | s_t, v_t)
+    ELBO = sum_t E_q[ln p(s_t | z_t, v_t)] - KL(q(z_t | s_t, v_t) || p(z_t | v_t))
+
+A model of the family gives `posterior` and `decode`, and `video` and `prior` where the lips tell of z.
+
+    s   speech spectrum, of which the power |s|^2 suffices   power_BTF
+    v   features of the lips                                 context.video_BTM
+    z   latent                                               z_KBTL
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from avdvae.distributions import ComplexGaussian, Gaussian
+from avdvae.objectives import Elbo, Schedule
+from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec
+
+
+class FrameVAE(nn.Module):
+    sees: tuple[str, ...] = ("power",)
+
+    def __init__(self, dim: int, modality: Literal["audio", "audio-visual"] = "audio"):
+        super().__init__()
+        self.latents = (LatentSpec("z", dim, rate=1, modality=modality),)
+
+    def posterior(self, batch: Batch, context: Context) -> Gaussian:
+        """q(z | s, v)"""
+        raise NotImplementedError
+
+    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, ComplexGaussian]:
+        """p(s | z, v)"""
+        raise NotImplementedError
+
+    def video(self, batch: Batch) -> Float[Tensor, "B T M"] | None:
+        """v"""
+        return None
+
+    def prior(self, context: Context) -> Gaussian:
+        """p(z | v), here N(0, I)"""
+        return Gaussian.standard(*context.mask.shape, self.latents[0].dim, like=context.mask)
+
+    def context(self, batch: Batch) -> Context:
+        return Context(batch.mask, self.video(batch))
+
+    def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred:
+        return self._infer(batch, self.context(batch), k, mode)
+
+    def _infer(self, batch: Batch, context: Context, k: int = 1, mode: str = "sample") -> Inferred:
+        q = self.posterior(batch, context)
+        z = q.sample(k) if mode == "sample" else q.mean.expand(k, *q.mean.shape)
+        return Inferred({"z": z}, {"z": q}, {"z": self.prior(context)})
+
+    def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]:
+        return self.prior(context).log_prob(z["z"])
+
+    def sample_prior(self, context: Context, k: int = 1) -> Latents:
+        return {"z": self.prior(context).sample(k)}
+
+    def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
+        return self.elbo(batch, self.context(batch))
+
+    def elbo(self, batch: Batch, context: Context) -> Elbo:
+        inferred = self._infer(batch, context)
+        log_likelihood_BT = self.log_likelihood(inferred.z, context, batch)
+        kl_BT = inferred.q["z"].kl(inferred.p["z"])
+        return Elbo(
+            recon={"power": (log_likelihood_BT * batch.mask).sum(1)},
+            kl={"z": (kl_BT * batch.mask).sum(1)},
+            n=batch.mask.sum(1).float(),
+        )
+
+    def log_likelihood(self, z: Latents, context: Context, batch: Batch) -> Float[Tensor, "B T"]:
+        """ln p(s | z, v), averaged over the draws of z."""
+        return self.decode(z, context)["power"].log_prob(batch.need("power", self)).mean(0)

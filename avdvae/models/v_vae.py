@@ -1,0 +1,36 @@
+"""V-VAE: the latent of speech spectra inferred from the lips alone.
+
+M. Sadeghi, S. Leglaive, X. Alameda-Pineda, L. Girin, R. Horaud, "Audio-visual speech enhancement using conditional
+variational auto-encoders", IEEE/ACM TASLP 28, 2020 (arXiv 1908.02590), section IV-A, with raw mouth crops.
+
+    p(z_t) = N(0, I)        p(s_ft | z_t) = Nc(0, sigma_f(z_t))        q(z_t | v_t) = N(mu(v_t), diag var(v_t))
+    ELBO = sum_t E_q[ln p(s_t | z_t)] - KL(q(z_t | v_t) || N(0, I))
+
+    s_t     speech spectrum    power_BTF holds |s_t|^2
+    v_t     mouth crop         lips_BTHW; its features: context.video_BTM
+    z_t     latent             z_KBTL
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from avdvae.blocks import GaussianHead, LipEncoder, mlp
+from avdvae.distributions import ComplexGaussian, Gaussian
+from avdvae.models.frame_vae import FrameVAE
+from avdvae.protocols import Batch, Context, Latents
+
+
+class VVAE(FrameVAE):
+    sees = ("lips",)
+
+    def __init__(self, frequencies: int = 513, pixels: int = 67 * 67, hidden: int = 128, dim: int = 32):
+        super().__init__(dim, "audio-visual")
+        self.encoder = nn.Sequential(LipEncoder(pixels, features=hidden), nn.Tanh(), GaussianHead(hidden, dim))
+        self.decoder = nn.Sequential(mlp([dim, hidden], nn.Tanh), nn.Linear(hidden, frequencies))
+
+    def posterior(self, batch: Batch, context: Context) -> Gaussian:
+        return self.encoder(batch.need("lips", self))
+
+    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, ComplexGaussian]:
+        return {"power": ComplexGaussian(self.decoder(z["z"]))}

@@ -1,0 +1,35 @@
+"""A-VAE: a variational autoencoder of speech spectra, frame by frame.
+
+S. Leglaive, L. Girin, R. Horaud, "A variance modeling framework based on variational autoencoders for speech
+enhancement", MLSP 2018; as the audio-only model of M. Sadeghi et al., "Audio-visual speech enhancement using
+conditional variational auto-encoders", IEEE/ACM TASLP 28, 2020 (arXiv 1908.02590), section III.
+
+    p(z_t) = N(0, I)        p(s_ft | z_t) = Nc(0, sigma_f(z_t))        q(z_t | s_t) = N(mu(|s_t|^2), diag var(|s_t|^2))
+    ELBO = sum_t E_q[ln p(s_t | z_t)] - KL(q(z_t | s_t) || N(0, I))
+
+    |s_t|^2   power spectrum        power_BTF
+    z_t       latent                z_KBTL
+    sigma     variance of speech    exp(log_var_KBTF)
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from avdvae.blocks import GaussianHead, mlp
+from avdvae.distributions import ComplexGaussian, Gaussian
+from avdvae.models.frame_vae import FrameVAE
+from avdvae.protocols import Batch, Context, Latents
+
+
+class VAE(FrameVAE):
+    def __init__(self, frequencies: int = 513, hidden: int = 128, dim: int = 32):
+        super().__init__(dim)
+        self.encoder = nn.Sequential(mlp([frequencies, hidden], nn.Tanh), GaussianHead(hidden, dim))
+        self.decoder = nn.Sequential(mlp([dim, hidden], nn.Tanh), nn.Linear(hidden, frequencies))
+
+    def posterior(self, batch: Batch, context: Context) -> Gaussian:
+        return self.encoder(batch.need("power", self))
+
+    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, ComplexGaussian]:
+        return {"power": ComplexGaussian(self.decoder(z["z"]))}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -51,6 +51,7 @@ class Gaussian:
         return 0.5 * (ratio.exp() + moved - 1 - ratio).sum(-1)
 
 
+@runtime_checkable
 class SpeechLikelihood(Protocol):
     """What the EM stage asks of a model's likelihood of the power spectrum."""
 

@@ -219,12 +219,11 @@ def _opened(path: Path) -> Iterator[InputContainer]:
             start = file.read(12)
         if not start:
             raise UserError("the file is empty (0 bytes): copy it again")
-        container = av.open(str(path))
+        # Raw G.722 has no header, and other formats may be seen in it.
+        container = av.open(str(path), format="g722" if path.suffix.lower() == ".g722" else None)
     except InvalidDataError as error:
         if start[4:8] == b"ftyp":
-            raise UserError(
-                "truncated: its index (moov) is missing, so no picture can be read: copy it again"
-            ) from error
+            raise UserError("truncated: its index (moov) is missing, so nothing can be read: copy it again") from error
         raise UserError("it is neither a video nor a sound file, whatever its name says") from error
     except OSError as error:
         raise UserError(f"it cannot be read ({error.strerror})") from error

@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float, UInt8
 
+from avdvae.audio import Stft
 from avdvae.data.shards import PreparedCorpus, replacing
+from avdvae.metrics import INPUT, Look
+from avdvae.results import ALL_NOISES
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
 
 _MARGIN, _NAME_WIDTH = 6, 150
 _INK, _FAINT, _PAPER = (40, 40, 40), (130, 130, 130), 255
+_RANGE_DB, _COLOURS = 60, "magma"  # of spectrograms
+_LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # told apart by every eye
+_GREY = "#8a8a8a"
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _GREY,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
+    "xtick.labelcolor": "#404040",
+    "ytick.labelcolor": "#404040",
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+}
 
 
 def contact_sheet(
@@ -55,3 +87,192 @@ def write_png(path: Path, picture: UInt8[np.ndarray, "height width 3"]) -> None:
     _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     with replacing(path) as new:
         new.write_bytes(encoded.tobytes())
+
+
+def spectrogram(power_TF: Float[np.ndarray, "T F"]) -> UInt8[np.ndarray, "h w 3"]:
+    """A power spectrogram as a picture: low frequencies below, 60 dB from black to bright, the loudest point bright.
+
+    A row a frequency; frames are repeated until the picture is about twice as wide as high.
+    """
+    from matplotlib import colormaps
+
+    frames, frequencies = power_TF.shape
+    shades = 1 + _decibels(power_TF, float(power_TF.max())).T[::-1] / _RANGE_DB
+    return colormaps[_COLOURS](np.repeat(shades, max(1, 2 * frequencies // frames), axis=1), bytes=True)[..., :3]
+
+
+def lip_strip(lips_THW: UInt8[np.ndarray, "T H W"], count: int = 12) -> UInt8[np.ndarray, "h w 3"]:
+    """Crops side by side, each from the middle of its share of the time; fewer than `count` where there are fewer."""
+    count = min(count, len(lips_THW))
+    middles = ((np.arange(count) + 0.5) * len(lips_THW) / count).astype(int)
+    return np.repeat(np.hstack(list(lips_THW[middles]))[..., None], 3, axis=2)
+
+
+def _decibels(power: Float[np.ndarray, "T F"], loudest: float) -> Float[np.ndarray, "T F"]:
+    """Decibels below `loudest`, from 0 to -60; silence is -60 throughout."""
+    return 10 * np.log10(np.clip(power / max(loudest, np.finfo(power.dtype).tiny), 10 ** (-_RANGE_DB / 10), 1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures. They keep out of pyplot, whose figures belong to the whole process.
+
+
+def triptych(
+    signals: Mapping[str, Float[np.ndarray, " _"]],
+    rate: int,
+    hop: int,
+    lips_THW: UInt8[np.ndarray, "T H W"] | None = None,
+    sure_T: Float[np.ndarray, " T"] | None = None,
+) -> matplotlib.figure.Figure:
+    """Spectrograms below each other on one scale of decibels, and the lips on the same clock, a picture a frame.
+
+    Where `sure_T` is 0 no face was found: there the lips are red.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    powers = {
+        name: Stft(hop).analyse(torch.from_numpy(signal[None].astype(np.float32)))[0].abs().square().numpy()
+        for name, signal in signals.items()
+    }
+    loudest = max(float(power.max()) for power in powers.values())
+    seconds = max(len(signal) for signal in signals.values()) / rate
+    heights = [1.5] * len(powers) + [0.75] * (lips_THW is not None)
+    with rc_context(_STYLE), rc_context({"axes.grid": False}):
+        figure = Figure(figsize=(9, sum(heights) + 0.6), layout="constrained")
+        axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+        for ax, (name, power) in zip(axes, powers.items(), strict=False):
+            image = ax.imshow(  # each frame around the time on which it is centred
+                _decibels(power, loudest).T,
+                origin="lower",
+                aspect="auto",
+                extent=(
+                    -hop / 2 / rate,
+                    (len(power) - 0.5) * hop / rate,
+                    0,
+                    rate / 2000,
+                ),
+                cmap=_COLOURS,
+                vmin=-_RANGE_DB,
+                vmax=0,
+                interpolation="nearest",
+            )
+            ax.set(title=name, ylabel="kHz", yticks=range(0, rate // 2000 + 1, 2))
+        figure.colorbar(image, ax=axes[: len(powers)].tolist(), label="dB", aspect=40, pad=0.01)
+        if lips_THW is not None:
+            _draw_lips(axes[-1], lips_THW, sure_T, seconds)
+        axes[-1].set(xlabel="seconds", xlim=(0, seconds))
+    return figure
+
+
+def _draw_lips(
+    ax: matplotlib.axes.Axes,
+    lips_THW: UInt8[np.ndarray, "T H W"],
+    sure_T: Float[np.ndarray, " T"] | None,
+    seconds: float,
+) -> None:
+    ax.imshow(lip_strip(lips_THW), aspect="auto", extent=(0, seconds, 0, 1))
+    if sure_T is not None:
+        frame = seconds / len(sure_T)
+        lost = [(index * frame, frame) for index in np.flatnonzero(sure_T == 0).tolist()]
+        ax.broken_barh(lost, (0, 1), color="#d00000", alpha=0.5, linewidth=0)
+    ax.set(yticks=[], ylim=(0, 1), title="lips")
+
+
+def metric_curves(summary: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:
+    """A metric against the SNR: a panel for each noise, a line with its interval for each model and lips condition, the
+    unprocessed input dashed. `summary` holds what `results.summarise` makes."""
+    from matplotlib import rc_context
+
+    shown = [item for item in summary if item["snr"] is not None and "compared_with" not in item]
+    outputs = [item for item in shown if item["metric"] == metric]
+    lines = list(dict.fromkeys((item["model"], item["lips"]) for item in outputs))
+    noises = list(dict.fromkeys(item["noise"] for item in outputs if item["noise"] != ALL_NOISES))
+    with rc_context(_STYLE):
+        figure, axes = _panels(len(noises), sharey=True)
+        for ax, noise in zip(axes, noises, strict=True):
+            here = [item for item in shown if item["noise"] == noise]
+            if inputs := [item for item in here if item["metric"] == INPUT + metric]:
+                snrs, means, _, _ = _curve(inputs)
+                ax.plot(snrs, means, color=_GREY, linestyle=(0, (4, 3)), label="unprocessed input")
+            for colour, (model, lips) in zip(cycle(_LINES), lines, strict=False):
+                own = [i for i in here if (i["metric"], i["model"], i["lips"]) == (metric, model, lips)]
+                snrs, means, lows, highs = _curve(own)
+                ax.fill_between(snrs, lows, highs, color=colour, alpha=0.2, linewidth=0)
+                label = f"{model}, lips {lips}" if lips else model
+                ax.plot(snrs, means, color=colour, marker="o", markersize=4, label=label)
+            ax.set(title=noise, xticks=sorted({item["snr"] for item in outputs}))
+        _legend_above(figure, axes[0])
+        look = Look.of(metric)
+        figure.supxlabel("SNR of the input in dB", fontsize=10)
+        figure.supylabel(f"{look.name} in {look.unit}" if look.unit else look.name, fontsize=10)
+    return figure
+
+
+def _curve(items: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "4 snrs"]:
+    """SNRs, means, lower and upper ends. The input is the same for all lips, so the first of each SNR will do."""
+    first = {item["snr"]: item for item in reversed(items)}
+    keys = ("snr", "mean", "ci_low", "ci_high")
+    return np.array([[item[key] for key in keys] for _, item in sorted(first.items())], float).reshape(-1, 4).T
+
+
+def training_curves(records: Sequence[Mapping[str, Any]]) -> matplotlib.figure.Figure:
+    """A panel for each quantity that was logged as train/... or valid/..., the loss first: means over each epoch."""
+    from matplotlib import rc_context
+    from matplotlib.ticker import MaxNLocator
+
+    series: dict[str, dict[str, dict[float, list[float]]]] = {"loss": {}}
+    for record in records:
+        for key, value in record.items():
+            part, _, quantity = key.partition("/")
+            if quantity:
+                epochs = series.setdefault(quantity, {}).setdefault(part, {})
+                epochs.setdefault(record["epoch"], []).append(value)
+    with rc_context(_STYLE):
+        figure, axes = _panels(len(series))
+        for ax, (quantity, parts) in zip(axes, series.items(), strict=True):
+            for part, colour in zip(("train", "valid"), _LINES, strict=False):
+                epochs = parts.get(part, {})
+                ax.plot(
+                    list(epochs), [sum(values) / len(values) for values in epochs.values()], color=colour, label=part
+                )
+            ax.set(title=quantity)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend_above(figure, axes[0])
+        figure.supxlabel("epoch", fontsize=10)
+    return figure
+
+
+def cost_curves(costs: Mapping[str, Sequence[float]]) -> matplotlib.figure.Figure:
+    """The cost after each iteration. More lines than colours are all grey, without names."""
+    from matplotlib import rc_context
+    from matplotlib.ticker import MaxNLocator
+
+    named = len(costs) <= len(_LINES)
+    with rc_context(_STYLE):
+        figure, (ax,) = _panels(1)
+        figure.set_size_inches(6.4, 3.4)
+        for colour, (label, values) in zip(cycle(_LINES if named else [_GREY]), costs.items(), strict=False):
+            ax.plot(range(1, len(values) + 1), values, color=colour, alpha=1 if named else 0.4, label=label)
+        ax.set(xlabel="iteration", ylabel="cost")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if named:
+            _legend_above(figure, ax)
+    return figure
+
+
+def _panels(count: int, sharey: bool = False) -> tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]:
+    from matplotlib.figure import Figure
+
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(1 + 3 * columns, 0.8 + 2.3 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel().tolist()
+    for ax in axes[count:]:
+        ax.remove()
+    return figure, axes[:count]
+
+
+def _legend_above(figure: matplotlib.figure.Figure, ax: matplotlib.axes.Axes) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=int(figure.get_figwidth() / 2.4))

@@ -2,12 +2,12 @@
 
 python preprocessing/lips.py                              the embedded corpus, Talker
 python preprocessing/lips.py data=folder data.root=DIR    any folder of videos
+python preprocessing/lips.py data=folder data.root=DIR data.modalities=[audio]    any folder of sound files
 python preprocessing/lips.py shard=3/64 ...               the fourth of 64 tasks on a cluster
 """
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from avdvae.data.corpora import open_corpus
+from avdvae.data.corpora import open_corpus, prepared_folder
 from avdvae.data.prepare import Summary, prepare
 from avdvae.errors import UserError
 from avdvae.faces import find_face_model
@@ -32,13 +32,13 @@ def tell(summary: Summary) -> None:
     kept = summary.kept
     frames, hours = sum(row.frames for row in kept), sum(row.seconds for row in kept) / 3600
     print(f"clips      {len(kept)} of {len(summary.quality)} kept, {hours:.3f} hours")
-    if kept:
+    if frames:
         start = max(abs(row.sound_starts_late_ms) for row in kept)
         end = max(abs(row.sound_ends_late_ms) for row in kept)
         print(f"faces      found in {sum(row.faces_found for row in kept) / frames:.2%} of {frames} pictures")
         print(f"sync       sound starts within {start:.0f} ms of the picture and ends within {end:.0f} ms of it")
-    speed = summary.pictures_per_second
-    print(f"speed      {f'{speed:.0f} pictures a second' if speed else 'nothing was left to do'}")
+    unit = "pictures" if frames else "seconds of sound"
+    print(f"speed      {f'{summary.speed:.0f} {unit} a second' if summary.speed else 'nothing was left to do'}")
     for row in summary.quality:
         if row.kept == "no":
             print(f"left out   {row.id}: {row.why_not}")
@@ -48,23 +48,22 @@ def tell(summary: Summary) -> None:
 def main(config: DictConfig) -> None:
     try:
         shard = parse_shard(str(config.shard))
-        model = find_face_model(Path(config.face_model) if config.face_model else None)
+        model = find_face_model(Path(config.face_model)) if config.face_model else None
         data: Any = OmegaConf.to_object(config.data)
         corpus = open_corpus(data)
-        out = Path(config.out) if config.out else Path("data/prepared", corpus.key)
-        workers = os.cpu_count() or 1 if config.workers is None else config.workers
-        summary = prepare(corpus, out, model, config.size, workers, shard)
+        out = Path(config.out) if config.out else prepared_folder(corpus)
+        summary = prepare(corpus, out, model, config.size, config.workers, shard)
+        tell(summary)
+        summary.usable()
     except UserError as error:
         sys.exit(f"lips.py: {error}")
     except KeyboardInterrupt:
         sys.exit("lips.py: interrupted; the same command goes on from here")
-    tell(summary)
     if not summary.complete:
         print(f"prepared   a part of {out}; the other tasks of the array have the rest")
-    elif summary.kept:
-        print(f"prepared   {out} (look at contact_sheet.png and overlay.png there)")
     else:
-        sys.exit(f"lips.py: not one clip was kept; {out / 'quality.csv'} says why")
+        pictures = any(row.frames for row in summary.kept)
+        print(f"prepared   {out}{' (look at contact_sheet.png and overlay.png there)' if pictures else ''}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """Conditions of a test: what was asked for, the same in every run, whatever shares the batch."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
 from avdvae.audio import Stft
@@ -8,7 +12,8 @@ from avdvae.data.conditions import Condition
 from avdvae.data.loader import Loader
 from avdvae.data.mixing import NOISES
 from avdvae.data.prepare import Summary
-from avdvae.data.shards import PreparedCorpus
+from avdvae.data.shards import PreparedCorpus, read_shard, write_manifest, write_shard
+from avdvae.errors import UserError
 
 
 def noisy(corpus: PreparedCorpus, condition: Condition, batch_size: int, workers: int = 0) -> dict:
@@ -16,10 +21,11 @@ def noisy(corpus: PreparedCorpus, condition: Condition, batch_size: int, workers
     out = {}
     for batch in loader:
         assert batch.lengths is not None and batch.mixture is not None
-        assert batch.waveform is not None and batch.lips is not None
+        assert batch.waveform is not None
         for b, name in enumerate(batch.ids):
             n, t = int(batch.lengths[b]), int(batch.mask[b].sum())
-            out[name] = batch.waveform[b, :n], batch.mixture[b, :n], batch.lips[b, :t]
+            lips = None if batch.lips is None else batch.lips[b, :t]
+            out[name] = batch.waveform[b, :n], batch.mixture[b, :n], lips
     return out
 
 
@@ -57,3 +63,20 @@ def test_babble_is_made_of_other_speakers(prepared: Summary) -> None:
         talkers = condition._talkers(utterance)
         assert len(talkers) == min(12, len(corpus.utterances) - len(own))
         assert not any(np.array_equal(talker, voice) for talker in talkers for voice in own)
+
+
+def test_mere_sound_meets_the_same_noise_and_no_spoilt_lips(prepared: Summary, tmp_path: Path) -> None:
+    seen = PreparedCorpus(prepared.out)
+    clips, _ = read_shard(prepared.out / "shards" / "00000.safetensors")
+    nothing = {"lips": np.zeros((0, 1, 1), np.uint8), "confidence": np.zeros(0, np.uint8), "fps": 0.0, "face_rate": 0.0}
+    (tmp_path / "shards").mkdir()
+    rows = write_shard(tmp_path / "shards" / "00000.safetensors", [replace(clip, **nothing) for clip in clips], {})
+    write_manifest(tmp_path / "manifest.csv", rows)
+    heard = PreparedCorpus(tmp_path)
+    for name in ("White", "Babble"):
+        one, two = (noisy(corpus, Condition(corpus, name, -5), batch_size=4) for corpus in (seen, heard))
+        assert one.keys() == two.keys() and len(two) == 12
+        for utterance, (_, mixture, lips) in two.items():
+            assert lips is None and torch.equal(mixture, one[utterance][1])
+    with pytest.raises(UserError, match=r"lips='occluded' cannot be had in .*, which has only sound"):
+        Condition(heard, "White", -5, lips="occluded")

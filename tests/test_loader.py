@@ -1,7 +1,7 @@
 """Batches hold what the whole utterances hold, in an order that can be had again."""
 
 # What a test reads of a batch is there, or the test fails.
-# pyright: reportOptionalSubscript=false, reportOptionalMemberAccess=false, reportArgumentType=false
+# pyright: reportOptionalSubscript=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportOptionalOperand=false
 
 from itertools import islice
 from pathlib import Path
@@ -35,8 +35,8 @@ def write_corpus(root: Path, sounds: list[np.ndarray], lips: list[np.ndarray]) -
             lips=pictures,
             confidence=np.full(len(pictures), 255 - n, np.uint8),
             rate=RATE,
-            fps=FPS,
-            face_rate=1.0,
+            fps=FPS if len(pictures) else 0.0,
+            face_rate=1.0 if len(pictures) else 0.0,
         )
         for n, (sound, pictures) in enumerate(zip(sounds, lips, strict=True))
     ]
@@ -71,7 +71,8 @@ def assert_same(one: list[Batch], two: list[Batch]) -> None:
     for a, b in zip(one, two, strict=True):
         assert a.ids == b.ids and a.labels == b.labels
         for name in ("mask", "lengths", "waveform", "power", "lips", "sure"):
-            assert torch.equal(getattr(a, name), getattr(b, name)), name
+            one, two = getattr(a, name), getattr(b, name)
+            assert one is two is None or torch.equal(one, two), name
 
 
 @HOPS
@@ -165,16 +166,17 @@ def test_order_follows_from_seed_and_epoch(corpus, frames):
 def test_resuming_equals_going_on(corpus, frames, workers):
     """Stopped after one batch of the second epoch, with workers ahead; the third epoch follows. The global generator is
     left alone, for a trainer restores it before it goes on."""
-    loader = load(corpus, 533, frames, batch_size=2)
+    settings = {"batch_size": 2, "level_db": (-30.0, 0.0)}
+    loader = load(corpus, 533, frames, **settings)
     list(loader)
     second, third = list(loader), list(loader)
-    stopped = load(corpus, 533, frames, batch_size=2, workers=workers)
+    stopped = load(corpus, 533, frames, **settings, workers=workers)
     random_state = torch.get_rng_state()
     list(stopped)
     begun = list(islice(stopped, 1))
     state = stopped.state_dict()
     assert state == {"epoch": 1, "batches": 1}
-    resumed = load(corpus, 533, frames, batch_size=2, workers=workers)
+    resumed = load(corpus, 533, frames, **settings, workers=workers)
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state
     assert_same(begun + list(resumed), second)
@@ -188,6 +190,92 @@ def test_an_epoch_stopped_after_its_last_batch_is_not_repeated(corpus):
     state = loader.state_dict()
     loader.load_state_dict(state)
     assert list(loader) == [] and loader.epoch == 1 and len(every) == len(loader)
+
+
+@FRAMES
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_the_shares_of_all_ranks_are_the_batches_of_one_process(corpus, frames, shuffle):
+    settings = {"frames": frames, "shuffle": shuffle, "batch_size": 4, "level_db": (-30.0, 0.0)}
+    alone, world = load(corpus, **settings), 3
+    ranks = [load(corpus, **settings, rank=rank, world=world) for rank in range(world)]
+
+    def assert_shared(batches: list[Batch], shares: list[list[Batch]]) -> None:
+        left = [iter(own) for own in shares]
+        for batch in batches:
+            if shuffle and len(batch.ids) < world:
+                continue  # left out by all
+            for rank in range(min(world, len(batch.ids))):
+                share, mine = next(left[rank]), slice(rank, None, world)
+                t, n = share.mask.shape[1], share.waveform.shape[1]  # what its own longest item needs
+                assert share.ids == batch.ids[mine] and share.labels == batch.labels[mine]
+                assert torch.equal(share.mask, batch.mask[mine, :t]) and not batch.mask[mine, t:].any()
+                assert torch.equal(share.waveform, batch.waveform[mine, :n])
+                assert torch.equal(share.lips, batch.lips[mine, :t])
+                torch.testing.assert_close(share.power, batch.power[mine, :t], atol=1e-5, rtol=1e-5)
+        assert not [share for own in left for share in own]
+
+    for _ in range(2):
+        shares = [list(loader) for loader in ranks]
+        assert [len(loader) for loader in ranks] == [len(own) for own in shares]
+        whole = list(alone)
+        assert_shared(whole, shares)
+    if shuffle:
+        assert len(set(map(len, ranks))) == 1
+    for loader in (alone, *ranks):  # again in the middle of the second epoch
+        loader.load_state_dict({"epoch": 1, "batches": 1})
+    assert_shared(list(alone), [list(loader) for loader in ranks])
+
+
+def test_batches_left_out_count_where_a_rank_goes_on(corpus):
+    """Batches of four and of one: wherever the one comes it is left out, and nothing is given twice."""
+    loader = load(corpus, frames=None, batch_size=4, rank=1, world=2)
+    places = set()
+    for epoch in range(6):
+        loader.load_state_dict({"epoch": epoch, "batches": 0})
+        assert [len(batch.ids) for batch in islice(loader, 1)] == [2]
+        state = loader.state_dict()
+        loader.load_state_dict(state)
+        assert list(loader) == []
+        places.add(state["batches"])
+    assert places == {1, 2}
+
+
+def test_levels_are_drawn_for_every_item(corpus):
+    def condition(utterance, waveform, lips):
+        return waveform[::-1] + 0.5, lips
+
+    settings = {"frames": None, "hop": 533, "condition": condition}
+    plain, levelled = load(corpus, **settings), load(corpus, **settings, level_db=(-30.0, -10.0))
+    gains = []
+    for _ in range(4):
+        for one, two in zip(plain, levelled, strict=True):
+            gain_B1 = two.waveform.abs().amax(1, keepdim=True) / one.waveform.abs().amax(1, keepdim=True)
+            for name in ("waveform", "mixture"):
+                torch.testing.assert_close(getattr(two, name), getattr(one, name) * gain_B1)
+            for name in ("power", "noisy"):
+                expected = getattr(one, name) * gain_B1[..., None].square()
+                torch.testing.assert_close(getattr(two, name), expected, atol=1e-5, rtol=1e-4)
+            assert torch.equal(two.lips, one.lips)
+            gains += (20 * gain_B1.log10()).flatten().tolist()
+    assert -30 - 1e-4 <= min(gains) < -25 and -15 < max(gains) <= -10 + 1e-4
+    assert len({round(gain, 3) for gain in gains}) == len(gains) == 20
+
+
+@FRAMES
+def test_mere_sound_gives_the_same_batches_without_lips(corpus, tmp_path, frames):
+    sounds = [corpus.audio(u) for u in corpus.utterances]
+    deaf = write_corpus(tmp_path, sounds, [np.zeros((0, 1, 1), np.uint8)] * len(sounds))
+
+    def condition(utterance, waveform, lips):
+        assert (lips is None) == (not utterance.fps)
+        return -waveform, lips
+
+    for settings in ({"trim_db": 30}, {"workers": 1}, *([{"condition": condition}] if frames is None else [])):
+        for one, two in zip(load(corpus, 533, frames, **settings), load(deaf, 533, frames, **settings), strict=True):
+            assert one.lips is not None and two.lips is None and two.sure is None
+            assert_same([one.only("waveform", "power")], [two])
+            if "condition" in settings:
+                assert torch.equal(two.mixture, -two.waveform)
 
 
 def test_company_changes_nothing(corpus):
@@ -236,6 +324,11 @@ def test_impossible_settings_are_refused(corpus):
         ({"trim_db": 0}, "trim_db=0 would cut speech"),
         ({"frames": 9, "condition": lambda *given: given[1:]}, "not into windows of 9 frames"),
         ({"hop": 1024}, "hop is 1024 samples"),
+        ({"rank": 2, "world": 2}, "rank=2 of world=2"),
+        ({"rank": -1}, "rank=-1 of world=1"),
+        ({"level_db": (0.0, -20.0)}, "the lower and the higher end"),
+        ({"level_db": (0.0, float("nan"))}, "the lower and the higher end"),
+        ({"world": 4}, "202 items in batches of 3 give none to some of 4 processes"),
     ):
         with pytest.raises(UserError, match=sentence):
             load(corpus, **settings)

@@ -18,6 +18,7 @@ import soundfile
 from PIL import Image
 
 import avdvae.data.prepare as preparation
+from avdvae.data.corpora import ensure_prepared, open_corpus
 from avdvae.data.folder import Folder
 from avdvae.data.prepare import OUTPUTS, Summary, prepare
 from avdvae.data.shards import PreparedCorpus
@@ -82,6 +83,7 @@ def test_the_mouth_that_mediapipe_measures_follows_the_drawn_one(talker: Talker)
         measured, drawn, found = [], [], []
         for clip in clips[::2]:
             if clip.speaker == speaker:
+                assert clip.video
                 lips = extract_lips(clip.video, MODEL)
                 truth = json.loads(clip.video.with_suffix(".json").read_text())
                 measured.append(lips.geometry)
@@ -128,7 +130,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(talker: Talker, prepa
     assert contents(out) == contents(prepared.out)
 
     summary = prepare(talker, out, MODEL, workers=2)  # again: nothing to do
-    assert summary.pictures_per_second == 0 and contents(out) == contents(prepared.out)
+    assert summary.speed == 0 and contents(out) == contents(prepared.out)
     assert not (out / "staging").exists()
 
 
@@ -310,3 +312,115 @@ def test_a_folder_of_splits_gives_the_splits(zoo: Path, tmp_path: Path) -> None:
     clips, _ = Folder(tmp_path).clips(workers=1)
     assert {(clip.split, clip.speaker) for clip in clips} == {("train", "anna"), ("valid", "bob"), ("test", "eve")}
     assert sorted(clip.id for clip in clips if clip.split == "test") == ["test/eve/a.mov", "test/eve/a.mp4"]
+
+
+def write_g722(path: Path, sound: np.ndarray) -> None:
+    with av.open(str(path), "w", format="g722") as container:
+        stream = container.add_stream("g722", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A glide of 2 s by two speakers in five formats, and files that cannot be kept."""
+    root = tmp_path_factory.mktemp("sounds")
+    for speaker in ("anna", "bob"):
+        (root / speaker).mkdir()
+    for path, rate, channels in (
+        ("anna/mono.wav", 16000, 1),
+        ("anna/stereo.wav", 44100, 2),
+        ("anna/mono.flac", 8000, 1),
+        ("bob/song.ogg", 48000, 2),
+    ):
+        left = np.repeat(glide(rate)[:, None], channels, axis=1) * np.linspace(1, 0, channels)
+        soundfile.write(root / path, left.astype(np.int16), rate)
+    write_g722(root / "bob" / "phone.g722", glide(16000).astype(np.int16))
+    soundfile.write(root / "bob" / "short.wav", glide(16000)[:3900].astype(np.int16), 16000)
+    soundfile.write(root / "bob" / "still.wav", np.zeros(16000, np.int16), 16000)
+    (root / "bob" / "empty.mp3").write_bytes(b"")
+    (root / "bob" / "text.opus").write_text("this is no sound\n" * 50)
+    (root / "bob" / "film.mp4").write_text("no sound file, not counted")
+    return root
+
+
+def glide(rate: int) -> np.ndarray:
+    """Two seconds from 200 to 1200 Hz."""
+    t = np.arange(2 * rate) / rate
+    return 9000 * np.sin(2 * np.pi * (200 * t + 250 * t**2))
+
+
+def test_a_folder_of_sounds_is_prepared_without_pictures(sounds: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = lips_program(
+        "data=folder", f"data.root={sounds}", "data.modalities=[audio]", "data.test=[bob]", f"out={out}"
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "clips      5 of 9 kept, 0.003 hours" in done.stdout and "seconds of sound a second" in done.stdout
+    assert not {"faces", "sync", "look"} & set(done.stdout.split())
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.csv", "quality.csv", "shards"]
+    for name, words in {
+        "bob/short": "0.24 s of sound: at least 0.25 s",
+        "bob/still": "silence: its loudest sample is 0",
+        "bob/empty": "empty",
+        "bob/text": "neither a video nor a sound",
+    }.items():
+        assert words in table(out)[name]["why_not"] and f"left out   {name}: " in done.stdout
+
+    corpus = PreparedCorpus(out)
+    assert not corpus.has_lips
+    by_id = {u.id: corpus.audio(u) for u in corpus.utterances}
+    assert set(by_id) == {"anna/mono.wav", "anna/mono.flac", "anna/stereo", "bob/song", "bob/phone"}
+    assert {u.id: u.split for u in corpus.utterances if u.speaker == "bob"} == {"bob/song": "test", "bob/phone": "test"}
+    for name, audio in by_id.items():
+        assert abs(len(audio) - 32000) <= 1024, name  # whole packets
+        loudness = 0.5 if name in ("anna/stereo", "bob/song") else 1.0  # the mean of a channel and of silence
+        assert np.abs(audio).max() == pytest.approx(9000 * loudness, rel=0.1), name
+        common = slice(1000, min(len(audio), 32000) - 1000)
+        lags = range(-40, 41)
+        heard = [np.corrcoef(glide(16000)[common], np.roll(audio, lag)[common])[0, 1] for lag in lags]
+        assert max(heard) > 0.98 and abs(lags[int(np.argmax(heard))]) <= 24, name  # G.722 itself is 22 late
+
+
+def test_sounds_are_ensured_without_a_face_model_and_after_an_interruption(sounds: Path, tmp_path: Path) -> None:
+    config = {"reader": "folder", "root": str(sounds), "modalities": ["audio"]}
+    begun = []
+
+    def interrupted(work, items, *_):
+        for item in items[:6] if not begun else items:
+            begun.append(item.clip.id)
+            yield item, work(item)
+        if len(begun) == 6:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "CLIPS_PER_SHARD", 4)
+        patch.setattr(preparation, "find_face_model", None)  # whoever looks for it fails
+        patch.setattr(preparation, "in_parallel", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ensure_prepared(config, tmp_path / "two")
+        two = ensure_prepared(config, tmp_path / "two")
+        assert sorted(begun) == sorted(table(two)) and len(begun) == 9, "nothing is done twice"
+        one = ensure_prepared(config, tmp_path / "one")
+        again = len(begun)
+        assert one == ensure_prepared(config, tmp_path / "one") and len(begun) == again
+        assert one == tmp_path / "one" / open_corpus(config).key and contents(one) == contents(two)
+        assert len(list((one / "shards").iterdir())) == 3
+        (one / "shards" / "00001.safetensors").unlink()
+        assert contents(ensure_prepared(config, tmp_path / "one")) == contents(two) and len(begun) == again + 4
+
+
+def test_wrong_modalities_and_empty_corpora_are_refused(sounds: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data.modalities=\[lips\]: give \[audio,lips\] for videos"):
+        Folder(sounds, modalities=["lips"])
+    with pytest.raises(UserError, match=r"holds no sound: looked for .wav, .*; data.modalities=\[audio,lips\] reads"):
+        Folder(tmp_path, modalities=["audio"]).clips(workers=1)
+    with pytest.raises(UserError, match=r"holds no video: looked for .mp4, .*; data.modalities=\[audio\] reads"):
+        Folder(tmp_path).clips(workers=1)
+    (tmp_path / "anna").mkdir()
+    (tmp_path / "anna" / "empty.wav").touch()
+    with pytest.raises(UserError, match=r"not one clip was kept; .*quality.csv says why"):
+        ensure_prepared({"reader": "folder", "root": tmp_path, "modalities": ["audio"]}, tmp_path / "out", workers=1)
+    assert Folder(sounds).key != Folder(sounds, modalities=["audio"]).key

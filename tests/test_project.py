@@ -98,13 +98,15 @@ def test_the_commands_of_the_readme_run(clip: Path, tmp_path: Path) -> None:
     for speaker in ("anna", "bob"):
         (tmp_path / "my_clips" / speaker).mkdir(parents=True)
         shutil.copy(clip, tmp_path / "my_clips" / speaker / "hello.mp4")
+        (tmp_path / "my_sounds" / speaker).mkdir(parents=True)
+        shutil.copy(clip.with_suffix(".wav"), tmp_path / "my_sounds" / speaker / "hello.wav")
     programs = [c[1:] for c in commands if c[0] == "python"]
     assert programs.pop(0) == ["preprocessing/lips.py"]  # that is make demo
     for program, *words in programs:
         done = subprocess.run([sys.executable, PROJECT / program, *words], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, (words, done.stderr)
         assert "prepared" in done.stdout, words
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "my_clips"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "my_clips", "my_sounds"]
     parts, whole = tmp_path / "data/prepared/in_parts", tmp_path / "data/prepared/my_clips"
     assert (parts / "manifest.csv").read_bytes() == (whole / "manifest.csv").read_bytes()
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):

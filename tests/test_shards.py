@@ -96,6 +96,40 @@ def test_splits(tmp_path, clips):
         PreparedCorpus(root, ["train", "dev"])
 
 
+def without_pictures(clip: PreparedClip) -> PreparedClip:
+    return replace(clip, lips=np.zeros((0, 1, 1), np.uint8), confidence=clip.confidence[:0], fps=0.0, face_rate=0.0)
+
+
+def test_a_corpus_has_pictures_or_not(tmp_path, clips):
+    assert PreparedCorpus(write_corpus(tmp_path / "seen", clips)).has_lips
+    deaf = PreparedCorpus(write_corpus(tmp_path / "heard", [without_pictures(clip) for clip in clips]))
+    assert not deaf.has_lips
+    for clip, row in zip(clips, deaf.utterances, strict=True):
+        np.testing.assert_array_equal(deaf.audio(row), clip.audio)
+        assert len(deaf.lips(row)) == len(deaf.confidence(row)) == row.fps == row.face_rate == 0
+    mixed = PreparedCorpus(write_corpus(tmp_path / "mixed", [*clips[:2], *map(without_pictures, clips[2:4])]))
+    with pytest.raises(UserError, match=r"(?s)2 without, such as š2.* as a corpus of their own"):
+        _ = mixed.has_lips
+    assert PreparedCorpus(mixed.root, "train").has_lips
+
+
+def test_choosing_takes_the_first_long_enough_of_each_speaker(tmp_path, monkeypatch):
+    lengths = [4000, 8000, 16_000, 15_999, 16_000, 20_000, 32_000, 16_000, 16_000]  # of speakers 0 1 2 0 1 2 0 1 2
+    made = [replace(make_clip(n), audio=np.full(samples, n, np.int16)) for n, samples in enumerate(lengths)]
+    corpus = PreparedCorpus(write_corpus(tmp_path, made))
+    monkeypatch.setattr(PreparedCorpus, "verify", None)  # not again
+    rows = corpus.utterances
+    assert corpus.choose(1, 1.0).utterances == (rows[2], rows[4], rows[6])
+    assert corpus.choose(2, 1.0).utterances == (rows[2], rows[4], rows[5], rows[6], rows[7])
+    assert corpus.choose(None, 1.25).utterances == (rows[5], rows[6])
+    chosen = corpus.choose(None, 0)
+    assert chosen.utterances == rows == corpus.utterances and chosen is not corpus
+    assert set(corpus.choose(1, 2.0).audio(rows[6])) == {6}
+    for per_speaker, min_seconds in ((0, 1.0), (None, 2.5)):
+        with pytest.raises(UserError, match=rf"per_speaker={per_speaker} and .* at most the 2.00 s of the longest"):
+            corpus.choose(per_speaker, min_seconds)
+
+
 def test_equal_clips_give_equal_bytes(tmp_path, clips):
     for name in ("one", "two"):
         relabelled = [replace(clip, labels=dict(reversed(clip.labels.items()))) for clip in clips]

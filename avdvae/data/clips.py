@@ -12,15 +12,25 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording: where its picture and its sound lie (`audio` None: inside the video) and what is known of it."""
+    """One recording: where its picture and its sound lie and what is known of it.
+
+    `audio` None: the sound is inside the video. `video` None: there is nothing but sound.
+    """
 
     id: str
     corpus: str
     split: Split
     speaker: str
-    video: Path
+    video: Path | None
     audio: Path | None = None
     labels: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> Path:
+        """The file that reports name."""
+        path = self.video or self.audio
+        assert path, f"clip {self.id} has neither a video nor an audio file"
+        return path
 
 
 @dataclass(frozen=True)

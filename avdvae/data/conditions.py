@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 
 from avdvae.data.mixing import NoiseFolder, corrupt_lips, make_noise, mix, stream
 from avdvae.data.shards import PreparedCorpus, Utterance
+from avdvae.errors import UserError
 
 _TALKERS = 12  # as many voices as any noise is made of
 
@@ -18,7 +19,7 @@ class Condition:
     """What a `Loader` does to whole utterances: a function of (utterance, seed), so that every run hears the same.
 
     noise   one of mixing.NOISES, made of the corpus's other speakers where it is made of speech, or a folder of files
-    lips    one of mixing.CORRUPTIONS, or None to leave them as they are
+    lips    one of mixing.CORRUPTIONS, or None to leave them as they are, as it must be where there are none
 
     At every SNR an utterance meets the same noise, louder or softer.
     """
@@ -29,15 +30,22 @@ class Condition:
     lips: str | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.lips is not None and not self.corpus.has_lips:
+            raise UserError(
+                f"lips={self.lips!r} cannot be had in {self.corpus.root}, which has only sound: give lips=None"
+            )
+
     def __call__(
-        self, utterance: Utterance, waveform: Float[np.ndarray, " N"], lips: UInt8[np.ndarray, "M H W"]
-    ) -> tuple[Float[np.ndarray, " N"], UInt8[np.ndarray, "M H W"]]:
+        self, utterance: Utterance, waveform: Float[np.ndarray, " N"], lips: UInt8[np.ndarray, "M H W"] | None
+    ) -> tuple[Float[np.ndarray, " N"], UInt8[np.ndarray, "M H W"] | None]:
         rng = stream(utterance.id, self.seed, "noise")
         if isinstance(self.noise, NoiseFolder):
             noise = self.noise(len(waveform), rng)
         else:
             noise = make_noise(self.noise, len(waveform), rng, self._talkers(utterance))
         if self.lips is not None:
+            assert lips is not None
             lips, _ = corrupt_lips(lips, stream(utterance.id, self.seed, "lips"), self.lips)
         return mix(waveform, noise, self.snr_db).mixture, lips
 

@@ -1,4 +1,4 @@
-"""The corpora by name."""
+"""The corpora by name, and where they lie prepared."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from avdvae.data.clips import Corpus
 from avdvae.data.folder import Folder
+from avdvae.data.prepare import prepare
 from avdvae.data.talker.corpus import Talker
 from avdvae.errors import UserError
 
@@ -23,3 +24,14 @@ def open_corpus(config: Mapping[str, Any]) -> Corpus:
         raise UserError(f"data.root is not given: say where the corpus lies, as in data={name} data.root=DIR")
     parameters = {key: value for key, value in config.items() if key != "reader"}
     return READERS[name](**parameters | {"root": Path(config["root"])})
+
+
+def prepared_folder(corpus: Corpus, root: Path | None = None) -> Path:
+    """Where a corpus lies prepared unless it is told where: below `root`, or else data/prepared."""
+    return (root or Path("data/prepared")) / corpus.key
+
+
+def ensure_prepared(config: Mapping[str, Any], root: Path | None = None, workers: int | None = None) -> Path:
+    """The folder of the prepared corpus; what is missing there is prepared first."""
+    corpus = open_corpus(config)
+    return prepare(corpus, prepared_folder(corpus, root), workers=workers).usable()

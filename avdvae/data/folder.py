@@ -1,4 +1,4 @@
-"""The reader of any folder of videos."""
+"""The reader of any folder of videos, or of sound files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from pathlib import Path
 from avdvae.data.clips import SPLITS, Clip, Split, Unreadable
 from avdvae.errors import UserError
 
+VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
+SOUNDS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aiff", ".wma", ".sph", ".g722")
+
 
 @dataclass(frozen=True)
 class Folder:
-    """Any folder of videos, at any depth; a wav beside a video, with the same stem, is its sound.
+    """Any folder of videos, at any depth; a wav beside a video, with the same stem, is its sound. Where `modalities`
+    names audio alone, any folder of sound files.
 
     The first folder below the root names the speaker, unless the folders there are train, valid and test: then they are
     the splits and the speakers come below. `valid` and `test` name the speakers of those splits otherwise.
@@ -24,39 +28,60 @@ class Folder:
     root: Path
     valid: Sequence[str] = ()
     test: Sequence[str] = ()
+    modalities: Sequence[str] = ("audio", "lips")
 
-    SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
+    def __post_init__(self) -> None:
+        if sorted(self.modalities) not in (["audio"], ["audio", "lips"]):
+            raise UserError(
+                f"data.modalities=[{','.join(self.modalities)}]: give [audio,lips] for videos, [audio] for sound files"
+            )
+
+    @property
+    def has_lips(self) -> bool:
+        return "lips" in self.modalities
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        return VIDEOS if self.has_lips else SOUNDS
 
     @property
     def key(self) -> str:
-        """Two folders of one name have two keys."""
-        return f"{self.root.resolve().name}-{hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:8]}"
+        """Two folders of one name have two keys, and so have the videos and the sounds of one folder."""
+        name = self.root.resolve().name + ("" if self.has_lips else "-audio")
+        return f"{name}-{hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:8]}"
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
         if not self.root.is_dir():
-            raise UserError(f"data.root={self.root} is no folder: give one that holds {', '.join(self.SUFFIXES)} files")
+            raise UserError(f"data.root={self.root} is no folder: give one that holds {', '.join(self.suffixes)} files")
         unreadable: list[Unreadable] = []
-        videos: list[Path] = []
+        sources: list[Path] = []
         wavs: dict[Path, Path] = {}
         note = lambda error: unreadable.append(Unreadable(Path(error.filename), error.strerror))  # noqa: E731
         for folder, _, names in os.walk(self.root, onerror=note):
             paths = [Path(folder, name) for name in names if not name.startswith(".")]
-            videos += [path for path in paths if path.suffix.lower() in self.SUFFIXES]
+            sources += [path for path in paths if path.suffix.lower() in self.suffixes]
             wavs |= {path.with_suffix(""): path for path in paths if path.suffix.lower() == ".wav"}
-        if not videos and not unreadable:
-            raise UserError(f"data.root={self.root} holds no video: looked for {', '.join(self.SUFFIXES)} at any depth")
+        if not sources and not unreadable:
+            kind, instead = (
+                ("video", "[audio] reads sounds") if self.has_lips else ("sound", "[audio,lips] reads videos")
+            )
+            raise UserError(
+                f"data.root={self.root} holds no {kind}: looked for {', '.join(self.suffixes)} at any depth; "
+                f"data.modalities={instead}"
+            )
 
-        namesakes = Counter(video.with_suffix("") for video in videos)
+        namesakes = Counter(source.with_suffix("") for source in sources)
         clips = []
-        for video in videos:
-            stem = video.with_suffix("")
-            named = (stem if namesakes[stem] == 1 else video).relative_to(self.root)
+        for source in sources:
+            stem = source.with_suffix("")
+            named = (stem if namesakes[stem] == 1 else source).relative_to(self.root)
             *folders, _ = named.parts
             split: Split | None = next((s for s in SPLITS if folders[:1] == [s]), None)
             below = folders[1:] if split else folders
             speaker = below[0] if below else self.root.resolve().name
             split = split or ("test" if speaker in self.test else "valid" if speaker in self.valid else "train")
-            clips.append(Clip(named.as_posix(), "folder", split, speaker, video, wavs.get(stem)))
+            files = (source, wavs.get(stem)) if self.has_lips else (None, source)
+            clips.append(Clip(named.as_posix(), "folder", split, speaker, *files))
         if strangers := {*self.valid, *self.test} - {clip.speaker for clip in clips}:
             raise UserError(
                 f"no speaker is called {', '.join(sorted(strangers))} in {self.root}: "

@@ -22,13 +22,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from avdvae.audio import MARGIN, WINDOW, Stft, reflected, trim_silence
 from avdvae.data.clock import nearest_frames
+from avdvae.data.mixing import stream
 from avdvae.data.shards import PreparedCorpus, Utterance
 from avdvae.errors import UserError
 from avdvae.protocols import Batch
 
-# From an utterance, its clean waveform and its pictures (M H W): the mixture, as long as the waveform, and the pictures
-# to see. A function of its arguments alone, or batches would depend on the number of workers.
-Condition = Callable[[Utterance, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+# From an utterance, its clean waveform and its pictures (M H W; None where there is only sound): the mixture, as long
+# as the waveform, and the pictures to see. A function of its arguments alone, or batches would depend on the number of
+# workers.
+Condition = Callable[[Utterance, np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray | None]]
 
 
 class Loader:
@@ -42,7 +44,12 @@ class Loader:
     Waveforms are divided by the largest absolute sample of their utterance. Batch.waveform starts at the centre of the
     first frame, spans `frames * hop` samples at most, and is zero from `lengths` on. `trim_db` cuts silence off both
     ends of the sound; the lips follow by the clock. A `condition` (whole utterances only) adds `mixture` and `noisy`,
-    in the scale of the clean waveform.
+    in the scale of the clean waveform. A `level_db` of (low, high) then scales every item, its mixture alike, by a
+    random level in that range, drawn anew each epoch.
+
+    Of each batch, process `rank` of `world` gets every world-th item from its rank-th. Shuffled, a batch of fewer items
+    than processes is left out, so that all of them take equally many steps; in order, nothing is left out, and a
+    process without a share goes on to the next batch.
     """
 
     def __init__(
@@ -57,6 +64,9 @@ class Loader:
         trim_db: float | None = None,
         device: torch.device | str = "cpu",
         condition: Condition | None = None,
+        rank: int = 0,
+        world: int = 1,
+        level_db: tuple[float, float] | None = None,
     ):
         if frames is not None and frames < 1:
             raise UserError(f"a window of {frames} frames is empty: choose 1 or more, or None for whole utterances")
@@ -68,7 +78,12 @@ class Loader:
             raise UserError(
                 f"noise is mixed into whole utterances, not into windows of {frames} frames: use frames=None"
             )
+        if not 0 <= rank < world:
+            raise UserError(f"rank={rank} of world={world}: ranks count from 0 and stay below the number of processes")
+        if level_db is not None and not -np.inf < level_db[0] <= level_db[1] < np.inf:
+            raise UserError(f"level_db={level_db}: give the lower and the higher end of a range, such as (-20, 0)")
         self.stft, self.frames, self.batch_size = stft, frames, batch_size
+        self.rank, self.world, self.level_db = rank, world, level_db
         self.seed, self.shuffle, self.workers = seed, shuffle, workers
         self.device = torch.device(device)
         self.cutter = _Cutter(corpus, stft, frames, trim_db, condition)
@@ -78,24 +93,34 @@ class Loader:
             self.windows = np.maximum(self.cutter.counts // frames, 1)
         else:
             self.windows = -(-self.cutter.counts // frames)
+        self.fewest = world if shuffle else rank + 1  # items of a batch that leave a share for this process
+        # Batches consumed are counted among those of all processes, the ones left out included.
         self.epoch = self.consumed = self._resume_at = 0
+        if shuffle and not len(self):
+            raise UserError(
+                f"{self.windows.sum()} items in batches of {batch_size} give none to some of {world} processes: "
+                "choose a larger batch_size, or fewer processes"
+            )
 
     def __len__(self) -> int:
-        return -(-int(self.windows.sum()) // self.batch_size)
+        full, rest = divmod(int(self.windows.sum()), self.batch_size)
+        return full * (self.batch_size >= self.fewest) + (rest >= self.fewest)
 
     def __iter__(self) -> Iterator[Batch]:
         self.consumed, self._resume_at = self._resume_at, 0
+        batches = self._batches()
+        mine = [n for n in range(self.consumed, len(batches)) if len(batches[n]) >= self.fewest]
         fetch = DataLoader(
             self.cutter,
-            batch_sampler=self._batches()[self.consumed :],  # type: ignore[arg-type]  # arrays do as well as lists
+            batch_sampler=[batches[n][self.rank :: self.world] for n in mine],  # type: ignore[arg-type]  # not lists
             collate_fn=_as_it_is,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # the global one would be a number ahead after a resume
         )
-        for batch in fetch:
-            self.consumed += 1
-            yield self._on_device(batch)
+        for number, batch in zip(mine, fetch, strict=True):
+            self.consumed = number + 1
+            yield self._on_device(batch, self._gains(number, len(batches[number])))
         self.epoch, self.consumed = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
@@ -125,16 +150,25 @@ class Loader:
             rng.shuffle(batches)
         return batches
 
-    def _on_device(self, batch: Batch) -> Batch:
+    def _gains(self, number: int, size: int) -> Float[Tensor, "B 1"] | None:
+        """What the waveforms of this process's share of a batch are multiplied by."""
+        if self.level_db is None:
+            return None
+        levels = stream("level", self.seed, self.epoch, number).uniform(*self.level_db, size)
+        return torch.from_numpy(10 ** (levels[self.rank :: self.world, None] / 20)).float()
+
+    def _on_device(self, batch: Batch, gains_B1: Float[Tensor, "B 1"] | None) -> Batch:
         """The batch with its spectra, and its waveforms without the margins that those needed."""
         assert batch.lengths is not None
         samples = int(batch.lengths.max())  # asked before the transfer: later it would wait for the device
         sounding = batch.lengths.to(self.device, non_blocking=True)[:, None] > torch.arange(samples, device=self.device)
         batch = batch.to(self.device)
+        gains_B1 = gains_B1 if gains_B1 is None else gains_B1.to(self.device, non_blocking=True)
 
         def cut(wide_BN: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
             if wide_BN is None:
                 return None, None
+            wide_BN = wide_BN if gains_B1 is None else wide_BN * gains_B1
             power = self.stft.power(wide_BN, centred=False)
             return wide_BN[:, MARGIN : MARGIN + samples] * sounding, power * batch.mask[..., None]
 
@@ -148,13 +182,17 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def _tensor(array: np.ndarray | None) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array)
+
+
 class _Cutter(Dataset[Batch]):
     """Cuts items out of the shards, a batch at a time. It knows of each utterance
 
     origin, length   where in its shard's audio it begins, and its samples, silence trimmed off
     peak             its largest absolute sample
     counts, edges    its STFT frames, and where they begin in
-    pictures         the picture, counted through its shard, of every STFT frame of the corpus
+    pictures         the picture, counted through its shard, of every STFT frame of the corpus; None for mere sound
     """
 
     def __init__(
@@ -170,6 +208,7 @@ class _Cutter(Dataset[Batch]):
         self.labels = np.array([{"speaker": u.speaker, **u.labels} for u in corpus.utterances], dtype=object)
         shards, self.shard = np.unique([u.shard for u in corpus.utterances], return_inverse=True)
         self.shards = shards.tolist()
+        has_lips = corpus.has_lips
         origin, length, peak, pictures = [], [], [], []
         for u in corpus.utterances:
             audio = corpus.audio(u)
@@ -178,12 +217,13 @@ class _Cutter(Dataset[Batch]):
             origin.append(u.audio_start + start)
             length.append(len(heard))
             peak.append(max(int(heard.max()), -int(heard.min()), 1))  # a silent utterance stays silent
-            seconds = (start + np.arange(stft.frames(len(heard))) * stft.hop) / u.rate
-            pictures.append(u.lips_start + nearest_frames(seconds, u.fps, u.lips_stop - u.lips_start))
+            if has_lips:
+                seconds = (start + np.arange(stft.frames(len(heard))) * stft.hop) / u.rate
+                pictures.append(u.lips_start + nearest_frames(seconds, u.fps, u.lips_stop - u.lips_start))
         self.origin, self.length, self.peak = np.array(origin), np.array(length), np.array(peak, dtype=np.float32)
-        self.counts = np.array([len(p) for p in pictures])
+        self.counts = np.array([stft.frames(samples) for samples in length])
         self.edges = np.cumsum(self.counts) - self.counts
-        self.pictures = np.concatenate(pictures)
+        self.pictures = np.concatenate(pictures) if pictures else None
 
     def __getitems__(self, items: Int64[np.ndarray, "B 2"]) -> Batch:
         """A batch without spectra yet, its waveforms half an STFT window wider on either side."""
@@ -191,44 +231,58 @@ class _Cutter(Dataset[Batch]):
         count = self.frames or int(self.counts[utterance].max())
         frame_BT = first[:, None] + np.arange(count)
         mask_BT = frame_BT < self.counts[utterance, None]
-        picture_BT = self.pictures[self.edges[utterance, None] + frame_BT * mask_BT]
         # The samples from the centre of the first frame to the last frame's end or the next one's centre.
         width = MARGIN + max((count - 1) * self.hop + WINDOW - MARGIN, count * self.hop)
-        waveform_BN, lips_BTHW, confidence_BT = self._gather(utterance, first * self.hop - MARGIN, width, picture_BT)
-        mixture_BN = self._apply_condition(utterance, picture_BT, waveform_BN, lips_BTHW) if self.condition else None
-        lips_BTHW[~mask_BT] = 0
+        waveform_BN = self._gather_sound(utterance, first * self.hop - MARGIN, width)
+        picture_BT = lips_BTHW = sure_BT = None
+        if self.pictures is not None:
+            picture_BT = self.pictures[self.edges[utterance, None] + frame_BT * mask_BT]
+            lips_BTHW, confidence_BT = self._gather_lips(utterance, picture_BT)
+            sure_BT = confidence_BT * mask_BT / np.float32(255)
+        mixture_BN = self._apply_condition(utterance, waveform_BN, picture_BT, lips_BTHW) if self.condition else None
+        if lips_BTHW is not None:
+            lips_BTHW[~mask_BT] = 0
         return Batch(
             ids=tuple(self.ids[utterance]),
             mask=torch.from_numpy(mask_BT),
             lengths=torch.from_numpy(np.minimum(self.length[utterance] - first * self.hop, count * self.hop)),
             waveform=torch.from_numpy(waveform_BN),
-            mixture=None if mixture_BN is None else torch.from_numpy(mixture_BN),
-            lips=torch.from_numpy(lips_BTHW),
-            sure=torch.from_numpy(confidence_BT * mask_BT / np.float32(255)),
+            mixture=_tensor(mixture_BN),
+            lips=_tensor(lips_BTHW),
+            sure=_tensor(sure_BT),
             labels=tuple(self.labels[utterance]),
         )
 
-    def _gather(
-        self, utterance: np.ndarray, start: np.ndarray, width: int, picture_BT: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Waveforms (B N), lips and confidence from the shards; `start` counts samples of the utterance."""
+    def _gather_sound(self, utterance: np.ndarray, start: np.ndarray, width: int) -> Float[np.ndarray, "B N"]:
+        """Waveforms from the shards; `start` counts samples of the utterance."""
         shard, origin, length = self.shard[utterance], self.origin[utterance], self.length[utterance]
         inside = (start >= 0) & (start + width <= length)
         samples_BN = np.empty((len(utterance), width), np.int16)
+        for number in np.unique(shard):
+            audio, here = self.corpus.arrays(self.shards[number]).audio, shard == number
+            if (whole := here & inside).any():  # copied as runs of samples, a hundred times faster than one by one
+                samples_BN[whole] = sliding_window_view(audio, width)[origin[whole] + start[whole]]
+            if (edge := here & ~inside).any():
+                index = reflected(start[edge, None] + np.arange(width), length[edge, None])
+                samples_BN[edge] = audio[origin[edge, None] + index]
+        return samples_BN / self.peak[utterance, None]
+
+    def _gather_lips(self, utterance: np.ndarray, picture_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lips (B T H W) and confidence (B T) from the shards."""
+        shard = self.shard[utterance]
         side = self.corpus.arrays(self.shards[shard[0]]).lips.shape[1:]
         lips_BTHW, confidence_BT = np.empty(picture_BT.shape + side, np.uint8), np.empty(picture_BT.shape, np.uint8)
         for number in np.unique(shard):
             arrays, here = self.corpus.arrays(self.shards[number]), shard == number
             lips_BTHW[here], confidence_BT[here] = arrays.lips[picture_BT[here]], arrays.confidence[picture_BT[here]]
-            if (whole := here & inside).any():  # copied as runs of samples, a hundred times faster than one by one
-                samples_BN[whole] = sliding_window_view(arrays.audio, width)[origin[whole] + start[whole]]
-            if (edge := here & ~inside).any():
-                index = reflected(start[edge, None] + np.arange(width), length[edge, None])
-                samples_BN[edge] = arrays.audio[origin[edge, None] + index]
-        return samples_BN / self.peak[utterance, None], lips_BTHW, confidence_BT
+        return lips_BTHW, confidence_BT
 
     def _apply_condition(
-        self, utterance: np.ndarray, picture_BT: np.ndarray, waveform_BN: np.ndarray, lips_BTHW: np.ndarray
+        self,
+        utterance: np.ndarray,
+        waveform_BN: np.ndarray,
+        picture_BT: np.ndarray | None,
+        lips_BTHW: np.ndarray | None,
     ) -> Float[np.ndarray, "B N"]:
         """The mixtures, with margins like the waveforms'; the lips are spoilt in place."""
         assert self.condition is not None
@@ -236,7 +290,10 @@ class _Cutter(Dataset[Batch]):
         around = np.arange(waveform_BN.shape[1]) - MARGIN
         for b, u in enumerate(utterance):
             row, length = self.corpus.utterances[u], int(self.length[u])
-            mixture, lips = self.condition(row, waveform_BN[b, MARGIN : MARGIN + length].copy(), self.corpus.lips(row))
+            seen = None if picture_BT is None else self.corpus.lips(row)
+            mixture, lips = self.condition(row, waveform_BN[b, MARGIN : MARGIN + length].copy(), seen)
             mixture_BN[b] = mixture[reflected(around, length)]
-            lips_BTHW[b] = lips[picture_BT[b] - row.lips_start]
+            if lips is not None:
+                assert picture_BT is not None and lips_BTHW is not None
+                lips_BTHW[b] = lips[picture_BT[b] - row.lips_start]
         return mixture_BN

@@ -11,12 +11,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from av.error import FFmpegError
 
 from avdvae.data.clips import Clip, Corpus, Unreadable
@@ -30,14 +32,18 @@ from avdvae.data.shards import (
     write_shard,
 )
 from avdvae.errors import UserError
+from avdvae.faces import find_face_model
 from avdvae.lips import MIN_PICTURES, draw_overlay, extract_lips
 from avdvae.parallel import in_parallel
-from avdvae.video import probe, read_clip_sound, read_pictures
+from avdvae.video import probe, read_clip_sound, read_pictures, read_sound
 from avdvae.viz import contact_sheet, write_png
 
 CLIPS_PER_SHARD = 64
-OUTPUTS = ("quality.csv", "manifest.csv", "contact_sheet.png", "overlay.png")
+TABLES = ("quality.csv", "manifest.csv")
+OUTPUTS = (*TABLES, "contact_sheet.png", "overlay.png")
 RATE = 16000
+MIN_SECONDS = 0.25  # of a clip that has only sound
+MIN_PEAK = 33  # of it, -60 dB of full scale: a loader would make noise of full scale out of less
 _VERSION = 1  # goes up when the same clips and settings give other bytes
 
 
@@ -63,18 +69,34 @@ class Quality:
 class Summary:
     out: Path
     quality: tuple[Quality, ...]
-    pictures_per_second: float  # of this run; 0 when all was there already
+    speed: float  # of this run: pictures a second, or seconds of sound where there is only sound; 0: all was there
     complete: bool  # false while shards of other tasks of the array are missing
 
     @property
     def kept(self) -> list[Quality]:
         return [row for row in self.quality if row.kept == "yes"]
 
+    def usable(self) -> Path:
+        """The folder, unless nothing in the whole corpus could be kept."""
+        if self.complete and not self.kept:
+            raise UserError(f"not one clip was kept; {self.out / 'quality.csv'} says why")
+        return self.out
+
 
 def prepare(
-    corpus: Corpus, out: Path, model: Path, size: int = 67, workers: int = 1, shard: tuple[int, int] = (0, 1)
+    corpus: Corpus,
+    out: Path,
+    model: Path | None = None,
+    size: int = 67,
+    workers: int | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> Summary:
-    """Make `out` the prepared corpus. `shard` (i, n): only every n-th group from the i-th, as one task of an array."""
+    """Make `out` the prepared corpus.
+
+    The face `model` is looked for in the usual places, and `workers` are one a core, where not given. `shard` (i, n):
+    only every n-th group from the i-th, as one task of an array.
+    """
+    workers = os.cpu_count() or 1 if workers is None else workers
     if size < 16:
         raise UserError(f"size={size}: a mouth crop has 16 pixels a side or more")
     if workers < 1:
@@ -83,6 +105,8 @@ def prepare(
     if not 0 <= index < count:
         raise UserError(f"shard={index}/{count}: the first number counts from 0 and stays below the second")
     clips, unreadable = corpus.clips(workers)
+    if model is None and any(clip.video for clip in clips):
+        model = find_face_model()
     groups = {
         f"{number:05d}.safetensors": [
             _Job(clip, out, size, model) for clip in clips[number * CLIPS_PER_SHARD : (number + 1) * CLIPS_PER_SHARD]
@@ -108,11 +132,11 @@ class _Job:
     clip: Clip
     out: Path
     size: int
-    model: Path
+    model: Path | None  # found, where the clip has a video
 
     @property
-    def settings(self) -> dict[str, int]:
-        return {"size": self.size, "version": _VERSION}
+    def settings(self) -> dict[str, int | str]:
+        return {"size": self.size if self.clip.video else "no pictures", "version": _VERSION}
 
     @property
     def source(self) -> list[Any]:
@@ -127,55 +151,79 @@ class _Job:
         return self.out / "staging" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
 
 
-def _prepare_clip(job: _Job) -> int:
-    """Leave the clip, or the reason why it cannot be kept, in staging; return how many pictures were looked at."""
-    clip, kept = job.clip, []
+def _prepare_clip(job: _Job) -> float:
+    """Leave the clip, or the reason why it cannot be kept, in staging; return its pictures, or seconds of sound."""
+    kept = []
     try:
-        sound = read_clip_sound(clip.video, clip.audio, probe(clip.video), RATE)
-        lips = extract_lips(clip.video, job.model, job.size)
-        seconds = min(len(sound.samples) / RATE, len(lips.crops) / lips.fps)  # what both have
-        frames, samples = round(seconds * lips.fps), round(seconds * RATE)
-        if frames < MIN_PICTURES:
-            raise UserError(
-                f"sound and picture share {float(seconds):.2f} s: at least {MIN_PICTURES} pictures are needed"
-            )
-        found = lips.found[:frames]
-        quality = Quality(
-            id=clip.id,
-            source=str(clip.video),
-            kept="yes",
-            frames=frames,
-            faces_found=int(found.sum()),
-            interpolated=int((~found).sum()),
-            mean_jitter=round(lips.jitter, 4),
-            seconds=round(float(seconds), 3),
-            fps=round(float(lips.fps), 4),
-            sound_starts_late_ms=round(sound.offset_ms, 2),
-            sound_ends_late_ms=round(sound.drift_ms, 2),
-        )
-        kept.append(
-            PreparedClip(
-                id=clip.id,
-                corpus=clip.corpus,
-                split=clip.split,
-                speaker=clip.speaker,
-                labels=clip.labels,
-                audio=sound.samples[:samples],
-                lips=lips.crops[:frames],
-                confidence=lips.confidence[:frames],
-                rate=RATE,
-                fps=float(lips.fps),
-                face_rate=round(float(found.mean()), 4),
-            )
-        )
+        clip, quality = (_film if job.clip.video else _recording)(job)
+        kept.append(clip)
     except (UserError, FFmpegError) as reason:
-        quality = Quality(clip.id, str(clip.video), kept="no", why_not=str(reason))
+        quality = Quality(job.clip.id, str(job.clip.source), kept="no", why_not=str(reason))
     write_shard(job.staged, kept, {"quality": asdict(quality)})
-    return quality.frames
+    return quality.frames or quality.seconds
+
+
+def _recording(job: _Job) -> tuple[PreparedClip, Quality]:
+    samples, _ = read_sound(job.clip.source, RATE)
+    if len(samples) < MIN_SECONDS * RATE:
+        raise UserError(f"{len(samples) / RATE:.2f} s of sound: at least {MIN_SECONDS} s are needed")
+    if (peak := np.abs(samples.astype(np.int32)).max()) < MIN_PEAK:
+        raise UserError(f"silence: its loudest sample is {peak} of 32768, and at least {MIN_PEAK} are needed")
+    return _sounding(job.clip, samples)
+
+
+def _film(job: _Job) -> tuple[PreparedClip, Quality]:
+    video = job.clip.source
+    assert job.model
+    sound = read_clip_sound(video, job.clip.audio, probe(video), RATE)
+    lips = extract_lips(video, job.model, job.size)
+    seconds = min(len(sound.samples) / RATE, len(lips.crops) / lips.fps)  # what both have
+    frames, samples = round(seconds * lips.fps), round(seconds * RATE)
+    if frames < MIN_PICTURES:
+        raise UserError(f"sound and picture share {float(seconds):.2f} s: at least {MIN_PICTURES} pictures are needed")
+    found = lips.found[:frames]
+    clip, quality = _sounding(job.clip, sound.samples[:samples])
+    clip = replace(
+        clip,
+        lips=lips.crops[:frames],
+        confidence=lips.confidence[:frames],
+        fps=float(lips.fps),
+        face_rate=round(float(found.mean()), 4),
+    )
+    quality = replace(
+        quality,
+        frames=frames,
+        faces_found=int(found.sum()),
+        interpolated=int((~found).sum()),
+        mean_jitter=round(lips.jitter, 4),
+        seconds=round(float(seconds), 3),
+        fps=round(float(lips.fps), 4),
+        sound_starts_late_ms=round(sound.offset_ms, 2),
+        sound_ends_late_ms=round(sound.drift_ms, 2),
+    )
+    return clip, quality
+
+
+def _sounding(clip: Clip, samples: np.ndarray) -> tuple[PreparedClip, Quality]:
+    """A clip of which nothing is seen yet."""
+    prepared = PreparedClip(
+        id=clip.id,
+        corpus=clip.corpus,
+        split=clip.split,
+        speaker=clip.speaker,
+        labels=clip.labels,
+        audio=samples,
+        lips=np.zeros((0, 1, 1), np.uint8),
+        confidence=np.zeros(0, np.uint8),
+        rate=RATE,
+        fps=0.0,
+        face_rate=0.0,
+    )
+    return prepared, Quality(clip.id, str(clip.source), kept="yes", seconds=round(len(samples) / RATE, 3))
 
 
 def _make_shards(groups: dict[str, list[_Job]], out: Path, workers: int) -> float:
-    """Prepare what is missing of these groups; return pictures per second."""
+    """Prepare what is missing of these groups; return the speed."""
     todo = {name: jobs for name, jobs in groups.items() if not _is_done(out / "shards" / name, jobs)}
     if todo:  # what told of the whole corpus does so no more
         (out / "staging").mkdir(exist_ok=True)
@@ -185,14 +233,14 @@ def _make_shards(groups: dict[str, list[_Job]], out: Path, workers: int) -> floa
     left = {name: sum(job in missing for job in jobs) for name, jobs in todo.items()}
     for name in [name for name, count in left.items() if count == 0]:
         _merge(out / "shards" / name, todo[name])
-    start, pictures = time.monotonic(), 0
-    for job, count in in_parallel(_prepare_clip, list(missing), workers, "extracting lips"):
-        pictures += count
+    start, amount = time.monotonic(), 0.0
+    for job, prepared in in_parallel(_prepare_clip, list(missing), workers, "preparing clips"):
+        amount += prepared
         name = missing[job]
         left[name] -= 1
         if left[name] == 0:
             _merge(out / "shards" / name, todo[name])
-    return pictures / (time.monotonic() - start)
+    return amount / (time.monotonic() - start)
 
 
 def _is_done(shard: Path, jobs: list[_Job]) -> bool:
@@ -231,7 +279,9 @@ def _finish(groups: dict[str, list[_Job]], unreadable: list[Unreadable], out: Pa
     summary = Summary(out, tuple(quality), speed, complete=len(headers) == len(shards))
     # Shards of clips that are gone, and what a kill left half-written.
     stale = {*(out / "shards").iterdir(), *(p for name in OUTPUTS for p in out.glob(f".{name}.*"))} - set(shards)
-    if not summary.complete or (not stale and all((out / name).exists() for name in OUTPUTS)):
+    with_video = any(job.clip.video for jobs in groups.values() for job in jobs)
+    outputs = OUTPUTS if with_video else TABLES
+    if not summary.complete or (not stale and all((out / name).exists() for name in outputs)):
         return summary
 
     for path in stale:
@@ -242,8 +292,8 @@ def _finish(groups: dict[str, list[_Job]], unreadable: list[Unreadable], out: Pa
         table.writeheader()
         table.writerows(asdict(row) for row in quality)
     write_manifest(out / "manifest.csv", [row for rows, _ in headers for row in rows])
-    if summary.kept:
-        write_png(out / "contact_sheet.png", contact_sheet(PreparedCorpus(out, verify=False)))
+    if summary.kept and (corpus := PreparedCorpus(out, verify=False)).has_lips:
+        write_png(out / "contact_sheet.png", contact_sheet(corpus))
         job = next(job for jobs in groups.values() for job in jobs if job.clip.id == summary.kept[0].id)
         write_png(out / "overlay.png", _overlay(job))
     return summary
@@ -251,9 +301,10 @@ def _finish(groups: dict[str, list[_Job]], unreadable: list[Unreadable], out: Pa
 
 def _overlay(job: _Job):
     """The middle picture of a clip with its landmarks and the outline of its crop."""
-    lips = extract_lips(job.clip.video, job.model, job.size)
+    assert job.model
+    lips = extract_lips(job.clip.source, job.model, job.size)
     middle = len(lips.crops) // 2
     seconds = lips.info.start + middle / float(lips.fps)
-    pictures = read_pictures(job.clip.video, max(lips.info.width, lips.info.height))
+    pictures = read_pictures(job.clip.source, max(lips.info.width, lips.info.height))
     _, picture = min(pictures, key=lambda shown: abs(shown[0] - seconds))
     return draw_overlay(picture, lips.landmarks[middle], lips.matrices[middle], job.size)

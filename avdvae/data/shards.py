@@ -3,8 +3,9 @@
     manifest.csv                 one row a clip: an `Utterance`
     shards/00000.safetensors     audio (int16, N), lips (uint8, M x H x W) and confidence (uint8, M), clips end to end
 
-A confidence of 255 means a mouth surely found, 0 none. A shard repeats its rows in its header, so that a manifest can
-be made from shards alone. Each clip's SHA-256 runs over the bytes of its audio, then its lips, then its confidence.
+A confidence of 255 means a mouth surely found, 0 none. Where there is only sound, M, fps and face_rate are 0. A shard
+repeats its rows in its header, so that a manifest can be made from shards alone. Each clip's SHA-256 runs over the
+bytes of its audio, then its lips, then its confidence.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import csv
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +52,10 @@ class Utterance:
     face_rate: float  # share of the pictures in which a face was found
     labels: dict[str, Any]
     sha256: str
+
+    @property
+    def seconds(self) -> float:
+        return (self.audio_stop - self.audio_start) / self.rate
 
 
 _COLUMNS = [field.name for field in fields(Utterance)]
@@ -95,10 +102,10 @@ def write_shard(path: Path, clips: Sequence[PreparedClip], notes: dict[str, Any]
     A shard may be empty: its notes then say why.
     """
     for clip in clips:
-        if not len(clip.audio) or not len(clip.lips) or len(clip.lips) != len(clip.confidence):
+        if not len(clip.audio) or len(clip.lips) != len(clip.confidence):
             raise UserError(
                 f"clip {clip.id} has {len(clip.audio)} samples, {len(clip.lips)} pictures and {len(clip.confidence)} "
-                f"confidences: it needs sound, pictures and one confidence a picture, so leave it out or mend it"
+                f"confidences: it needs sound, and one confidence a picture, so leave it out or mend it"
             )
         if clip.lips.shape[1:] != clips[0].lips.shape[1:]:
             sizes = " and ".join(f"{c.id} has {c.lips.shape[1]} x {c.lips.shape[2]} pixels" for c in (clips[0], clip))
@@ -241,7 +248,36 @@ class PreparedCorpus:
 
     @property
     def hours(self) -> float:
-        return sum((u.audio_stop - u.audio_start) / u.rate for u in self.utterances) / 3600
+        return sum(u.seconds for u in self.utterances) / 3600
+
+    @property
+    def has_lips(self) -> bool:
+        """Whether there are pictures, or only sound."""
+        lacking = [u.id for u in self.utterances if u.lips_stop == u.lips_start]
+        if 0 < len(lacking) < len(self.utterances):
+            raise UserError(
+                f"{self.root} has clips with pictures and {len(lacking)} without, such as {lacking[0]}: "
+                f"prepare those with only sound as a corpus of their own"
+            )
+        return not lacking
+
+    def choose(self, per_speaker: int | None, min_seconds: float) -> PreparedCorpus:
+        """The same corpus with only the first utterances of each speaker, `per_speaker` at most, of those that last at
+        least `min_seconds`."""
+        taken, utterances = Counter[str](), []
+        for u in self.utterances:
+            if u.seconds >= min_seconds and (per_speaker is None or taken[u.speaker] < per_speaker):
+                taken[u.speaker] += 1
+                utterances.append(u)
+        if not utterances:
+            longest = max(u.seconds for u in self.utterances)
+            raise UserError(
+                f"per_speaker={per_speaker} and min_seconds={min_seconds} leave no utterance of {self.root}: "
+                f"give 1 or more, and at most the {longest:.2f} s of the longest"
+            )
+        chosen = copy(self)
+        chosen.utterances = tuple(utterances)
+        return chosen
 
     def audio(self, utterance: Utterance) -> Int16[np.ndarray, " N"]:
         return self.arrays(utterance.shard).audio[utterance.audio_start : utterance.audio_stop]
@@ -282,8 +318,9 @@ def _memory_map(path: Path) -> ShardArrays:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
 
+    data = np.memmap(path, np.uint8, "r").view(np.ndarray)[8 + length :]  # one map a shard: each holds a file open
+
     def view(name: str, dtype: type) -> np.ndarray:
-        offset = 8 + length + header[name]["data_offsets"][0]
-        return np.memmap(path, dtype, "r", offset, tuple(header[name]["shape"])).view(np.ndarray)
+        return data[slice(*header[name]["data_offsets"])].view(dtype).reshape(header[name]["shape"])
 
     return ShardArrays(view("audio", np.int16), view("lips", np.uint8), view("confidence", np.uint8))

@@ -1,0 +1,180 @@
+"""How close an estimate comes to the clean signal.
+
+N samples. What cannot be computed for a signal (a silent estimate, PESQ without speech or over 20 s, STOI on less
+than half a second) is nan; what is wrong for every signal is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from avdvae.errors import UserError
+from avdvae.parallel import in_parallel
+
+METRICS = ("si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi", "estoi")
+INPUT = "input_"  # begins the names of the metrics of the unprocessed input
+
+
+class Look(NamedTuple):
+    """How a metric is shown."""
+
+    name: str
+    unit: str
+    digits: int
+
+    @staticmethod
+    def of(metric: str) -> Look:
+        return LOOKS.get(metric, Look(metric, "", 3))
+
+
+LOOKS = {
+    "si_sdr": Look("SI-SDR", "dB", 1),
+    "si_sdr_improvement": Look("SI-SDR gain", "dB", 1),
+    "sdr": Look("SDR", "dB", 1),
+    "pesq_wb": Look("PESQ wb", "", 2),
+    "pesq_nb": Look("PESQ nb", "", 2),
+    "stoi": Look("STOI", "", 3),
+    "estoi": Look("ESTOI", "", 3),
+    "rmse": Look("RMSE", "", 4),
+}
+
+
+def si_sdr(reference: Float[np.ndarray, " N"], estimate: Float[np.ndarray, " N"]) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al., 2019). The mean is not removed."""
+    reference, estimate = reference.astype(np.float64), estimate.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        target = reference * (estimate @ reference / (reference @ reference))
+        return float(10 * np.log10(np.square(target).sum() / np.square(estimate - target).sum()))
+
+
+def sdr(reference: Float[np.ndarray, " N"], estimate: Float[np.ndarray, " N"]) -> float:
+    """Signal-to-distortion ratio of BSS Eval in dB: any filter of 512 taps on the reference is forgiven."""
+    import fast_bss_eval
+
+    if len(reference) <= 512:  # some filter would explain everything
+        return float("nan")
+    with np.errstate(divide="ignore"):
+        return -np.asarray(fast_bss_eval.sdr_loss(estimate.astype(np.float64), reference.astype(np.float64))).item()
+
+
+def rmse(reference: Float[np.ndarray, " N"], estimate: Float[np.ndarray, " N"]) -> float:
+    """Root mean square error of the estimate at the scale that fits the reference best."""
+    reference, estimate = reference.astype(np.float64), estimate.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        scale = estimate @ reference / (estimate @ estimate)
+    return float(np.sqrt(np.square(scale * estimate - reference).mean()))
+
+
+def _pesq(mode: str, reference: np.ndarray, estimate: np.ndarray, rate: int) -> float:
+    """Narrow band at 16 kHz too: the package filters, nothing is resampled."""
+    from pesq import PesqError, pesq
+
+    if len(reference) > _LONGEST_PESQ * rate:
+        return float("nan")
+    try:
+        return float(pesq(rate, reference, estimate, mode))
+    except PesqError:  # no speech found, or less than a quarter of a second
+        return float("nan")
+
+
+def _stoi(extended: bool, reference: np.ndarray, estimate: np.ndarray, rate: int) -> float:
+    from pystoi import stoi
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            return round(float(stoi(reference, estimate, rate, extended)), 9)  # it adds random noise of 1e-16
+        except (RuntimeWarning, ValueError):  # too little speech
+            return float("nan")
+
+
+_COMPUTE: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
+    "si_sdr": lambda reference, estimate, rate: si_sdr(reference, estimate),
+    "sdr": lambda reference, estimate, rate: sdr(reference, estimate),
+    "pesq_wb": lambda *signals_and_rate: _pesq("wb", *signals_and_rate),
+    "pesq_nb": lambda *signals_and_rate: _pesq("nb", *signals_and_rate),
+    "stoi": lambda *signals_and_rate: _stoi(False, *signals_and_rate),
+    "estoi": lambda *signals_and_rate: _stoi(True, *signals_and_rate),
+    "rmse": lambda reference, estimate, rate: rmse(reference, estimate),
+}
+_LONGEST_PESQ = 20  # seconds: longer signals may hold more than the 50 utterances at which the package crashes
+_PESQ_RATES = {"pesq_wb": (16_000,), "pesq_nb": (8_000, 16_000)}
+
+
+def score(
+    reference: Float[np.ndarray, " N"],
+    estimate: Float[np.ndarray, " M"],
+    rate: int = 16_000,
+    names: Sequence[str] = METRICS,
+) -> dict[str, float]:
+    """The metrics asked for: those of METRICS, or rmse."""
+    if unknown := set(names) - set(_COMPUTE):
+        raise UserError(f"no metric is called {', '.join(sorted(unknown))}: choose from {', '.join(_COMPUTE)}")
+    if len(reference) != len(estimate):
+        raise UserError(
+            f"the reference has {len(reference)} samples and the estimate {len(estimate)}: cut or pad the estimate"
+        )
+    for name in names:
+        if rate not in _PESQ_RATES.get(name, (rate,)):
+            allowed = " or ".join(str(allowed) for allowed in _PESQ_RATES[name])
+            raise UserError(f"{name} is defined at {allowed} Hz, not at {rate}: resample, or leave {name} out")
+    usable = all(signal.any() and np.isfinite(signal).all() for signal in (reference, estimate))
+    return {name: _COMPUTE[name](reference, estimate, rate) if usable else float("nan") for name in names}
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreJob:
+    """A clean signal and what is to be held against it.
+
+    The keys of `estimates` begin the names of the metrics: {"": enhanced, "input_": mixture} gives si_sdr and
+    input_si_sdr, and with them si_sdr_improvement.
+    """
+
+    reference: Float[np.ndarray, " N"]
+    estimates: Mapping[str, Float[np.ndarray, " N"]]
+    rate: int = 16_000
+    names: Sequence[str] = METRICS
+
+
+def score_all(jobs: Sequence[ScoreJob], workers: int) -> list[dict[str, float]]:
+    """The metrics of every job, in the order of the jobs, computed in processes of one thread each."""
+    scores: list[dict[str, float]] = [{}] * len(jobs)
+    with _one_thread_each():
+        for (index, _), found in in_parallel(_score_job, list(enumerate(jobs)), workers, "scoring"):
+            scores[index] = found
+    return scores
+
+
+def _score_job(numbered: tuple[int, ScoreJob]) -> dict[str, float]:
+    _, job = numbered
+    scores = {
+        prefix + name: value
+        for prefix, estimate in job.estimates.items()
+        for name, value in score(job.reference, estimate, job.rate, job.names).items()
+    }
+    if INPUT in job.estimates and "si_sdr" in job.names:
+        for prefix in job.estimates.keys() - {INPUT}:
+            scores[f"{prefix}si_sdr_improvement"] = scores[f"{prefix}si_sdr"] - scores[f"{INPUT}si_sdr"]
+    return scores
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes spawned meanwhile find it in their environment before they load a library of linear algebra."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before

@@ -1,0 +1,540 @@
+"""One training loop for every model. The folder of a run holds
+
+    weights.safetensors   the best weights so far
+    metrics.jsonl         curves of training and validation, a record a line; parts of the bound in nats per frame
+    tensorboard/          the same curves, with pictures and sound of one utterance
+    last/state.pt         what it takes to go on exactly
+
+What is random in a step follows from the seed, the step and the process, so no generator's state has to be kept. A step
+sums over the utterances of all processes and of all accumulated batches, and divides by the frames of them all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from copy import copy, deepcopy
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from avdvae.audio import Stft
+from avdvae.data.loader import Loader
+from avdvae.data.mixing import stream
+from avdvae.data.shards import PreparedCorpus, replacing
+from avdvae.errors import UserError
+from avdvae.objectives import Elbo, Schedule
+from avdvae.protocols import Batch, LatentModel
+
+_REMEDY = (
+    "the run keeps its last good state, and a new one may do better with a smaller train.lr, train.clip_norm=1 or "
+    "train.precision=32-true"
+)
+
+
+@dataclass(frozen=True)
+class Training:
+    epochs: int = 100
+    patience: int | None = 20  # epochs without a better validation loss, counted after the warm-up; None: never stop
+    frames: int | None = 1  # of a window; None: whole utterances
+    batch_size: int = 128  # items, of all processes together
+    accumulate: int = 1  # batches a step
+    lr: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"  # of lr; cosine: down to 0 over all epochs
+    beta: float = 1.0  # weight of the KL terms
+    warmup_epochs: int = 0  # in which beta rises from 0
+    clip_norm: float | None = None  # length of the longest gradient
+    ema: float | None = None  # decay of an average of the weights, which is then validated and kept in their place
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    compile: bool = False
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1  # of each node
+    nodes: int = 1
+    strategy: Literal["auto", "ddp"] = "auto"  # auto: ddp where there are several processes
+    workers: int = 0  # processes that load
+    level_db: Sequence[float] | None = None  # (low, high): the range of random levels to train at
+    trim_db: float | None = 30.0
+    log_every: int = 20  # steps
+    save_every: float = 60.0  # seconds; the end of an epoch saves too
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def whole(value: Any, least: int) -> bool:
+            return type(value) is int and value >= least
+
+        def real(value: Any) -> bool:
+            return type(value) in (int, float) and math.isfinite(value)
+
+        def is_range(value: Any) -> bool:
+            return isinstance(value, Sequence) and len(value) == 2 and all(map(real, value)) and value[0] <= value[1]
+
+        rules = (
+            ("epochs batch_size accumulate devices nodes log_every", "1, 2, 3, ...", lambda v: whole(v, 1)),
+            ("warmup_epochs workers seed", "0, 1, 2, ...", lambda v: whole(v, 0)),
+            ("patience frames", "1, 2, 3, ... or null", lambda v: v is None or whole(v, 1)),
+            ("lr", "a number above 0", lambda v: real(v) and v > 0),
+            ("beta save_every", "0 or a number above", lambda v: real(v) and v >= 0),
+            ("clip_norm trim_db", "a number above 0, or null", lambda v: v is None or (real(v) and v > 0)),
+            ("ema", "a number between 0 and 1, or null", lambda v: v is None or (real(v) and 0 < v < 1)),
+            ("level_db", "a range such as [-20, 0], or null", lambda v: v is None or is_range(v)),
+            ("schedule", "constant or cosine", ("constant", "cosine").__contains__),
+            ("precision", "32-true or bf16-mixed", ("32-true", "bf16-mixed").__contains__),
+            ("accelerator", "auto, cpu or cuda", ("auto", "cpu", "cuda").__contains__),
+            ("strategy", "auto or ddp", ("auto", "ddp").__contains__),
+            ("compile", "true or false", lambda v: type(v) is bool),
+        )
+        checks = ((name, allowed, fits) for names, allowed, fits in rules for name in names.split())
+        if wrong := [
+            f"train.{n}={getattr(self, n)!r} (give {a})" for n, a, fits in checks if not fits(getattr(self, n))
+        ]:
+            raise UserError(f"training cannot start with {', '.join(wrong)}")
+
+
+@dataclass(frozen=True)
+class Trained:
+    model: nn.Module  # with the best weights, in eval mode
+    best_epoch: int
+    best_loss: float  # of validation, in nats per frame
+    epochs: int
+    steps: int
+    seconds: float  # since the run began, without the time between interruption and resumption
+
+
+def train(
+    model: nn.Module,
+    train: PreparedCorpus,
+    valid: PreparedCorpus,
+    stft: Stft,
+    settings: Training,
+    run: Path,
+    resume: bool = False,
+) -> Trained:
+    """Train a `protocols.Model` in place. Every process of a distributed run calls this alike.
+
+    On Ctrl-C the step is finished and saved, and KeyboardInterrupt raised: `resume` then goes on from there.
+    """
+    if resume and not _state(run).exists():
+        raise UserError(f"{run} holds no training to resume: give the folder of one, or start afresh without resume")
+    if not resume and _state(run).exists():
+        raise UserError(f"{run} holds a training already: go on with resume={run}, or choose another folder")
+    loop = _Loop(model, train, valid, stft, settings, run, resume)
+    with closing(loop.log) if loop.log else nullcontext(), _postponed_interrupt() as interrupted:
+        loop.run_epochs(interrupted)
+    loop.fabric.barrier()  # the best weights are on the disk by now
+    load_model(model.eval(), _weights(run), device=str(loop.fabric.device))
+    at = loop.at
+    return Trained(model, at.best_epoch, at.best_loss, at.epoch, at.step, at.seconds)
+
+
+def _state(run: Path) -> Path:
+    return run / "last" / "state.pt"
+
+
+def _weights(run: Path) -> Path:
+    return run / "weights.safetensors"
+
+
+@dataclass
+class _Position:
+    """How far a run has come."""
+
+    steps_per_epoch: int
+    epoch: int = 0  # how many are finished
+    step: int = 0
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    stale: int = 0  # epochs of patience used up
+    seconds: float = 0.0
+    logged: int = 0  # bytes of metrics.jsonl
+    sums: dict[str, float] = field(default_factory=dict)  # by part, over the steps since the last record
+
+
+class _Step(NamedTuple):
+    """The results of a step, perhaps still being computed on the device."""
+
+    number: int
+    ids: tuple[str, ...]
+    loss_B: Float[Tensor, " B"]  # of this process
+    parts: tuple[str, ...]
+    sums: Float[Tensor, " parts"]  # of all processes
+
+
+class _Loop:
+    def __init__(
+        self,
+        model: nn.Module,
+        train: PreparedCorpus,
+        valid: PreparedCorpus,
+        stft: Stft,
+        settings: Training,
+        run: Path,
+        resume: bool,
+    ):
+        self.model, self.valid, self.stft, self.settings, self.run = model, valid, stft, settings, run
+        self.fabric = _launch(settings)
+        share = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
+        level_db = None if settings.level_db is None else tuple(settings.level_db)
+        self.loader = self._load(train, settings.frames, shuffle=True, level_db=level_db, **share)
+        self.held_out = self._load(valid, settings.frames, shuffle=False, **share)
+        # fabric.setup refuses models that take and give frozen dataclasses, so its strategy is asked directly.
+        self.parallel: Any = self.fabric.strategy.setup_module(model.to(self.fabric.device))
+        self.judged = model if settings.ema is None else deepcopy(model).eval()  # what is validated and kept
+        if settings.compile:
+            model.compile()
+        self.parameters = list(model.parameters())
+        self.optimiser = torch.optim.Adam(self.parameters, fused=True)
+        self.at = _Position(steps_per_epoch=-(-len(self.loader) // settings.accumulate))
+        self.pending: list[_Step] = []
+        if resume:
+            self._restore()
+        self.saved = time.monotonic()
+        self.started = self.saved - self.at.seconds
+        self.log = _Log(run, self.at) if self.fabric.is_global_zero else None
+        if not resume:
+            self._save()
+
+    def _load(self, corpus: PreparedCorpus, frames: int | None, **how: Any) -> Loader:
+        s = self.settings
+        how |= {"seed": s.seed, "workers": s.workers, "trim_db": s.trim_db, "device": self.fabric.device}
+        return Loader(corpus, self.stft, frames, s.batch_size, **how)
+
+    def run_epochs(self, interrupted: threading.Event) -> None:
+        s, at = self.settings, self.at
+        with _progress(shown=self.log is not None and sys.stdout.isatty()) as progress:
+            task = progress.add_task(f"epoch {at.epoch + 1}", total=s.epochs * at.steps_per_epoch, completed=at.step)
+            while at.epoch < s.epochs and (s.patience is None or at.stale < s.patience):
+                self.model.train()
+                batches = iter(self.loader)
+                while together := list(islice(batches, s.accumulate)):
+                    self._step(together)
+                    progress.advance(task)
+                    if records := at.step % s.log_every == 0:
+                        self._record_training()
+                    if at.step % at.steps_per_epoch == 0:
+                        continue  # what ends the epoch saves it
+                    # Several processes must stop together; they agree on it only now and then, for it makes them wait.
+                    stops = (records or self.fabric.world_size == 1) and any(self._gather(interrupted.is_set()))
+                    if stops or time.monotonic() - self.saved >= s.save_every:
+                        self._save()
+                    if stops:
+                        raise KeyboardInterrupt
+                loss = self._end_epoch()
+                progress.update(task, description=f"epoch {at.epoch + 1}, valid/loss {loss:.2f}")
+                if self.log and progress.disable:
+                    print(f"epoch {at.epoch} of {s.epochs}: valid/loss {loss:.2f} after {at.seconds:.0f} s", flush=True)
+                if any(self._gather(interrupted.is_set())):
+                    raise KeyboardInterrupt
+
+    def _step(self, batches: Sequence[Batch]) -> None:
+        s, at, fabric = self.settings, self.at, self.fabric
+        rng = stream("step", s.seed, at.step)
+        schedule = Schedule(self._beta(at.step), coin=rng.random())
+        self._seed(int(rng.integers(2**62)))
+        self.optimiser.param_groups[0]["lr"] = self._lr(at.step)
+        self.optimiser.zero_grad()
+        losses, totals, parts = [], [], ()
+        for number, batch in enumerate(batches, start=1):
+            waits = fabric.world_size > 1 and number < len(batches)  # gradients are exchanged once a step
+            with self.parallel.no_sync() if waits else nullcontext():
+                with fabric.autocast():
+                    elbo = self.parallel(batch, schedule)
+                loss_B = elbo.loss(schedule)
+                loss_B.sum().backward()
+            parts, sums = _sums(elbo, loss_B)
+            losses.append(loss_B.detach())
+            totals.append(sums)
+        sums: Any = fabric.all_reduce(torch.stack(totals).sum(0), reduce_op="sum")
+        scale = fabric.world_size / sums[0]  # to the mean over frames; DDP has averaged over processes what we sum
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        if s.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, s.clip_norm)
+        self.optimiser.step()
+        if s.ema is not None:
+            get_ema_multi_avg_fn(s.ema)([*self.judged.parameters()], [*self.model.parameters()], None)
+            for mean, now in zip(self.judged.buffers(), self.model.buffers(), strict=True):
+                mean.copy_(now)
+        at.step += 1
+        ids = tuple(name for batch in batches for name in batch.ids)
+        self.pending.append(_Step(at.step, ids, torch.cat(losses), parts, sums))
+
+    def _beta(self, step: int) -> float:
+        rise = self.settings.warmup_epochs * self.at.steps_per_epoch
+        return self.settings.beta * (min(step / rise, 1.0) if rise else 1.0)
+
+    def _lr(self, step: int) -> float:
+        if self.settings.schedule == "constant":
+            return self.settings.lr
+        return self.settings.lr * (1 + math.cos(math.pi * step / (self.settings.epochs * self.at.steps_per_epoch))) / 2
+
+    def _seed(self, seed: int) -> None:
+        """As torch.manual_seed, which takes 0.3 ms where CUDA is not in use, because it notes who called it."""
+        torch.default_generator.manual_seed(seed + self.fabric.global_rank)
+        if self.fabric.device.type == "cuda":
+            torch.cuda.manual_seed(seed + self.fabric.global_rank)
+
+    def _gather(self, mine: Any) -> list[Any]:
+        """What each process has."""
+        everyone = [mine] * self.fabric.world_size
+        if self.fabric.world_size > 1:
+            torch.distributed.all_gather_object(everyone, mine)
+        return everyone
+
+    def _settle(self) -> _Step | None:
+        """Add the pending steps to the sums, up to the first whose results are not finite, which is returned."""
+        while self.pending:
+            step = self.pending[0]
+            values = step.sums.tolist()
+            if not all(map(math.isfinite, values)):
+                return step
+            for part, value in zip(step.parts, values, strict=True):
+                self.at.sums[part] = self.at.sums.get(part, 0.0) + value
+            del self.pending[0]
+        return None
+
+    def _require_finite(self) -> None:
+        if bad := self._settle():
+            culprits = [
+                name for name, loss in zip(bad.ids, bad.loss_B.tolist(), strict=True) if not math.isfinite(loss)
+            ]
+            ids = list(dict.fromkeys(culprits or bad.ids))
+            where = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+            epoch = (bad.number - 1) // self.at.steps_per_epoch + 1
+            raise UserError(f"the loss is not finite at step {bad.number} of epoch {epoch}, on {where}: {_REMEDY}")
+
+    def _record_training(self) -> None:
+        self._require_finite()
+        at, last = self.at, self.at.step - 1
+        if self.log:
+            rates = {"lr": self._lr(last), "beta": self._beta(last)}
+            self.log.write("train", last // at.steps_per_epoch + 1, at.step, _per_frame(at.sums), rates)
+        at.sums = {}
+
+    def _end_epoch(self) -> float:
+        """Validate, record and save; the validation loss."""
+        at, epoch = self.at, self.at.epoch + 1
+        self._require_finite()
+        means = self._validate()
+        loss = means["loss"]
+        if not math.isfinite(loss):
+            raise UserError(f"the validation loss is not finite after step {at.step} of epoch {epoch}: {_REMEDY}")
+        if better := loss < at.best_loss:
+            at.best_epoch, at.best_loss = epoch, loss
+        at.epoch, at.stale = epoch, 0 if better or epoch <= self.settings.warmup_epochs else at.stale + 1
+        at.seconds = time.monotonic() - self.started
+        if self.log:
+            self.log.write("valid", epoch, at.step, means, {"seconds": at.seconds})
+            if epoch & (epoch - 1) == 0:
+                self._illustrate(self.log.board)
+        self._save()
+        if better:
+            self._save_best()
+        return loss
+
+    @torch.inference_mode()
+    def _validate(self) -> dict[str, float]:
+        """Means per frame, with the full beta and the same noise every time."""
+        self.judged.eval()
+        self._seed(self.settings.seed)
+        schedule, rows, parts = Schedule(self.settings.beta), [], ()
+        for batch in self.held_out:
+            with self.fabric.autocast():
+                elbo = self.judged(batch, schedule)
+            parts, sums = _sums(elbo, elbo.loss(schedule))
+            rows.append(sums)
+        mine = dict(zip(parts, torch.stack(rows).double().sum(0).tolist(), strict=True)) if rows else {}
+        totals: Counter[str] = Counter()
+        for sums in self._gather(mine):
+            totals.update(sums)
+        return _per_frame(totals)
+
+    @torch.inference_mode()
+    def _illustrate(self, board: Any) -> None:
+        """Spectrograms and sounds of the first validation utterance and of its resynthesis, and its lips."""
+        model: Any = self.judged
+        if not isinstance(model, LatentModel):
+            return
+        from avdvae.viz import lip_strip, spectrogram
+
+        first = copy(self.valid)
+        first.utterances = first.utterances[:1]
+        batch = next(iter(self._load(first, None, shuffle=False)))
+        assert batch.waveform is not None and batch.power is not None
+        with self.fabric.autocast():
+            z = model.infer(batch, mode="mean").z
+            speech = model.decode(z, model.context(batch), feedback=batch.power).get("power")
+        if speech is None:
+            return
+        variance_RBTF, weight_RBT1 = speech.components(batch.power)
+        again_BTF = variance_RBTF.mean(0) if weight_RBT1 is None else (variance_RBTF * weight_RBT1).sum(0)
+        spec_BTF = torch.polar(again_BTF.sqrt(), self.stft.analyse(batch.waveform).angle())
+        again_BN = self.stft.synthesise(spec_BTF, batch.waveform.shape[1])
+        step, rate = self.at.step, first.utterances[0].rate
+        for name, wave_BN, power_BTF in (("clean", batch.waveform, batch.power), ("resynthesis", again_BN, again_BTF)):
+            board.add_audio(f"speech/{name}", wave_BN.clamp(-1, 1), step, rate)
+            board.add_image(f"speech/{name}", spectrogram(power_BTF[0].cpu().numpy()), step, dataformats="HWC")
+        if batch.lips is not None:
+            board.add_image("lips", lip_strip(batch.lips[0].cpu().numpy()), step, dataformats="HWC")
+
+    def _save(self) -> None:
+        """What the run is resumed from. Where something is not finite, the next look at the losses stops the run."""
+        self.saved = time.monotonic()
+        if self.log is None or self._settle() or not all(p.isfinite().all() for p in self.parameters):
+            return
+        self.at.seconds, self.at.logged = self.saved - self.started, self.log.flush()
+        state = {
+            "at": asdict(self.at),
+            "model": self.model.state_dict(),
+            "average": None if self.settings.ema is None else self.judged.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "loader": self.loader.state_dict(),
+        }
+        with replacing(_state(self.run)) as new:
+            torch.save(state, new)
+
+    def _save_best(self) -> None:
+        """After `_save`: weights on the disk are then always of an epoch that the saved state knows of."""
+        if self.fabric.is_global_zero:
+            with replacing(_weights(self.run)) as new:
+                save_model(self.judged, str(new))
+
+    def _restore(self) -> None:
+        state = torch.load(_state(self.run), map_location="cpu", weights_only=True)
+        at = _Position(**state["at"])
+        had, has = (
+            (at.steps_per_epoch, state["average"] is not None),
+            (self.at.steps_per_epoch, self.settings.ema is not None),
+        )
+        if had != has:
+            told = (f"{steps} steps an epoch {'with' if ema else 'without'} train.ema" for steps, ema in (had, has))
+            raise UserError(f"{self.run} took {' and would now take '.join(told)}: resume it as it began")
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise UserError(
+                f"{self.run} trains another model than {type(self.model).__name__} as given: give its own"
+            ) from error
+        if self.settings.ema is not None:
+            self.judged.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.loader.load_state_dict(state["loader"])
+        self.at = at
+        if at.best_epoch == at.epoch > 0 and at.step == at.epoch * at.steps_per_epoch:
+            self._save_best()  # the run may have been killed just before it did
+
+
+class _Log:
+    """metrics.jsonl and TensorBoard, cut off behind the position that a run goes on from."""
+
+    def __init__(self, run: Path, at: _Position):
+        from torch.utils.tensorboard import SummaryWriter
+
+        _state(run).parent.mkdir(parents=True, exist_ok=True)
+        self.file = (run / "metrics.jsonl").open("ab")
+        self.file.truncate(min(at.logged, self.file.tell()))
+        self.board = SummaryWriter(run / "tensorboard", purge_step=at.step + 1)
+
+    def write(self, kind: str, epoch: int, step: int, means: Mapping[str, float], more: Mapping[str, float]) -> None:
+        curves = {f"{kind}/{part}": mean for part, mean in means.items()}
+        self.file.write(json.dumps({"epoch": epoch, "step": step, **curves, **more}).encode() + b"\n")
+        for name, value in (curves | dict(more)).items():
+            self.board.add_scalar(name, value, step)
+
+    def flush(self) -> int:
+        """Everything to the disk; the length of metrics.jsonl."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.board.flush()
+        return self.file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def _launch(settings: Training):
+    """Lightning Fabric, with all processes running."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    devices, nodes = settings.devices, settings.nodes
+    if (started := int(os.environ.get("WORLD_SIZE", devices * nodes))) != devices * nodes:
+        raise UserError(
+            f"{started} processes were started for train.devices={devices} on train.nodes={nodes}: mend these"
+        )
+    # Models may freeze layers for a batch, which then have no gradients to exchange.
+    ddp = settings.strategy == "ddp" or devices * nodes > 1
+    strategy = DDPStrategy(find_unused_parameters=True) if ddp else "auto"
+    try:
+        fabric = Fabric(
+            accelerator=settings.accelerator,
+            strategy=strategy,
+            devices=devices,
+            num_nodes=nodes,
+            precision=settings.precision,
+        )
+        fabric.launch()
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        wanted = f"train.accelerator={settings.accelerator}, train.devices={devices} and train.nodes={nodes}"
+        raise UserError(f"{wanted} cannot be had here ({error}): choose what this machine has") from error
+    if fabric.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+    return fabric
+
+
+def _sums(elbo: Elbo, loss_B: Float[Tensor, " B"]) -> tuple[tuple[str, ...], Float[Tensor, " parts"]]:
+    """The parts of a loss by name, and the sum of each over the utterances; the number of frames comes first."""
+    parts = {"n": elbo.n, "loss": loss_B, **elbo.parts()}
+    return tuple(parts), torch.stack(list(parts.values())).detach().sum(1)
+
+
+def _per_frame(sums: Mapping[str, float]) -> dict[str, float]:
+    return {part: value / sums["n"] for part, value in sums.items() if part != "n"}
+
+
+def _progress(shown: bool):
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    text, left = TextColumn("{task.description}"), TextColumn("left")
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left, TimeRemainingColumn())
+    return Progress(*columns, disable=not shown)
+
+
+@contextmanager
+def _postponed_interrupt() -> Iterator[threading.Event]:
+    """The first Ctrl-C only sets the event; a second one interrupts at once."""
+    interrupted = threading.Event()
+
+    def note(*_: Any) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,105 @@
+import math
+import os
+
+import fast_bss_eval
+import numpy as np
+import pytest
+from jaxtyping import Float
+
+import avdvae.metrics
+from avdvae.errors import UserError
+from avdvae.metrics import LOOKS, METRICS, ScoreJob, rmse, score, score_all, sdr, si_sdr
+
+RATE = 16_000
+RNG = np.random.default_rng(0)
+
+
+def _voice(seconds: float = 3.0) -> Float[np.ndarray, " N"]:
+    """Harmonics that come and go four times a second, as syllables do."""
+    time = np.arange(int(seconds * RATE)) / RATE
+    harmonics = sum(np.sin(2 * np.pi * 140 * k * time + k * np.sin(2 * np.pi * 5 * time)) / k for k in range(1, 25))
+    return (harmonics * np.clip(np.sin(2 * np.pi * 2 * time), 0, None) + 1e-3 * RNG.standard_normal(len(time))) / 8
+
+
+VOICE = _voice()
+NOISE = RNG.standard_normal(len(VOICE))
+HISSING, NOISY = VOICE + 0.01 * NOISE, VOICE + 0.1 * NOISE
+
+
+def test_ratios_agree_with_fast_bss_eval_and_with_their_definitions() -> None:
+    lifted = NOISY + 0.2  # a mean that must not be removed
+    for estimate in (HISSING, NOISY, lifted):
+        loss = fast_bss_eval.si_sdr_loss(estimate, VOICE, zero_mean=False)
+        assert si_sdr(VOICE, estimate) == pytest.approx(-np.asarray(loss).item(), abs=1e-6)
+    assert si_sdr(VOICE, lifted) < si_sdr(VOICE, NOISY) - 3
+    coloured = np.convolve(VOICE, [1, -0.9, 0.4])[: len(VOICE)]
+    assert sdr(VOICE, coloured) > si_sdr(VOICE, coloured) + 30  # it forgives filters of 512 taps ...
+    assert sdr(VOICE, np.convolve(VOICE, np.eye(1, 700, 699)[0])[: len(VOICE)]) < 15  # ... and no longer ones
+    orthogonal = NOISE - VOICE * (NOISE @ VOICE) / (VOICE @ VOICE)
+    speech, error = VOICE @ VOICE, orthogonal @ orthogonal
+    assert si_sdr(VOICE, VOICE + orthogonal) == pytest.approx(10 * np.log10(speech / error))
+    smallest = np.sqrt(speech * error / (speech + error) / len(VOICE))
+    assert rmse(VOICE, 7 * (VOICE + orthogonal)) == pytest.approx(smallest)
+    assert rmse(VOICE, -3 * VOICE) == pytest.approx(0, abs=1e-12)
+
+
+def test_every_metric_ranks_noise_ignores_scale_and_knows_identity() -> None:
+    names = [*METRICS, "rmse"]
+    same, hissing, noisy = (score(VOICE, estimate, names=names) for estimate in (VOICE, HISSING, NOISY))
+    louder = score(VOICE, 3 * NOISY, names=names)
+    for name in names:
+        sign = -1 if name == "rmse" else 1
+        assert sign * same[name] > sign * hissing[name] > sign * noisy[name], name
+        assert louder[name] == pytest.approx(noisy[name], rel=0.02), name  # PESQ sees other roundings
+    assert same["stoi"] == pytest.approx(1) and same["estoi"] == pytest.approx(1) and same["pesq_wb"] > 4.6
+    assert score(VOICE.astype(np.float32), NOISY.astype(np.float32))["si_sdr"] == pytest.approx(noisy["si_sdr"])
+    assert set(names) < set(LOOKS)
+
+
+@pytest.mark.parametrize(
+    ("reference", "estimate", "defined"),
+    [
+        (VOICE, np.zeros_like(VOICE), set()),
+        (np.zeros_like(VOICE), NOISY, set()),
+        (VOICE, np.full_like(VOICE, np.nan), set()),
+        (VOICE[:400], NOISY[:400], {"si_sdr"}),
+        (VOICE[:3000], NOISY[:3000], {"si_sdr", "sdr"}),
+        # over fifty utterances, of which the package for PESQ dies
+        (np.tile(VOICE, 10), np.tile(NOISY, 10), {"si_sdr", "sdr", "stoi", "estoi"}),
+    ],
+)
+def test_what_cannot_be_computed_is_nan(reference: np.ndarray, estimate: np.ndarray, defined: set[str]) -> None:
+    assert {name for name, value in score(reference, estimate).items() if not math.isnan(value)} == defined
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(UserError, match=r"no metric is called mos: choose from si_sdr, .*rmse"):
+        score(VOICE, NOISY, names=["si_sdr", "mos"])
+    with pytest.raises(UserError, match="48000 samples and the estimate 47999"):
+        score(VOICE, NOISY[1:])
+    with pytest.raises(UserError, match="pesq_wb is defined at 16000 Hz, not at 8000"):
+        score(VOICE, NOISY, 8000)
+
+
+def test_many_are_scored_in_order_under_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    in_parallel = avdvae.metrics.in_parallel
+    monkeypatch.setattr(
+        avdvae.metrics,
+        "in_parallel",
+        lambda *args: (threads.append(os.environ["OMP_NUM_THREADS"]), in_parallel(*args))[1],
+    )
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    names = ("si_sdr", "estoi")
+    jobs = [
+        ScoreJob(VOICE, {"": HISSING, "input_": NOISY}, names=names),
+        *(ScoreJob(VOICE, {"": VOICE + level * NOISE}, names=names) for level in (0.2, 0.02, 0.05)),
+    ]
+    first, *others = score_all(jobs, workers=2)
+    assert first.pop("si_sdr_improvement") == pytest.approx(20, abs=0.1)  # a tenth of the noise
+    expected = score(VOICE, HISSING, names=names)
+    expected |= {f"input_{name}": value for name, value in score(VOICE, NOISY, names=names).items()}
+    assert first == pytest.approx(expected)
+    for job, found in zip(jobs[1:], others, strict=True):
+        assert found == pytest.approx(score(job.reference, job.estimates[""], names=names))
+    assert threads == ["1"] and "OMP_NUM_THREADS" not in os.environ

@@ -1,0 +1,118 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from avdvae.errors import UserError
+from avdvae.results import Result, compare, read_results, summarise, write_results, write_summary
+
+NOISES = ("Babble", "Cafe", "Car", "LR", "Street", "White")
+RNG = np.random.default_rng(0)
+
+
+def _row(
+    item: str, value: float, metric: str = "si_sdr", noise: str = "Car", snr: float | None = 0, **others
+) -> Result:
+    texts = {"run": "r1", "model": "cvae", "task": "enhance", "corpus": "talker", "split": "test", "lips": ""} | others
+    return Result(item=item, noise=noise, snr=snr, metric=metric, value=value, **texts)
+
+
+def _pick(items: list[dict[str, Any]], **wanted) -> dict[str, Any]:
+    (found,) = [item for item in items if wanted.items() <= item.items()]
+    return found
+
+
+def test_results_survive_the_file(tmp_path: Path) -> None:
+    rows = [
+        _row("s1/a, b", 1 / 3, snr=-2.5, lips="occluded"),
+        _row("ü", -math.inf, noise="", snr=None),
+        _row("x", 4, snr=-5),
+    ]
+    write_results(tmp_path / "results.csv", rows)
+    assert read_results(tmp_path / "results.csv") == rows
+    header, *_ = (tmp_path / "results.csv").read_text().splitlines()
+    assert header == "run,model,task,corpus,split,item,noise,snr,lips,metric,value"
+    (tmp_path / "results.csv").write_text(header.replace("noise,snr", "snr,noise") + "\n")
+    with pytest.raises(UserError, match=r"has the columns run, .*snr, noise.* instead of .*: evaluate the run again"):
+        read_results(tmp_path / "results.csv")
+
+
+def test_intervals_hold_the_truth_as_often_as_they_claim() -> None:
+    values = RNG.normal(3, 2, size=(500, 60))
+    rows = [_row(f"u{i}", v, metric=f"m{k}") for k, trial in enumerate(values.tolist()) for i, v in enumerate(trial)]
+    items = summarise(rows)
+    assert [item["mean"] for item in items] == pytest.approx(values.mean(axis=1).tolist())
+    assert 0.91 < np.mean([item["ci_low"] < 3 < item["ci_high"] for item in items]) < 0.98
+    assert items == summarise(rows[::-1])[::-1] != summarise(rows, seed=1)
+
+
+def test_one_utterance_under_six_noises_is_one_draw() -> None:
+    values = RNG.normal(size=40).tolist()
+    items = summarise([_row(f"u{i}", v, noise=noise) for noise in NOISES for i, v in enumerate(values)])
+    assert [item["noise"] for item in items] == [*NOISES, "all"]
+    for item in items:
+        assert item["ci_low"] < item["mean"] < item["ci_high"] and item["n"] == 40
+        assert [item[k] for k in ("mean", "ci_low", "ci_high")] == pytest.approx(
+            [items[0][k] for k in ("mean", "ci_low", "ci_high")]
+        )
+
+
+def test_values_that_are_missing_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [_row(item, value) for item, value in (("a", 1), ("b", 3), ("c", math.nan), ("d", -math.inf))]
+    rows += [_row("c", 8, noise="White"), _row("a", math.nan, "stoi"), _row("a", 1, snr=None, noise="")]
+    items = summarise(rows)
+    car = _pick(items, noise="Car", metric="si_sdr")
+    assert (car["mean"], car["n"], car["ci_low"], car["ci_high"]) == (2, 2, 1, 3)
+    pooled = _pick(items, noise="all")
+    assert (pooled["mean"], pooled["n"]) == (4, 3)
+    write_summary(tmp_path / "summary.json", items)
+    written = json.loads((tmp_path / "summary.json").read_text())
+    keys = {"model": "cvae", "task": "enhance", "lips": ""}
+    nothing = {"ci_low": None, "ci_high": None}
+    assert _pick(written, metric="stoi") == keys | nothing | {
+        "noise": "Car",
+        "snr": 0,
+        "metric": "stoi",
+        "mean": None,
+        "n": 0,
+    }
+    assert _pick(written, noise="") == keys | nothing | {
+        "noise": "",
+        "snr": None,
+        "metric": "si_sdr",
+        "mean": 1,
+        "n": 1,
+    }
+
+
+def test_runs_are_compared_pair_by_pair() -> None:
+    ease = dict(zip("abcdefgh", RNG.normal(0, 50, 8).tolist(), strict=True))  # far larger than what is to be found
+    gains = {"Car": 1.0, "White": 3.0, "Babble": -1.0}
+    mine = [
+        _row(i, ease[i] + gain, noise=n, lips=lips)
+        for i in ease
+        for n, gain in gains.items()
+        for lips in ("", "occluded")
+    ]
+    derived = ("input_si_sdr", "si_sdr_improvement")
+    mine += [_row(i, 0.5, metric, noise=n) for i in ease for n in gains for metric in derived]
+    mine += [_row("only mine", 1e6), _row("a", 1e6, snr=5), _row("a", 1e6, "stoi")]
+    theirs = [_row(i, ease[i], noise=n, run="r0", model="vae") for n in gains for i in reversed(ease)]
+    theirs += [_row("only theirs", -1e6, run="r0"), *(_row("a", -1e6, metric, run="r0") for metric in derived)]
+    items = compare(mine, theirs)
+    for lips in ("", "occluded"):
+        for noise, gain in (gains | {"stationary": 2.0, "all": 1.0}).items():
+            found = _pick(items, lips=lips, noise=noise)
+            assert [found[k] for k in ("mean", "ci_low", "ci_high")] == pytest.approx([gain] * 3), noise
+            assert (found["n"], found["model"], found["compared_with"], found["snr"]) == (8, "cvae", "r0", 0)
+    assert len(items) == 2 * 5
+
+    same_lips = [_row(i, ease[i] + 7, lips="occluded", run="r0") for i in ease]
+    assert _pick(compare(mine, theirs + same_lips), lips="occluded", noise="Car")["mean"] == pytest.approx(-6)
+    with pytest.raises(UserError, match="r1 and r0 have no item, noise, SNR and metric in common"):
+        compare(mine, [_row("elsewhere", 0, run="r0")])
+    with pytest.raises(UserError, match="r1 and an empty run"):
+        compare(mine, [])

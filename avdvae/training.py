@@ -25,7 +25,7 @@ from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -41,6 +41,7 @@ from avdvae.errors import UserError
 from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, LatentModel
 
+_STATE, _WEIGHTS = Path("last", "state.pt"), "weights.safetensors"
 _REMEDY = (
     "the run keeps its last good state, and a new one may do better with a smaller train.lr, train.clip_norm=1 or "
     "train.precision=32-true"
@@ -55,17 +56,17 @@ class Training:
     batch_size: int = 128  # items, of all processes together
     accumulate: int = 1  # batches a step
     lr: float = 1e-3
-    schedule: Literal["constant", "cosine"] = "constant"  # of lr; cosine: down to 0 over all epochs
+    schedule: str = "constant"  # of lr; or cosine: down to 0 over all epochs
     beta: float = 1.0  # weight of the KL terms
     warmup_epochs: int = 0  # in which beta rises from 0
     clip_norm: float | None = None  # length of the longest gradient
     ema: float | None = None  # decay of an average of the weights, which is then validated and kept in their place
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: str = "32-true"  # or bf16-mixed
     compile: bool = False
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    accelerator: str = "auto"  # or cpu, cuda
     devices: int = 1  # of each node
     nodes: int = 1
-    strategy: Literal["auto", "ddp"] = "auto"  # auto: ddp where there are several processes
+    strategy: str = "auto"  # or ddp, which auto is where there are several processes
     workers: int = 0  # processes that load
     level_db: Sequence[float] | None = None  # (low, high): the range of random levels to train at
     trim_db: float | None = 30.0
@@ -128,25 +129,17 @@ def train(
 
     On Ctrl-C the step is finished and saved, and KeyboardInterrupt raised: `resume` then goes on from there.
     """
-    if resume and not _state(run).exists():
+    if resume and not (run / _STATE).exists():
         raise UserError(f"{run} holds no training to resume: give the folder of one, or start afresh without resume")
-    if not resume and _state(run).exists():
+    if not resume and (run / _STATE).exists():
         raise UserError(f"{run} holds a training already: go on with resume={run}, or choose another folder")
     loop = _Loop(model, train, valid, stft, settings, run, resume)
     with closing(loop.log) if loop.log else nullcontext(), _postponed_interrupt() as interrupted:
         loop.run_epochs(interrupted)
     loop.fabric.barrier()  # the best weights are on the disk by now
-    load_model(model.eval(), _weights(run), device=str(loop.fabric.device))
+    load_model(model.eval(), run / _WEIGHTS, device=str(loop.fabric.device))
     at = loop.at
     return Trained(model, at.best_epoch, at.best_loss, at.epoch, at.step, at.seconds)
-
-
-def _state(run: Path) -> Path:
-    return run / "last" / "state.pt"
-
-
-def _weights(run: Path) -> Path:
-    return run / "weights.safetensors"
 
 
 @dataclass
@@ -258,7 +251,7 @@ class _Loop:
             parts, sums = _sums(elbo, loss_B)
             losses.append(loss_B.detach())
             totals.append(sums)
-        sums: Any = fabric.all_reduce(torch.stack(totals).sum(0), reduce_op="sum")
+        sums: Any = fabric.strategy.all_reduce(torch.stack(totals).sum(0), reduce_op="sum")
         scale = fabric.world_size / sums[0]  # to the mean over frames; DDP has averaged over processes what we sum
         for parameter in self.parameters:
             if parameter.grad is not None:
@@ -310,10 +303,8 @@ class _Loop:
 
     def _require_finite(self) -> None:
         if bad := self._settle():
-            culprits = [
-                name for name, loss in zip(bad.ids, bad.loss_B.tolist(), strict=True) if not math.isfinite(loss)
-            ]
-            ids = list(dict.fromkeys(culprits or bad.ids))
+            spoilt = [name for name, fine in zip(bad.ids, bad.loss_B.isfinite(), strict=True) if not fine]
+            ids = list(dict.fromkeys(spoilt or bad.ids))  # another process may have what is spoilt
             where = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
             epoch = (bad.number - 1) // self.at.steps_per_epoch + 1
             raise UserError(f"the loss is not finite at step {bad.number} of epoch {epoch}, on {where}: {_REMEDY}")
@@ -405,31 +396,28 @@ class _Loop:
             "optimiser": self.optimiser.state_dict(),
             "loader": self.loader.state_dict(),
         }
-        with replacing(_state(self.run)) as new:
+        with replacing(self.run / _STATE) as new:
             torch.save(state, new)
 
     def _save_best(self) -> None:
         """After `_save`: weights on the disk are then always of an epoch that the saved state knows of."""
         if self.fabric.is_global_zero:
-            with replacing(_weights(self.run)) as new:
+            with replacing(self.run / _WEIGHTS) as new:
                 save_model(self.judged, str(new))
 
     def _restore(self) -> None:
-        state = torch.load(_state(self.run), map_location="cpu", weights_only=True)
+        state = torch.load(self.run / _STATE, map_location="cpu", weights_only=True)
         at = _Position(**state["at"])
         had, has = (
-            (at.steps_per_epoch, state["average"] is not None),
-            (self.at.steps_per_epoch, self.settings.ema is not None),
+            f"{steps} steps an epoch with{'' if average else 'out'} train.ema"
+            for steps, average in ((at.steps_per_epoch, state["average"]), (self.at.steps_per_epoch, self.settings.ema))
         )
         if had != has:
-            told = (f"{steps} steps an epoch {'with' if ema else 'without'} train.ema" for steps, ema in (had, has))
-            raise UserError(f"{self.run} took {' and would now take '.join(told)}: resume it as it began")
+            raise UserError(f"{self.run} took {had} and would now take {has}: resume it as it began")
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
-            raise UserError(
-                f"{self.run} trains another model than {type(self.model).__name__} as given: give its own"
-            ) from error
+            raise UserError(f"{self.run} trains another model than the one given: give its own") from error
         if self.settings.ema is not None:
             self.judged.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -445,7 +433,7 @@ class _Log:
     def __init__(self, run: Path, at: _Position):
         from torch.utils.tensorboard import SummaryWriter
 
-        _state(run).parent.mkdir(parents=True, exist_ok=True)
+        (run / _STATE).parent.mkdir(parents=True, exist_ok=True)
         self.file = (run / "metrics.jsonl").open("ab")
         self.file.truncate(min(at.logged, self.file.tell()))
         self.board = SummaryWriter(run / "tensorboard", purge_step=at.step + 1)
@@ -476,9 +464,7 @@ def _launch(settings: Training):
 
     devices, nodes = settings.devices, settings.nodes
     if (started := int(os.environ.get("WORLD_SIZE", devices * nodes))) != devices * nodes:
-        raise UserError(
-            f"{started} processes were started for train.devices={devices} on train.nodes={nodes}: mend these"
-        )
+        raise UserError(f"train.devices={devices} times train.nodes={nodes} must be the {started} processes started")
     # Models may freeze layers for a batch, which then have no gradients to exchange.
     ddp = settings.strategy == "ddp" or devices * nodes > 1
     strategy = DDPStrategy(find_unused_parameters=True) if ddp else "auto"
@@ -488,7 +474,7 @@ def _launch(settings: Training):
             strategy=strategy,
             devices=devices,
             num_nodes=nodes,
-            precision=settings.precision,
+            precision=settings.precision,  # type: ignore[arg-type]  # checked by Training
         )
         fabric.launch()
     except (MisconfigurationException, RuntimeError, ValueError) as error:
@@ -510,18 +496,17 @@ def _per_frame(sums: Mapping[str, float]) -> dict[str, float]:
 
 
 def _progress(shown: bool):
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress
 
-    text, left = TextColumn("{task.description}"), TextColumn("left")
-    columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left, TimeRemainingColumn())
-    return Progress(*columns, disable=not shown)
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        disable=not shown,
+    )
 
 
 @contextmanager

@@ -19,6 +19,7 @@ output   the Wiener filter sum_r w_r g S_r / X_r
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -36,11 +37,17 @@ EPSILON = 1e-10
 
 @dataclass(frozen=True)
 class Vem:
-    """The settings of an enhancement."""
+    """The settings of an enhancement.
+
+    The EM finds the optimum nearest to its start. Here the noise starts at the spectrum that the quieter frames have,
+    and the latents at what the encoder makes of the rest; with `paper`, the noise starts anywhere and the encoder hears
+    the mixture, as published, which may end with speech and noise in each other's place.
+    """
 
     estep: EStep
     iterations: int = 100
     rank: int = 8
+    paper: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -152,8 +159,12 @@ def enhance(
     draws = Draws([_generator(name, settings.seed) for name in batch.ids], frames.tolist())
     heard = replace(batch, power=noisy_BTF)
     context = model.context(heard)
-    state = settings.estep.start(model.infer(heard, mode="mean"), draws)
     noise = Noise.drawn(noisy_BTF, settings.rank, draws)
+    if not settings.paper:
+        level_B1F = _quiet_level(noisy_BTF, batch.mask)
+        noise.W_BFK = noise.W_BFK * level_B1F.mT * (4 / settings.rank)  # so that V is this level on average
+        heard = replace(batch, power=noisy_BTF * (1 - 2 * level_B1F / noisy_BTF.clamp_min(EPSILON)).clamp(0.01).square())
+    state = settings.estep.start(model.infer(heard, mode="mean"), draws)
 
     def target() -> NoisySpeech:
         return NoisySpeech(model, context, noisy_BTF, noise.variance, noise.gain_BT1)
@@ -171,6 +182,12 @@ def enhance(
     speech_RBTF, weight_RBT1 = likelihood.components(noisy_BTF)
     share_RBTF = noise.gain_BT1 * speech_RBTF / noise.mixture(speech_RBTF)
     return Enhanced(_average(share_RBTF, weight_RBT1), torch.stack(costs))
+
+
+def _quiet_level(noisy_BTF: Tensor, mask_BT: Tensor) -> Float[Tensor, "B 1 F"]:
+    """The mean power that Gaussian noise would need for the median power of each frequency."""
+    present_BTF = noisy_BTF.masked_fill(~mask_BT[..., None], float("nan"))
+    return (present_BTF.nanmedian(1, keepdim=True).values / math.log(2)).clamp_min(EPSILON)
 
 
 def _generator(name: str, seed: int) -> torch.Generator:

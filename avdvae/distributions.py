@@ -99,7 +99,7 @@ class ComplexGaussian:
 
 
 class _NoisyLogProb(torch.autograd.Function):
-    """sum_f -ln v - P / v for v = g exp(log_var) + b, differentiable in log_var.
+    """sum_f -ln v - P / v for v = g (exp(log_var) + 1e-10) + b, differentiable in log_var.
 
     The derivative, g exp(log_var) / v * (P / v - 1), is written out because this is the innermost loop of the EM stage:
     autograd would make three times as many passes over the spectra.
@@ -108,7 +108,7 @@ class _NoisyLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_var: Tensor, gain: Tensor, noise: Tensor, power: Tensor) -> Tensor:
         speech = log_var.float().exp()
-        variance = torch.addcmul(noise, gain, speech)
+        variance = torch.addcmul(torch.add(noise, gain, alpha=VARIANCE_FLOOR), gain, speech)
         ratio = power / variance
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(speech.mul_(gain).div_(variance).mul_(ratio - 1))

@@ -83,7 +83,7 @@ class Noise:
 
     @property
     def variance(self) -> Float[Tensor, "B T F"]:
-        return self.H_BTK @ self.W_BFK.mT
+        return (self.H_BTK @ self.W_BFK.mT).add_(EPSILON)  # so that digital silence divides nothing by zero
 
     def update(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> None:
         """One M-step. Where H is zero, as in frames that pad, it stays so and the frame has no say in W."""
@@ -163,7 +163,8 @@ def enhance(
     if not settings.paper:
         level_B1F = _quiet_level(noisy_BTF, batch.mask)
         noise.W_BFK = noise.W_BFK * level_B1F.mT * (4 / settings.rank)  # so that V is this level on average
-        heard = replace(batch, power=noisy_BTF * (1 - 2 * level_B1F / noisy_BTF.clamp_min(EPSILON)).clamp(0.01).square())
+        left_BTF = (1 - 2 * level_B1F / noisy_BTF.clamp_min(EPSILON)).clamp_min(0.01)
+        heard = replace(batch, power=noisy_BTF * left_BTF.square())
     state = settings.estep.start(model.infer(heard, mode="mean"), draws)
 
     def target() -> NoisySpeech:

@@ -1,0 +1,276 @@
+"""The tasks that a model is measured on, condition by condition.
+
+enhancement   the split's utterances in each noise, at each SNR, with each state of the lips: separated, then scored
+              beside the mixture that was heard
+resynthesis   the clean utterances through the latents and back
+
+Blocks (a task, a state of the lips, a noise) are written to results.csv as soon as they are scored, and an evaluation
+that was interrupted goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from avdvae.audio import Stft, write_wav
+from avdvae.data.conditions import Condition
+from avdvae.data.loader import Loader
+from avdvae.data.mixing import NOISES, NoiseFolder
+from avdvae.data.shards import PreparedCorpus, replacing
+from avdvae.errors import UserError
+from avdvae.inference.resynth import resynthesise
+from avdvae.inference.separation import separate
+from avdvae.inference.vem import Vem
+from avdvae.metrics import INPUT, METRICS, ScoreJob, score_all
+from avdvae.protocols import Batch, SpeechPrior
+from avdvae.results import Result, compare, read_results, summarise, write_results, write_summary
+from avdvae.viz import cost_curves, triptych
+
+RATE = 16_000
+TASKS = ("enhancement", "resynthesis")
+ENOUGH = 200  # signals that are worth starting processes for
+SHOWN_SNR = 0.0  # the example is taken at the SNR nearest to this
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    tasks: Sequence[str] = ("enhancement",)
+    split: str = "test"
+    noises: Sequence[str] = tuple(NOISES)
+    snrs: Sequence[float] = (-10, -5, 0, 5, 10, 15)
+    lips: Sequence[str] = ("clean", "occluded")  # for models that look at them
+    per_speaker: int | None = 2
+    min_seconds: float = 1.0
+    trim_db: float | None = 30.0
+    seed: int = 0
+    metrics: Sequence[str] = METRICS
+    examples: int = 3  # of each state of the lips
+    workers: int | None = None  # None: one a core
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.tasks) - set(TASKS):
+            raise UserError(f"no task is called {', '.join(sorted(unknown))}: choose from {', '.join(TASKS)}")
+        if "enhancement" in self.tasks and not (self.noises and self.snrs and self.lips):
+            raise UserError("evaluate.noises, evaluate.snrs and evaluate.lips must each name something")
+
+
+@dataclass(frozen=True)
+class _Block:
+    task: str
+    lips: str = ""  # "" for models that do not look at them
+    noise: str = ""
+
+
+class _Measured(NamedTuple):
+    """An utterance that waits to be scored."""
+
+    block: _Block
+    item: str
+    snr: float | None
+    job: ScoreJob
+    rtf: float | None = None
+
+
+class Evaluator:
+    """Measures one model; `name` and `run` head its rows in results.csv, which lies in the folder `out`."""
+
+    def __init__(
+        self,
+        model: SpeechPrior,
+        corpus: PreparedCorpus,
+        stft: Stft,
+        vem: Vem,
+        settings: Evaluation,
+        out: Path,
+        name: str,
+        batch_size: int = 4,
+        device: str = "cpu",
+    ):
+        self.model, self.stft, self.vem, self.settings, self.out = model, stft, vem, settings, out
+        self.name, self.batch_size, self.device = name, batch_size, device
+        self.corpus, self.chosen = corpus, corpus.choose(settings.per_speaker, settings.min_seconds)
+        if "lips" in model.sees and not corpus.has_lips:
+            raise UserError(f"{type(model).__name__} looks at lips and {corpus.root} has none: give a corpus of videos")
+        self.workers = settings.workers or os.cpu_count() or 1
+        self.rows: list[Result] = []
+        self.examples: list[dict[str, Any]] = []
+        self.costs: dict[str, list[float]] = {}
+
+    def run(self) -> float:
+        """All that is not in results.csv yet; returns the seconds that the model itself took."""
+        results, spent = self.out / "results.csv", 0.0
+        self.rows = read_results(results) if results.exists() else []
+        self.examples = json.loads(path.read_text()) if (path := self.out / "examples.json").exists() else []
+        done = {_Block(row.task, row.lips, row.noise) for row in self.rows}
+        for folder in ("audio", "figures"):
+            (self.out / folder).mkdir(parents=True, exist_ok=True)
+        todo = [block for block in self._blocks() if block not in done]
+        waiting: list[_Measured] = []
+        for number, block in enumerate(todo, start=1):
+            label = ", ".join(filter(None, (block.noise, block.lips and f"{block.lips} lips"))) or "clean speech"
+            print(f"{block.task} {number}/{len(todo)}: {label}", flush=True)
+            start = time.monotonic()
+            waiting += self._enhance(block) if block.task == "enhancement" else self._resynthesise(block)
+            spent += time.monotonic() - start
+            if len(waiting) >= ENOUGH or number == len(todo):
+                self._score(waiting)
+                waiting.clear()
+                write_results(results, self.rows)
+                with replacing(self.out / "examples.json") as new:
+                    new.write_text(json.dumps(self.examples, indent=1))
+        if self.costs:
+            cost_curves(self.costs).savefig(self.out / "figures" / "em_cost.png", dpi=150)
+        return spent
+
+    def _blocks(self) -> Iterator[_Block]:
+        states = self.settings.lips if "lips" in self.model.sees else ("",)
+        for task in self.settings.tasks:
+            if task == "resynthesis":
+                yield _Block(task, lips=states[0] and "clean")
+            else:
+                yield from (_Block(task, lips, _label(noise)) for lips in states for noise in self.settings.noises)
+
+    def _loader(self, condition: Condition | None) -> Loader:
+        s = self.settings
+        return Loader(
+            self.chosen,
+            self.stft,
+            frames=None,
+            batch_size=self.batch_size,
+            seed=s.seed,
+            shuffle=False,
+            trim_db=s.trim_db,
+            device=self.device,
+            condition=condition,
+        )
+
+    def _enhance(self, block: _Block) -> list[_Measured]:
+        s, measured = self.settings, []
+        noise = next(noise for noise in s.noises if _label(noise) == block.noise)
+        source = noise if noise in NOISES else NoiseFolder(Path(noise))
+        shown_snr = min(s.snrs, key=lambda snr: abs(snr - SHOWN_SNR))
+        shown = [_label(n) for n in s.noises].index(block.noise)
+        known = self._known_inputs(block)
+        spoilt = None if block.lips in ("", "clean") else block.lips
+        with _progress("enhancing", len(s.snrs) * len(self.chosen.utterances)) as advance:
+            for snr, batch in self._mixtures(source, spoilt):
+                start = time.perf_counter()
+                separated = separate(self.model, batch, self.stft, self.vem)
+                speech = separated.speech.cpu().numpy()  # waits for the device
+                assert batch.waveform is not None and batch.mixture is not None and batch.lengths is not None
+                rtf = (time.perf_counter() - start) * RATE / int(batch.lengths.sum())
+                clean, mixture = batch.waveform.cpu().numpy(), batch.mixture.cpu().numpy()
+                for b, (item, n) in enumerate(zip(batch.ids, batch.lengths.tolist(), strict=True)):
+                    estimates = {"": speech[b, :n]}
+                    if (item, snr) not in known:
+                        estimates[INPUT] = mixture[b, :n]
+                    job = ScoreJob(clean[b, :n], estimates, RATE, tuple(s.metrics))
+                    measured.append(_Measured(block, item, snr, job, rtf))
+                    wanted = self.chosen.utterances[shown % len(self.chosen.utterances)].id
+                    if snr == shown_snr and shown < s.examples and item == wanted:
+                        signals = {"clean": clean[b, :n], "noisy": mixture[b, :n], "enhanced": speech[b, :n]}
+                        self._keep_example(block, item, snr, signals, batch, b)
+                        self.costs[f"{block.noise} {snr:g} dB {block.lips}".strip()] = separated.cost[:, b].tolist()
+                advance(len(batch.ids))
+        return measured
+
+    def _mixtures(self, noise: str | NoiseFolder, lips: str | None) -> Iterator[tuple[float, Batch]]:
+        for snr in self.settings.snrs:
+            for batch in self._loader(Condition(self.corpus, noise, snr, lips, self.settings.seed)):
+                yield snr, batch
+
+    def _resynthesise(self, block: _Block) -> list[_Measured]:
+        measured = []
+        torch.manual_seed(self.settings.seed)
+        for batch in self._loader(None):
+            speech = resynthesise(self.model, batch, self.stft).cpu().numpy()
+            assert batch.waveform is not None and batch.lengths is not None
+            clean = batch.waveform.cpu().numpy()
+            for b, (item, n) in enumerate(zip(batch.ids, batch.lengths.tolist(), strict=True)):
+                job = ScoreJob(clean[b, :n], {"": speech[b, :n]}, RATE, (*self.settings.metrics, "rmse"))
+                measured.append(_Measured(block, item, None, job))
+        return measured
+
+    def _known_inputs(self, block: _Block) -> dict[tuple[str, float | None], dict[str, float]]:
+        """Metrics of mixtures that were heard before, with the lips in another state."""
+        known: dict[tuple[str, float | None], dict[str, float]] = {}
+        for row in self.rows:
+            if (row.task, row.noise) == (block.task, block.noise) and row.metric.startswith(INPUT):
+                known.setdefault((row.item, row.snr), {})[row.metric] = row.value
+        return known
+
+    def _score(self, waiting: Sequence[_Measured]) -> None:
+        inputs = {block: self._known_inputs(block) for block in {measured.block for measured in waiting}}
+        scored = score_all([measured.job for measured in waiting], self.workers)
+        for (block, item, snr, _, rtf), scores in zip(waiting, scored, strict=True):
+            scores = inputs[block].get((item, snr), {}) | scores
+            if "si_sdr" in scores and f"{INPUT}si_sdr" in scores:
+                scores["si_sdr_improvement"] = scores["si_sdr"] - scores[f"{INPUT}si_sdr"]
+            if rtf is not None:
+                scores["rtf"] = rtf
+            self.rows += [self._row(block, item, snr, metric, value) for metric, value in scores.items()]
+            for example in self.examples:
+                if example["key"] == _key(block, item, snr):
+                    example["scores"] = {metric: value for metric, value in scores.items() if np.isfinite(value)}
+
+    def _row(self, block: _Block, item: str, snr: float | None, metric: str, value: float) -> Result:
+        corpus = self.chosen.utterances[0].corpus
+        where = (str(self.out), self.name, block.task, corpus, self.settings.split, item, block.noise)
+        return Result(*where, snr, block.lips, metric, value)
+
+    def _keep_example(
+        self, block: _Block, item: str, snr: float, signals: Mapping[str, np.ndarray], batch: Batch, b: int
+    ) -> None:
+        key = _key(block, item, snr)
+        loudest = max(np.abs(signal).max() for signal in signals.values())
+        audio = {name: f"audio/{key}.{name}.wav" for name in signals}
+        for name, path in audio.items():
+            write_wav(self.out / path, torch.from_numpy(signals[name] * (0.9 / loudest)), RATE)
+        frames = batch.mask[b].cpu()
+        sees = "lips" in self.model.sees and batch.lips is not None and batch.sure is not None
+        lips = batch.lips[b].cpu()[frames].numpy() if sees and batch.lips is not None else None
+        sure = batch.sure[b].cpu()[frames].numpy() if sees and batch.sure is not None else None
+        figure = f"figures/{key}.png"
+        triptych(signals, RATE, self.stft.hop, lips, sure).savefig(self.out / figure, dpi=150)
+        title = f"{item}, {block.noise} at {snr:g} dB" + (f", {block.lips} lips" if block.lips else "")
+        self.examples.append({"key": key, "title": title, "audio": audio, "figure": figure})
+
+
+def summarise_run(out: Path, others: Sequence[Path], seed: int = 0) -> list[dict[str, Any]]:
+    """summary.json of a run, with paired differences to other runs."""
+    rows = read_results(out / "results.csv")
+    summary = summarise(rows, seed)
+    for other in others:
+        if not (other / "results.csv").is_file():
+            raise UserError(f"compare={other} has no results.csv: name runs that have been evaluated")
+        summary += compare(rows, read_results(other / "results.csv"), seed=seed)
+    write_summary(out / "summary.json", summary)
+    return summary
+
+
+@contextmanager
+def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _label(noise: str) -> str:
+    return noise if noise in NOISES else Path(noise).name
+
+
+def _key(block: _Block, item: str, snr: float | None) -> str:
+    parts = (item.replace("/", "_"), block.noise, f"{snr:g}dB", block.lips)
+    return "_".join(filter(None, parts))

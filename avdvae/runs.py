@@ -1,0 +1,94 @@
+"""The directory of a run: what was asked for, the weights, and the way back from there to a model.
+
+config.yaml           the resolved configuration, enough to rebuild everything
+weights.safetensors   best weights              last/             what resumption needs
+metrics.jsonl         training curve            tensorboard/      the same, with pictures and sound
+results.csv           every value               summary.json      means with intervals
+report.html           to look at                audio/, figures/  what it shows
+run.json              sizes, times and the command
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_model
+from torch import nn
+
+from avdvae.audio import Stft
+from avdvae.data.shards import replacing
+from avdvae.errors import UserError
+from avdvae.inference.esteps import build_estep
+from avdvae.inference.vem import Vem
+
+
+@dataclass(frozen=True)
+class Run:
+    path: Path
+    config: dict[str, Any]
+
+    @property
+    def stft(self) -> Stft:
+        return Stft(self.config["hop"])
+
+    def load_model(self, device: str = "cpu") -> nn.Module:
+        """The best weights, ready for inference."""
+        weights = self.path / "weights.safetensors"
+        if not weights.exists():
+            raise UserError(f"{self.path} holds no weights yet: finish its training with resume={self.path}")
+        model = build_model(self.config["model"]).to(device).eval().requires_grad_(False)
+        load_model(model, weights, device=device)
+        return model
+
+    def note(self, **facts: Any) -> None:
+        """Add to run.json."""
+        path = self.path / "run.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        for name, fact in facts.items():
+            known[name] = known.get(name, {}) | fact if isinstance(fact, dict) else fact
+        with replacing(path) as new:
+            new.write_text(json.dumps(known, indent=1))
+
+
+def create_run(path: Path, config: dict[str, Any]) -> Run:
+    path.mkdir(parents=True, exist_ok=True)
+    with replacing(path / "config.yaml") as new:
+        new.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    return Run(path, config)
+
+
+def open_run(path: Path) -> Run:
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} is no run, for it has no config.yaml: give a folder that experiments/run.py has made")
+    return Run(path, yaml.safe_load((path / "config.yaml").read_text()))
+
+
+def build_model(config: Mapping[str, Any]) -> nn.Module:
+    """The class that `target` names, made with the rest of `config`."""
+    arguments = dict(config)
+    module, _, name = arguments.pop("target").rpartition(".")
+    try:
+        model = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"model.target={config['target']} cannot be found ({error}): give module.Class") from error
+    try:
+        return model(**arguments)
+    except TypeError as error:
+        raise UserError(f"{name} cannot be made of {', '.join(arguments) or 'nothing'}: {error}") from error
+
+
+def build_vem(config: Mapping[str, Any]) -> Vem:
+    """The EM stage of a run's `enhance`."""
+    return Vem(
+        estep=build_estep(**config["estep"]),
+        iterations=config["iterations"],
+        rank=config["rank"],
+        paper=config["paper"],
+        seed=config["seed"],
+    )

@@ -1,0 +1,117 @@
+"""Train a model, enhance noisy speech with it, and report.
+
+python experiments/run.py exp=cvae                    any of configs/exp, on the embedded corpus unless data= is given
+python experiments/run.py exp=vae train.lr=3e-4       any key of configs/config.yaml
+python experiments/run.py exp=vae train=debug         from data to report in a minute
+python experiments/run.py resume=runs/cvae/...        goes on exactly where that run stopped
+python experiments/run.py -m exp=vae,cvae seed=0,1    a sweep
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from avdvae.data.corpora import ensure_prepared
+from avdvae.data.shards import PreparedCorpus
+from avdvae.errors import UserError
+from avdvae.evaluation import Evaluation, Evaluator, summarise_run
+from avdvae.protocols import SpeechPrior
+from avdvae.report import write_report
+from avdvae.runs import Run, build_model, build_vem, create_run, open_run
+from avdvae.training import Training, train
+
+
+def find_run(config: dict[str, Any]) -> Run:
+    """The run to go on with, or a new one. Processes that training starts find the one that their parent made."""
+    if config["resume"]:
+        return open_run(Path(config["resume"]))
+    if chosen := os.environ.get("AVDVAE_RUN") or config["run_dir"]:
+        path = Path(chosen)
+    else:
+        path = Path("runs", config["exp"], datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+        number = 1
+        while path.exists():  # of a sweep, several may start in one second
+            number += 1
+            path = path.with_name(f"{path.name.split('.')[0]}.{number}")
+    if (path / "config.yaml").exists() and "AVDVAE_RUN" not in os.environ:
+        raise UserError(f"{path} holds a run already: go on with resume={path}, or choose another run_dir")
+    os.environ["AVDVAE_RUN"] = str(path)
+    return create_run(path, config)
+
+
+def prepare(config: dict[str, Any]) -> Path:
+    return Path(config["prepared"]) if config["prepared"] else ensure_prepared(config["data"])
+
+
+def train_run(run: Run, prepared: Path) -> None:
+    """Train, or finish training."""
+    settings = Training(**run.config["train"], seed=run.config["seed"])
+    splits = {split: PreparedCorpus(prepared, split, verify=split == "train") for split in ("train", "valid")}
+    torch.manual_seed(run.config["seed"])
+    model = build_model(run.config["model"])
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{run.config['exp']}: {parameters:,} parameters, {splits['train'].hours:.2f} hours to train on", flush=True)
+    run.note(model=run.config["exp"], parameters=parameters, command=shlex.join(sys.argv))
+    started = (run.path / "last" / "state.pt").exists()
+    trained = train(model, splits["train"], splits["valid"], run.stft, settings, run.path, resume=started)
+    run.note(seconds={"train": trained.seconds}, corpus=splits["train"].utterances[0].corpus)
+
+
+def evaluate_run(run: Run, prepared: Path, compare: list[str]) -> None:
+    """Measure, summarise and report."""
+    device = "cuda" if torch.cuda.is_available() and run.config["train"]["accelerator"] != "cpu" else "cpu"
+    model = run.load_model(device)
+    settings = Evaluation(**run.config["evaluate"])
+    if not isinstance(model, SpeechPrior):
+        raise UserError(
+            f"{type(model).__name__} cannot enhance: it is no SpeechPrior, with infer, decode and log_prior"
+        )
+    corpus = PreparedCorpus(prepared, settings.split, verify=False)
+    evaluator = Evaluator(
+        model,
+        corpus,
+        run.stft,
+        build_vem(run.config["enhance"]),
+        settings,
+        run.path,
+        run.config["exp"],
+        run.config["enhance"]["batch_size"],
+        device,
+    )
+    start = time.monotonic()
+    seconds = evaluator.run()
+    run.note(device=device, seconds={"enhance": seconds, "score": time.monotonic() - start - seconds})
+    summarise_run(run.path, [Path(other) for other in compare], run.config["seed"])
+    write_report(run.path)
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="config")
+def main(config: DictConfig) -> None:
+    sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
+    try:
+        given: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        run = find_run(given)
+        prepared = prepare(run.config)
+        train_run(run, prepared)
+        if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0:
+            evaluate_run(run, prepared, given["compare"] or run.config["compare"])
+            print(f"report     {run.path / 'report.html'}\nrun        {run.path}")
+    except (UserError, OmegaConfBaseException) as error:
+        sys.exit(f"run.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"run.py: interrupted; go on with resume={os.environ.get('AVDVAE_RUN', config.resume)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -24,6 +24,7 @@ import torch
 
 from avdvae.audio import Stft, write_wav
 from avdvae.data.conditions import Condition
+from avdvae.data.corpora import ensure_prepared
 from avdvae.data.loader import Loader
 from avdvae.data.mixing import NOISES, NoiseFolder
 from avdvae.data.shards import PreparedCorpus, replacing
@@ -33,7 +34,10 @@ from avdvae.inference.separation import separate
 from avdvae.inference.vem import Vem
 from avdvae.metrics import INPUT, METRICS, ScoreJob, score_all
 from avdvae.protocols import Batch, SpeechPrior
-from avdvae.results import Result, compare, read_results, summarise, write_results, write_summary
+from avdvae.report import write_report
+from avdvae.results import Result, read_results, summarise, write_results, write_summary
+from avdvae.results import compare as compare_rows
+from avdvae.runs import Run, build_vem
 from avdvae.viz import cost_curves, triptych
 
 RATE = 16_000
@@ -246,16 +250,36 @@ class Evaluator:
         self.examples.append({"key": key, "title": title, "audio": audio, "figure": figure})
 
 
-def summarise_run(out: Path, others: Sequence[Path], seed: int = 0) -> list[dict[str, Any]]:
-    """summary.json of a run, with paired differences to other runs."""
-    rows = read_results(out / "results.csv")
-    summary = summarise(rows, seed)
-    for other in others:
-        if not (other / "results.csv").is_file():
+def find_corpus(run: Run) -> Path:
+    """The folder of the prepared corpus that a run asks for; it is prepared if it is not yet."""
+    if run.config["prepared"]:
+        return Path(run.config["prepared"])
+    return ensure_prepared(run.config["data"], size=run.config["lips"]["size"])
+
+
+def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str | Path]) -> None:
+    """Measure a run's model as its configuration says, summarise, hold it against other runs, and report, in `out`."""
+    device = "cuda" if torch.cuda.is_available() and run.config["train"]["accelerator"] != "cpu" else "cpu"
+    model = run.load_model(device)
+    if not isinstance(model, SpeechPrior):
+        raise UserError(f"{type(model).__name__} cannot enhance: it lacks a verb of protocols.SpeechPrior")
+    for other in compare:
+        if not (Path(other) / "results.csv").is_file():
             raise UserError(f"compare={other} has no results.csv: name runs that have been evaluated")
-        summary += compare(rows, read_results(other / "results.csv"), seed=seed)
+    settings, enhance = Evaluation(**run.config["evaluate"]), run.config["enhance"]
+    corpus = PreparedCorpus(prepared, settings.split, verify=False)
+    vem, name = build_vem(enhance), run.config["exp"]
+    evaluator = Evaluator(model, corpus, run.stft, vem, settings, out, name, enhance["batch_size"], device)
+    start = time.monotonic()
+    seconds = evaluator.run()
+    spent = {"enhance": seconds, "score": time.monotonic() - start - seconds}
+    Run(out, run.config).note(device=device, corpus=corpus.utterances[0].corpus, seconds=spent)
+
+    summary = summarise(evaluator.rows, run.config["seed"])
+    for other in compare:
+        summary += compare_rows(evaluator.rows, read_results(Path(other) / "results.csv"), seed=run.config["seed"])
     write_summary(out / "summary.json", summary)
-    return summary
+    write_report(out)
 
 
 @contextmanager

@@ -28,6 +28,20 @@ from avdvae.inference.esteps import build_estep
 from avdvae.inference.vem import Vem
 
 
+def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with the values of `changes` that are not None, however deep; where a `name` changes, the settings that
+    stood beside the old one go with it."""
+    if changes.get("name") not in (None, config.get("name")):
+        config = {}
+    new = dict(config)
+    for key, value in changes.items():
+        if isinstance(value, Mapping):
+            new[key] = changed(config.get(key) or {}, value)
+        elif value is not None:
+            new[key] = value
+    return new
+
+
 @dataclass(frozen=True)
 class Run:
     path: Path

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from avdvae.data.corpora import ensure_prepared
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
-from avdvae.evaluation import Evaluation, Evaluator, summarise_run
-from avdvae.protocols import SpeechPrior
-from avdvae.report import write_report
-from avdvae.runs import Run, build_model, build_vem, create_run, open_run
+from avdvae.evaluation import evaluate_run, find_corpus
+from avdvae.runs import Run, build_model, create_run, open_run
 from avdvae.training import Training, train
 
 
@@ -50,10 +46,6 @@ def find_run(config: dict[str, Any]) -> Run:
     return create_run(path, config)
 
 
-def prepare(config: dict[str, Any]) -> Path:
-    return Path(config["prepared"]) if config["prepared"] else ensure_prepared(config["data"])
-
-
 def train_run(run: Run, prepared: Path) -> None:
     """Train, or finish training."""
     settings = Training(**run.config["train"], seed=run.config["seed"])
@@ -68,44 +60,16 @@ def train_run(run: Run, prepared: Path) -> None:
     run.note(seconds={"train": trained.seconds}, corpus=splits["train"].utterances[0].corpus)
 
 
-def evaluate_run(run: Run, prepared: Path, compare: list[str]) -> None:
-    """Measure, summarise and report."""
-    device = "cuda" if torch.cuda.is_available() and run.config["train"]["accelerator"] != "cpu" else "cpu"
-    model = run.load_model(device)
-    settings = Evaluation(**run.config["evaluate"])
-    if not isinstance(model, SpeechPrior):
-        raise UserError(
-            f"{type(model).__name__} cannot enhance: it is no SpeechPrior, with infer, decode and log_prior"
-        )
-    corpus = PreparedCorpus(prepared, settings.split, verify=False)
-    evaluator = Evaluator(
-        model,
-        corpus,
-        run.stft,
-        build_vem(run.config["enhance"]),
-        settings,
-        run.path,
-        run.config["exp"],
-        run.config["enhance"]["batch_size"],
-        device,
-    )
-    start = time.monotonic()
-    seconds = evaluator.run()
-    run.note(device=device, seconds={"enhance": seconds, "score": time.monotonic() - start - seconds})
-    summarise_run(run.path, [Path(other) for other in compare], run.config["seed"])
-    write_report(run.path)
-
-
 @hydra.main(version_base="1.3", config_path="../configs", config_name="config")
 def main(config: DictConfig) -> None:
     sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
     try:
         given: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         run = find_run(given)
-        prepared = prepare(run.config)
+        prepared = find_corpus(run)
         train_run(run, prepared)
         if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0:
-            evaluate_run(run, prepared, given["compare"] or run.config["compare"])
+            evaluate_run(run, run.path, prepared, given["compare"] or run.config["compare"])
             print(f"report     {run.path / 'report.html'}\nrun        {run.path}")
     except (UserError, OmegaConfBaseException) as error:
         sys.exit(f"run.py: {error}")

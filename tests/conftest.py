@@ -9,6 +9,11 @@ from avdvae.data.talker.corpus import Talker
 from avdvae.faces import find_face_model
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    about = "check the contract (tests/test_contract.py) on this model instead of those of configs/model"
+    parser.addoption("--model", metavar="MODULE.CLASS", help=about)
+
+
 @pytest.fixture(scope="session")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Talker:
     """Six speakers, two short utterances each."""
@@ -25,4 +30,6 @@ def prepared(talker: Talker, tmp_path_factory: pytest.TempPathFactory) -> Summar
 @pytest.fixture(scope="session")
 def clip(talker: Talker) -> Path:
     """One mp4 of the tiny Talker."""
-    return talker.clips(workers=1)[0][0].video
+    video = talker.clips(workers=1)[0][0].video
+    assert video
+    return video

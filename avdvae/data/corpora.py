@@ -31,7 +31,9 @@ def prepared_folder(corpus: Corpus, root: Path | None = None) -> Path:
     return (root or Path("data/prepared")) / corpus.key
 
 
-def ensure_prepared(config: Mapping[str, Any], root: Path | None = None, workers: int | None = None) -> Path:
+def ensure_prepared(
+    config: Mapping[str, Any], root: Path | None = None, size: int = 67, workers: int | None = None
+) -> Path:
     """The folder of the prepared corpus; what is missing there is prepared first."""
     corpus = open_corpus(config)
-    return prepare(corpus, prepared_folder(corpus, root), workers=workers).usable()
+    return prepare(corpus, prepared_folder(corpus, root), size=size, workers=workers).usable()

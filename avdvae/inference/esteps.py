@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ Start = Literal["posterior", "prior"]
 Chains = dict[str, Tensor]  # z_KBTL by name, to be moved
 
 
+@runtime_checkable
 class Target(Protocol):
     """ln p(x, z | v) as a function of z, up to a constant."""
 
@@ -61,6 +62,7 @@ class Draws:
         return drawn
 
 
+@runtime_checkable
 class EStep(Protocol):
     def start(self, inferred: Inferred, draws: Draws) -> Any: ...
 
@@ -72,7 +74,7 @@ class EStep(Protocol):
 def _begin(inferred: Inferred, start: Start) -> dict[str, Tensor]:
     """One copy of the means: K = 1."""
     if start not in ("posterior", "prior"):
-        raise UserError(f"enhance.estep.start={start}: choose posterior or prior")
+        raise UserError(f"enhance.estep.begin={start}: choose posterior or prior")
     chosen = inferred.q if start == "posterior" else inferred.p
     return {name: gaussian.mean[None].clone() for name, gaussian in chosen.items()}
 
@@ -91,6 +93,14 @@ class MetropolisHastings:
     final_burn_in: int = 75
     step_size: float = 0.1
     begin: Start = "posterior"
+
+    def __post_init__(self) -> None:
+        for draws, burn_in in (("draws", "burn_in"), ("final_draws", "final_burn_in")):
+            if getattr(self, draws) <= getattr(self, burn_in):
+                raise UserError(
+                    f"enhance.estep.{draws}={getattr(self, draws)}: draw more than the "
+                    f"{burn_in}={getattr(self, burn_in)} that are thrown away"
+                )
 
     def start(self, inferred: Inferred, draws: Draws) -> Chains:
         return _begin(inferred, self.begin)

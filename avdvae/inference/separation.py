@@ -1,21 +1,27 @@
 """From noisy sound to speech: the EM stage between an STFT and its inverse.
 
 A mixture is scaled to a peak of 1 before anything looks at it, as speech was for training, and back afterwards; so the
-level of a recording does not matter.
+level of a recording does not matter. A long recording goes through in windows that fade into each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from jaxtyping import Float
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from avdvae.audio import Stft
+from avdvae.data.clock import nearest_frames
+from avdvae.errors import UserError
 from avdvae.inference.vem import Vem, enhance
 from avdvae.protocols import Batch, SpeechPrior
 
+RATE = 16_000
 SILENCE = 1e-8  # a peak that no scaling lifts
 
 
@@ -29,7 +35,11 @@ class Separated:
 
 
 def separate(
-    model: SpeechPrior, batch: Batch, stft: Stft, settings: Vem, progress: Callable[[int], None] = lambda iteration: None
+    model: SpeechPrior,
+    batch: Batch,
+    stft: Stft,
+    settings: Vem,
+    progress: Callable[[int], None] = lambda iteration: None,
 ) -> Separated:
     """The speech in `batch.mixture`, of whose spectrum `batch.noisy` is the power."""
     mixture_BN, noisy_BTF = batch.need("mixture", model), batch.need("noisy", model)
@@ -43,3 +53,87 @@ def separate(
         filter_1TF = enhanced.filter[b : b + 1, : spectrum_1TF.shape[1]]
         speech_BN[b, :length] = stft.synthesise(filter_1TF * spectrum_1TF, length)[0]
     return Separated(speech_BN, enhanced.cost)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The mouth beside a recording. Before its first picture and after its last, the mouth is taken to hold still.
+
+    sound_starts   when the first sample is heard, in seconds after the first picture is shown
+    """
+
+    crops: UInt8[np.ndarray, "M H W"]
+    confidence: UInt8[np.ndarray, " M"]
+    fps: float
+    sound_starts: float = 0.0
+
+    def at(self, seconds: np.ndarray) -> tuple[UInt8[Tensor, "T H W"], Float[Tensor, " T"]]:
+        """The crop, and its confidence in 0..1, nearest to each time of the sound."""
+        nearest = nearest_frames(self.sound_starts + seconds, self.fps, len(self.crops))
+        return torch.from_numpy(self.crops[nearest]), torch.from_numpy(self.confidence[nearest] / np.float32(255))
+
+
+def separate_long(
+    model: SpeechPrior,
+    waveform_N: Float[Tensor, " N"],
+    stft: Stft,
+    settings: Vem,
+    pictures: Pictures | None = None,
+    window: int = 20 * RATE,
+    overlap: int = 2 * RATE,
+    batch_size: int = 4,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Float[Tensor, " N"]:
+    """The speech in a recording of any length, at RATE; the waveform lies where the model does.
+
+    Windows of at most `window` samples, all of one length, go through `separate` in batches, the i-th under the name
+    of i; what fits into one goes through whole. Neighbours share `overlap` samples, in which one fades into the other.
+    `progress` hears of every share of the work when it is done; they add up to 1.
+    """
+    if not 0 <= 2 * overlap < window or batch_size < 1:
+        raise UserError(
+            f"overlap={overlap}, window={window}, batch_size={batch_size}: the overlap must be less than half of the "
+            "window, and a batch must hold 1 window or more"
+        )
+    count = max(1, -(-(len(waveform_N) - overlap) // (window - overlap)))
+    length = -(-(len(waveform_N) + (count - 1) * overlap) // count)
+    starts = [number * (length - overlap) for number in range(count)]
+    rise = torch.arange(1, overlap + 1, device=waveform_N.device) / (overlap + 1)
+    speech_N = torch.zeros_like(waveform_N)
+    for first in range(0, count, batch_size):
+        chosen = starts[first : first + batch_size]
+        ids = [str(first + b) for b in range(len(chosen))]
+        batch = _windows(waveform_N, ids, chosen, length, stft, pictures)
+        share = len(chosen) / count / settings.iterations
+        separated = separate(model, batch, stft, settings, lambda _, share=share: progress(share))
+        for start, padded in zip(chosen, separated.speech, strict=True):
+            window_N = padded[: len(waveform_N) - start]
+            if start:
+                window_N[:overlap] = torch.lerp(speech_N[start : start + overlap], window_N[:overlap], rise)
+            speech_N[start : start + length] = window_N
+    return speech_N
+
+
+def _windows(
+    waveform_N: Tensor, ids: Sequence[str], starts: Sequence[int], length: int, stft: Stft, pictures: Pictures | None
+) -> Batch:
+    """Pieces of a recording as utterances; the last piece may be a little shorter than the others."""
+    pieces = [waveform_N[start : start + length] for start in starts]
+    spectra = [stft.power(piece[None])[0] for piece in pieces]
+    frames = torch.tensor([len(power_TF) for power_TF in spectra])
+    lips = sure = None
+    if pictures:
+        looks = [
+            pictures.at((start + stft.hop * np.arange(count)) / RATE)
+            for start, count in zip(starts, frames.tolist(), strict=True)
+        ]
+        lips, sure = (pad_sequence(list(rows), batch_first=True) for rows in zip(*looks, strict=True))
+    return Batch(
+        ids=tuple(ids),
+        mask=torch.arange(int(frames.max())) < frames[:, None],
+        mixture=pad_sequence(pieces, batch_first=True),
+        noisy=pad_sequence(spectra, batch_first=True),
+        lips=lips,
+        sure=sure,
+        lengths=torch.tensor([len(piece) for piece in pieces]),
+    ).to(waveform_N.device)

@@ -1,0 +1,52 @@
+"""Measure a trained model once more: other noises, another E-step, another corpus.
+
+python experiments/evaluate.py run=RUN evaluate.tasks=[resynthesis]
+python experiments/evaluate.py run=RUN evaluate.snrs=[-15] enhance.estep.name=langevin compare=[RUN]
+python experiments/evaluate.py run=RUN prepared=data/prepared/my_clips evaluate.per_speaker=null
+
+Results lie in a folder of their own, with a report as run.py makes it; the same out= goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from avdvae.errors import UserError
+from avdvae.evaluation import evaluate_run, find_corpus
+from avdvae.runs import changed, create_run, open_run
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
+def main(config: DictConfig) -> None:
+    sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
+    try:
+        given: Any = OmegaConf.to_container(config, resolve=True)
+        if given["run"] is None:
+            raise UserError("run= is missing: give the folder of a run of experiments/run.py")
+        trained = open_run(Path(given["run"]))
+        now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        out = Path(given["out"] or trained.path / "evaluations" / now)
+        changes = {name: given[name] for name in ("prepared", "evaluate", "enhance")}
+        asked = changed(trained.config, changes)
+        if (out / "config.yaml").exists() and open_run(out).config != asked:
+            raise UserError(f"{out} holds an evaluation with other settings: choose another out=")
+        run = type(trained)(trained.path, asked)
+        prepared = find_corpus(run)
+        create_run(out, asked)
+        evaluate_run(run, out, prepared, given["compare"])
+        print(f"report     {out / 'report.html'}\nevaluation {out}")
+    except (UserError, OmegaConfBaseException) as error:
+        sys.exit(f"evaluate.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("evaluate.py: interrupted; the same command with out= goes on")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The programs, as a user starts them: from a corpus to a report, interrupted and resumed, measured again."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from avdvae.data.prepare import Summary
+from avdvae.results import read_results
+from avdvae.runs import build_model, open_run
+
+PROJECT = Path(__file__).parent.parent
+EXPERIMENTS = sorted(path.stem for path in PROJECT.glob("configs/exp/*.yaml"))
+
+
+def start(program: str, *words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, str(PROJECT / "experiments" / program), *map(str, words)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **streams, text=True, cwd=PROJECT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def run(program: str, *words: object) -> str:
+    """What a program prints; it must succeed."""
+    process = start(program, *words)
+    printed, complaints = process.communicate()
+    assert process.returncode == 0, complaints
+    return printed
+
+
+def refuse(program: str, *words: object) -> str:
+    """What a program complains of; it must fail, without a traceback."""
+    process = start(program, *words)
+    _, complaints = process.communicate()
+    assert process.returncode != 0 and "Traceback" not in complaints, complaints
+    return complaints
+
+
+@pytest.fixture(scope="module")
+def runs(prepared: Summary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a debug run of every experiment."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in EXPERIMENTS:
+        printed = run("run.py", f"exp={name}", *debug(prepared), f"run_dir={folder / name}")
+        assert printed.splitlines()[-1].split() == ["run", str(folder / name)]
+    return folder
+
+
+def debug(prepared: Summary) -> list[str]:
+    return ["train=debug", f"prepared={prepared.out}", "evaluate.workers=1"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_leaves_what_the_readme_promises(name: str, runs: Path) -> None:
+    path = runs / name
+    files = {"config.yaml", "weights.safetensors", "metrics.jsonl", "results.csv", "summary.json", "report.html"}
+    assert files <= {file.name for file in path.iterdir()}
+    rows = read_results(path / "results.csv")
+    assert {row.noise for row in rows} == {"White", "Car"} and {row.snr for row in rows} == {0.0, 10.0}
+    looks = "lips" in build_model(open_run(path).config["model"]).sees  # type: ignore[operator]
+    assert {row.lips for row in rows} == ({"clean", "occluded"} if looks else {""})
+    for metric in ("si_sdr", "input_si_sdr", "si_sdr_improvement", "sdr", "pesq_wb", "pesq_nb", "stoi", "estoi", "rtf"):
+        assert any(row.metric == metric for row in rows), metric
+    snr_heard = [row.value for row in rows if row.metric == "input_si_sdr" and row.snr == 10]
+    assert all(abs(value - 10) < 2 for value in snr_heard)  # measured: at most what chance correlation makes of it
+    for item in json.loads((path / "summary.json").read_text()):
+        assert {"model", "task", "noise", "snr", "lips", "metric", "mean", "ci_low", "ci_high", "n"} <= item.keys()
+    page = (path / "report.html").read_text()
+    assert "<audio" in page and "data:image/png" in page and 'src="http' not in page
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(runs: Path, prepared: Summary, tmp_path: Path) -> None:
+    words = ["exp=vae", *debug(prepared), f"run_dir={tmp_path / 'killed'}", "train.save_every=0"]
+    process = start("run.py", *words)
+    curve = tmp_path / "killed" / "metrics.jsonl"
+    while process.poll() is None and not (curve.exists() and curve.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "killed" / "results.csv").exists()
+    run("run.py", f"resume={tmp_path / 'killed'}")
+    whole, resumed = (load_file(path / "weights.safetensors") for path in (runs / "vae", tmp_path / "killed"))
+    assert all((whole[name] == resumed[name]).all() for name in whole)
+    assert (tmp_path / "killed" / "report.html").exists()
+
+
+def test_an_evaluation_alone_compares_runs_on_the_same_mixtures(runs: Path, tmp_path: Path) -> None:
+    words = [f"run={runs / 'vae'}", f"out={tmp_path / 'again'}", "evaluate.noises=[White]", "evaluate.workers=1"]
+    words += ["evaluate.tasks=[enhancement,resynthesis]", "enhance.estep.name=langevin", "+enhance.estep.chains=2"]
+    run("evaluate.py", *words, f"compare=[{runs / 'cvae'},{runs / 'vae'}]")
+    with (tmp_path / "again" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["task"] for row in rows} == {"enhancement", "resynthesis"}
+    assert {row["metric"] for row in rows if row["task"] == "resynthesis"} >= {"si_sdr", "pesq_wb", "estoi", "rmse"}
+    items = json.loads((tmp_path / "again" / "summary.json").read_text())
+    assert {item["compared_with"] for item in items if "compared_with" in item} == {
+        str(runs / "cvae"),
+        str(runs / "vae"),
+    }
+    mixtures = [
+        {(row.item, row.noise, row.snr): row.value for row in read_results(path) if row.metric == "input_si_sdr"}
+        for path in (tmp_path / "again" / "results.csv", runs / "cvae" / "results.csv")
+    ]
+    assert mixtures[0].items() <= mixtures[1].items()
+
+
+def test_what_is_wrong_is_said_in_a_sentence(runs: Path, prepared: Summary, tmp_path: Path) -> None:
+    assert "holds a run already" in refuse("run.py", *debug(prepared), f"run_dir={runs / 'vae'}")
+    assert "is no run" in refuse("run.py", f"resume={tmp_path}")
+    assert "train.lr=-1" in refuse("run.py", *debug(prepared), "train.lr=-1", f"run_dir={tmp_path / 'a'}")
+    assert "no E-step is called" in refuse(
+        "evaluate.py", f"run={runs / 'vae'}", "enhance.estep.name=guess", f"out={tmp_path / 'b'}"
+    )
+    assert "cannot be found" in refuse(
+        "run.py", *debug(prepared), "model=own", "model.target=nothing.Here", f"run_dir={tmp_path / 'c'}"
+    )

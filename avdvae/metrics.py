@@ -106,6 +106,7 @@ _COMPUTE: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
     "rmse": lambda reference, estimate, rate: rmse(reference, estimate),
 }
 _LONGEST_PESQ = 20  # seconds: longer signals may hold more than the 50 utterances at which the package crashes
+_FEW = 8  # jobs that take less time than processes take to start
 _PESQ_RATES = {"pesq_wb": (16_000,), "pesq_nb": (8_000, 16_000)}
 
 
@@ -146,9 +147,12 @@ class ScoreJob:
 
 def score_all(jobs: Sequence[ScoreJob], workers: int) -> list[dict[str, float]]:
     """The metrics of every job, in the order of the jobs, computed in processes of one thread each."""
+    numbered = list(enumerate(jobs))
+    if len(jobs) <= _FEW:
+        return [_score_job(job) for job in numbered]
     scores: list[dict[str, float]] = [{}] * len(jobs)
     with _one_thread_each():
-        for (index, _), found in in_parallel(_score_job, list(enumerate(jobs)), workers, "scoring"):
+        for (index, _), found in in_parallel(_score_job, numbered, workers, "scoring"):
             scores[index] = found
     return scores
 

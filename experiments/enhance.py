@@ -142,7 +142,9 @@ def decode_sound(path: Path) -> Sound:
 def write_sound(path: Path, sound: Sound) -> None:
     samples = sound.samples
     if not sound.more_than_16_bits:
-        samples = np.rint(samples * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
+        scaled = samples * np.float32(2**15)
+        np.rint(scaled, out=scaled)
+        samples = scaled.clip(-(2**15), 2**15 - 1, out=scaled).astype(np.int16)
     with replacing(path) as new:
         wavfile.write(new, sound.rate, samples)  # soundfile would note the time in files of floats
 
@@ -249,8 +251,10 @@ def enhance_all(jobs: list[Job], enhancer: Enhancer) -> list[str]:
                 seconds = enhancer.run(job, lambda share: progress.advance(task, share))
                 factor = (time.monotonic() - began) / seconds
                 print(f"enhanced   {seconds:.1f} s of sound, real-time factor {factor:.2f}: {job.output}", flush=True)
-            except (UserError, FFmpegError, OSError) as error:
+            except (UserError, FFmpegError) as error:
                 failed.append(f"{job.sound}: {error}")
+            except OSError as error:
+                failed.append(f"{job.sound}: {job.output} cannot be written ({error.strerror}): choose another output=")
             progress.update(task, completed=number + 1)
     return failed
 

@@ -29,20 +29,21 @@ from avdvae.training import Training, train
 
 
 def find_run(config: dict[str, Any]) -> Run:
-    """The run to go on with, or a new one. Processes that training starts find the one that their parent made."""
+    """The run to go on with, or a new one."""
     if config["resume"]:
         return open_run(Path(config["resume"]))
-    if chosen := os.environ.get("AVDVAE_RUN") or config["run_dir"]:
-        path = Path(chosen)
-    else:
-        path = Path("runs", config["exp"], datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-        number = 1
-        while path.exists():  # of a sweep, several may start in one second
-            number += 1
-            path = path.with_name(f"{path.name.split('.')[0]}.{number}")
-    if (path / "config.yaml").exists() and "AVDVAE_RUN" not in os.environ:
+    path = Path(config["run_dir"] or Path("runs", config["exp"], datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
+    if int(os.environ.get("LOCAL_RANK", 0)):  # a process of a distributed training, beside the one that made the run
+        if not (chosen := config["run_dir"] or os.environ.get("AVDVAE_RUN")):
+            raise UserError("processes started from outside, as by torchrun, must agree on the run: give run_dir=")
+        return Run(Path(chosen), config)
+    if (path / "config.yaml").exists() and config["run_dir"]:
         raise UserError(f"{path} holds a run already: go on with resume={path}, or choose another run_dir")
-    os.environ["AVDVAE_RUN"] = str(path)
+    number, name = 1, path.name
+    while (path / "config.yaml").exists():  # of a sweep, several may start in one second
+        number += 1
+        path = path.with_name(f"{name}.{number}")
+    os.environ["AVDVAE_RUN"] = str(path)  # for the processes that training starts
     return create_run(path, config)
 
 
@@ -68,13 +69,13 @@ def main(config: DictConfig) -> None:
         run = find_run(given)
         prepared = find_corpus(run)
         train_run(run, prepared)
-        if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0:
+        if int(os.environ.get("RANK", 0)) == int(os.environ.get("LOCAL_RANK", 0)) == 0:
             evaluate_run(run, run.path, prepared, given["compare"] or run.config["compare"])
             print(f"report     {run.path / 'report.html'}\nrun        {run.path}")
     except (UserError, OmegaConfBaseException) as error:
         sys.exit(f"run.py: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"run.py: interrupted; go on with resume={os.environ.get('AVDVAE_RUN', config.resume)}")
+        sys.exit(f"run.py: interrupted; go on with resume={config.resume or os.environ.get('AVDVAE_RUN')}")
 
 
 if __name__ == "__main__":

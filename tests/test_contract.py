@@ -1,0 +1,280 @@
+"""What every model of configs/model must offer, whatever it is; `pytest tests/test_contract.py --model=my_file.MyModel`
+checks a class of your own, made with its default arguments, instead."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from avdvae.audio import Stft
+from avdvae.distributions import ComplexGaussian, SpeechLikelihood
+from avdvae.errors import UserError
+from avdvae.inference.esteps import PointEstimate
+from avdvae.inference.vem import Vem, enhance
+from avdvae.objectives import Elbo, Schedule
+from avdvae.protocols import Batch, LatentModel, Model, SpeechPrior
+from avdvae.runs import build_model
+
+STFT = Stft(533)
+SHORT, LONG = 3300, 5900  # samples of the utterances; 7 and 12 frames
+CONFIGS = Path(__file__).parent.parent / "configs/model"
+LISTED = {path.stem: OmegaConf.load(path) for path in sorted(CONFIGS.glob("*.yaml"))}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if own := metafunc.config.getoption("--model"):
+        sys.path.insert(0, str(Path.cwd()))  # as when Python runs a file there
+    models = (
+        {own: {"target": own}} if own else {k: v for k, v in LISTED.items() if not OmegaConf.is_missing(v, "target")}
+    )
+    metafunc.parametrize("config", models.values(), ids=models.keys())
+
+
+@pytest.fixture
+def model(config: Mapping[str, Any]) -> Any:
+    torch.manual_seed(0)
+    return build_model(config).eval()
+
+
+def utterances(*samples: int, frames: int | None = None) -> Batch:
+    """Noise that swells and fades, another for each length, padded as the loader pads."""
+    count = frames or max(STFT.frames(n) for n in samples)
+    tensors: dict[str, Tensor] = {
+        "mask": torch.zeros(len(samples), count, dtype=torch.bool),
+        "waveform": torch.zeros(len(samples), count * STFT.hop),
+        "mixture": torch.zeros(len(samples), count * STFT.hop),
+        "power": torch.zeros(len(samples), count, 513),
+        "noisy": torch.zeros(len(samples), count, 513),
+        "lips": torch.zeros(len(samples), count, 67, 67, dtype=torch.uint8),
+        "sure": torch.zeros(len(samples), count),
+        "lengths": torch.tensor(samples),
+    }
+    for b, n in enumerate(samples):
+        g, t = torch.Generator().manual_seed(n), STFT.frames(n)
+        waveform = torch.randn(n, generator=g) * torch.linspace(0, 9, n).sin()
+        mixture = waveform + 0.5 * torch.randn(n, generator=g)
+        for sound, spectrum, values in (("waveform", "power", waveform), ("mixture", "noisy", mixture)):
+            tensors[sound][b, :n] = values / values.abs().max()
+            tensors[spectrum][b, :t] = STFT.power(tensors[sound][b : b + 1, :n])[0]
+        tensors["mask"][b, :t] = True
+        tensors["lips"][b, :t] = torch.randint(0, 256, (t, 67, 67), generator=g)
+        tensors["sure"][b, :t] = torch.rand(t, generator=g)
+    labels = tuple({"speaker": f"speaker {n}"} for n in samples)
+    return Batch(ids=tuple(map(str, samples)), labels=labels, **tensors)
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return utterances(SHORT, LONG)
+
+
+def losses(model: Any, batch: Batch) -> Tensor:
+    return model(batch, Schedule()).loss(Schedule())
+
+
+def latent(model: Any) -> Any:
+    if not isinstance(model, LatentModel):
+        pytest.skip("it has no latents")
+    return model
+
+
+def decode(model: Any, batch: Batch, k: int = 1) -> tuple[SpeechLikelihood, Tensor]:
+    """The likelihood of speech, and its power."""
+    model = latent(model)
+    likelihoods = model.decode(model.infer(batch, k).z, model.context(batch), feedback=batch.power)
+    if "power" not in likelihoods:
+        pytest.skip("it does not explain the power")
+    return likelihoods["power"], batch.need("power", model)
+
+
+def test_it_offers_all_that_its_kind_must(config, model, batch):
+    assert isinstance(model, Model)
+    if isinstance(model, LatentModel):
+        assert model.latents and set(model.sees) <= set(Batch.MODALITIES)
+        assert len({spec.name for spec in model.latents}) == len(model.latents)
+    elif own := {"latents", "infer", "decode"} & set(dir(model)):
+        missing = {"latents", "sees", "context", "infer", "decode", "log_prior", "sample_prior"} - set(dir(model))
+        pytest.fail(f"it has {', '.join(own)} but not {', '.join(missing)}")
+    if "avdvae" in config["target"]:
+        assert isinstance(model, SpeechPrior) and isinstance(decode(model, batch)[0], SpeechLikelihood)
+
+
+def test_the_bound_comes_in_finite_parts_of_each_utterance(model, batch):
+    elbo = model(batch, Schedule())
+    assert isinstance(elbo, Elbo) and elbo.recon and set(elbo.recon) <= set(Batch.MODALITIES)
+    if isinstance(model, LatentModel):
+        assert set(elbo.kl) <= {spec.name for spec in model.latents}
+    for part in (*elbo.parts().values(), elbo.n, elbo.loss(Schedule(beta=0.1))):
+        assert part.shape == (2,) and part.isfinite().all() and part.dtype == torch.float32
+    assert elbo.n.tolist() in ([7, 12], [SHORT, LONG])  # frames or samples
+
+
+def test_the_loss_trains_every_parameter(model, batch):
+    losses(model.train(), batch).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+
+
+def test_a_few_steps_lower_the_loss(model, batch):
+    def judge() -> float:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return losses(model.eval(), batch).sum().item()
+
+    before = judge()
+    adam = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(10):
+        model.train()
+        adam.zero_grad()
+        losses(model, batch).sum().backward()
+        adam.step()
+    assert judge() < before
+
+
+def test_shapes_are_those_that_the_latents_declare(model, batch):
+    model, context = latent(model), latent(model).context(batch)
+    inferred, drawn = model.infer(batch, 3), model.sample_prior(context, 3)
+    named = {spec.name for spec in model.latents}
+    assert named == set(inferred.z) == set(inferred.q) == set(inferred.p) == set(drawn)
+    for spec in model.latents:
+        z = inferred.z[spec.name]
+        frames = () if spec.rate is None else (12,) if spec.rate == 1 else z.shape[2:-1]
+        assert z.shape == drawn[spec.name].shape == (3, 2, *frames, spec.dim)
+        assert z.ndim == (3 if spec.rate is None else 4)
+        for gaussian in (inferred.q[spec.name], inferred.p[spec.name]):
+            for tensor in (gaussian.mean, gaussian.log_var):
+                assert torch.broadcast_shapes(tensor.shape, z.shape) == z.shape
+    assert model.log_prior(inferred.z, context).shape == (3, 2, 12)
+
+
+def test_draws_are_from_the_posterior_and_means_are_its_means(model, batch):
+    model = latent(model)
+    inferred = model.infer(batch, 20)
+    for name, z in inferred.z.items():
+        q = inferred.q[name]
+        noise = (z - q.mean) * torch.exp(-q.log_var / 2)
+        several = 5 / noise.numel() ** 0.5
+        assert noise.mean().abs() < several and (noise.var() - 1).abs() < 1.5 * several, name
+        assert (noise.mean(0).std() * 20**0.5 - 1).abs() < 0.1, name  # the K draws are independent
+    middle, again = (model.infer(batch, 2, "mean") for _ in range(2))
+    for name, z in middle.z.items():
+        assert torch.equal(z, again.z[name])
+        torch.testing.assert_close(z, middle.q[name].mean.expand_as(z))
+
+
+def test_the_prior_declared_is_the_prior_computed(model):
+    model, batch = latent(model), utterances(LONG)
+    inferred, context = model.infer(batch, 3), model.context(batch)
+    declared = {name: inferred.p[name].log_prob(z) for name, z in inferred.z.items()}
+    total = sum(value.flatten(2).sum(-1) if value.ndim > 2 else value for value in declared.values())
+    computed = model.log_prior(inferred.z, context)
+    torch.testing.assert_close(computed.sum(-1), total, rtol=1e-5, atol=1e-3)
+    if all(spec.rate == 1 for spec in model.latents):
+        torch.testing.assert_close(computed, torch.stack([*declared.values()]).sum(0), rtol=1e-5, atol=1e-4)
+
+
+def test_draws_from_the_prior_are_draws_from_its_density(model):
+    """By Stein's identities, E[slope] = 0 and E[slope * z] = -1 in every dimension for slope = d ln p(z) / dz."""
+    model, batch = latent(model), utterances(LONG)
+    with torch.no_grad():
+        context = model.context(batch)
+        drawn = model.sample_prior(context, 50)
+    z = {name: value.requires_grad_() for name, value in drawn.items()}
+    slopes = torch.autograd.grad(model.log_prior(z, context).sum(), list(z.values()))
+    for name, slope in zip(z, slopes, strict=True):
+        several = 6 / slope.numel() ** 0.5
+        assert slope.mean().abs() < several * slope.std(), name
+        assert ((slope * z[name]).mean() + 1).abs() < several * (slope * z[name]).std(), name
+
+
+def test_decoding_gives_a_likelihood_that_can_take_noise(model, batch):
+    likelihood, power = decode(model, batch, 3)
+    variance, weights = likelihood.components(power)
+    assert variance.shape[1:] == power.shape and variance.isfinite().all() and (variance > 0).all()
+    if isinstance(likelihood, ComplexGaussian):
+        assert likelihood.log_var.shape == (3, *power.shape)
+    if weights is not None:
+        assert weights.shape == (len(variance), *power.shape[:2], 1)
+        torch.testing.assert_close(weights.sum(0), torch.ones_like(weights[0]))
+    noisy = likelihood.add_noise(torch.ones_like(power[..., :1]), torch.full_like(power, 1e8))
+    for value in (likelihood.log_prob(power), noisy.log_prob(power)):
+        assert value.shape == (3, 2, 12) and value.isfinite().all()
+    drowned = ComplexGaussian(torch.full((3, *power.shape), 1e8).log()).log_prob(power)
+    torch.testing.assert_close(noisy.log_prob(power), drowned, rtol=1e-3, atol=0)
+
+
+def test_it_enhances(model, batch):
+    decode(model, batch)
+    enhanced = enhance(latent(model), batch, Vem(PointEstimate(steps=1), iterations=2))
+    assert (enhanced.filter >= 0).all() and (enhanced.filter <= 1).all() and enhanced.cost.isfinite().all()
+
+
+def shown(model: Any, batch: Batch, b: int, frames: int) -> dict[str, Any]:
+    """All that can be seen of one utterance."""
+    elbo = model(batch, Schedule())
+    seen: dict[str, Any] = {name: part[b] for name, part in [*elbo.parts().items(), ("n", elbo.n)]}
+    if isinstance(model, LatentModel):
+        inferred = model.infer(batch, mode="mean")
+        for spec in model.latents:
+            stop = None if spec.rate is None else frames // spec.rate
+            seen[f"z_{spec.name}"] = inferred.z[spec.name][:, b, :stop]
+        seen["prior"] = model.log_prior(inferred.z, model.context(batch))[:, b, :frames]
+        speech = model.decode(inferred.z, model.context(batch), feedback=batch.power).get("power")
+        if speech is not None:
+            seen["speech"] = speech.components(batch.need("power", model))[0][:, b, :frames]
+    return seen
+
+
+@torch.no_grad()
+def test_padding_and_company_change_nothing(model, monkeypatch):
+    lone, padded, first, second = (
+        (utterances(*samples, frames=frames), samples.index(SHORT))
+        for samples, frames in (((SHORT,), None), ((SHORT,), 15), ((SHORT, LONG), None), ((LONG, SHORT), None))
+    )
+    # Draws of noise that do not depend on the shape of the batch.
+    monkeypatch.setattr(torch, "randn", lambda *shape, **_: 0.6 * torch.ones(*shape))
+    monkeypatch.setattr(torch, "randn_like", lambda like, **_: torch.full_like(like, 0.6))
+    alone = shown(model, *lone, 7)
+    for batch, b in (padded, first, second):
+        torch.testing.assert_close(shown(model, batch, b, 7), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_it_says_what_it_sees_and_sees_nothing_else(model, batch):
+    model = latent(model)
+    some = batch.only(*model.sees)
+    whole, part = (model.infer(b, mode="mean").z for b in (batch, some))
+    assert all(torch.equal(z, part[name]) for name, z in whole.items())
+    model.decode(part, model.context(some), feedback=batch.power)
+    for modality in model.sees:
+        blind = batch.only(*(name for name in model.sees if name != modality))
+        need = "video" if modality == "lips" else modality
+        with pytest.raises(UserError, match=f"{type(model).__name__} needs {need}.* got none: give it"):
+            model.infer(blind)
+        if modality == "lips":
+            with pytest.raises(UserError, match="needs video"):
+                model(batch.only("power", "waveform"), Schedule())
+
+
+def test_digital_silence_is_finite(model, batch):
+    silent = {name: torch.zeros_like(getattr(batch, name)) for name in ("waveform", "mixture", "power", "noisy")}
+    hush = replace(batch, **silent)
+    loss = losses(model, hush)
+    loss.sum().backward()
+    assert loss.isfinite().all() and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    if isinstance(model, LatentModel):
+        assert all(z.isfinite().all() for z in model.infer(hush).z.values())
+
+
+def test_the_seed_decides(model, batch):
+    def run(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return model(batch, Schedule()).bound
+
+    assert torch.equal(run(1), run(1))
+    assert not isinstance(model, LatentModel) or (run(1) != run(2)).all()

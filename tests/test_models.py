@@ -1,0 +1,90 @@
+"""What the papers say of single models."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from avdvae.distributions import VARIANCE_FLOOR, ComplexGaussian
+from avdvae.errors import UserError
+from avdvae.models.cvae import CVAE
+from avdvae.models.nmf import NMF
+from avdvae.models.vae import VAE
+from avdvae.objectives import Schedule
+from avdvae.protocols import Batch
+
+SIZES: Any = {"frequencies": 33, "pixels": 16, "hidden": 12, "dim": 4}
+PLAIN = Schedule()
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    g = torch.Generator().manual_seed(0)
+    power = torch.randn((3, 6, 33), generator=g).exp()
+    lips = torch.randint(0, 256, (3, 6, 4, 4), generator=g, dtype=torch.uint8)
+    mask = torch.arange(6) < torch.tensor([[6], [4], [1]])
+    return Batch(("a", "b", "c"), mask, power=power, lips=lips)
+
+
+def cvae(**settings: Any) -> CVAE:
+    torch.manual_seed(0)
+    return CVAE(**SIZES, **settings)
+
+
+def test_the_models_have_as_many_parameters_as_published():
+    counts = [sum(p.numel() for p in model.parameters()) for model in (VAE(), CVAE())]
+    assert counts == [144_449, 2_566_785]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 0.9, 1.0])
+def test_the_cvae_trains_on_the_bound_and_on_what_the_lips_alone_tell(batch, alpha):
+    model = cvae(alpha=alpha)
+    torch.manual_seed(5)
+    elbo = model(batch, PLAIN)
+
+    torch.manual_seed(5)
+    context = model.context(batch)
+    q, p = model.posterior(batch, context), model.prior(context)
+    from_both = q.mean + torch.randn(q.mean.shape) * torch.exp(q.log_var / 2)
+    from_lips = p.mean + torch.randn(p.mean.shape) * torch.exp(p.log_var / 2)
+    fits = []
+    for z in (from_both, from_lips):
+        variance = model.decode({"z": z[None]}, context)["power"].log_var[0].exp() + VARIANCE_FLOOR
+        log_prob = -(torch.pi * variance).log() - batch.need("power", model) / variance
+        fits.append((log_prob.sum(2) * batch.mask).sum(1))
+    normals = (Normal(g.mean, torch.exp(g.log_var / 2)) for g in (q, p))
+    bound = fits[0] - (kl_divergence(*normals).sum(2) * batch.mask).sum(1)
+
+    torch.testing.assert_close(elbo.bound, bound)
+    torch.testing.assert_close(elbo.loss(PLAIN), -(alpha * bound + (1 - alpha) * fits[1]))
+    assert set(elbo.aux) == (set() if alpha == 1 else {"from_lips"})
+
+
+def test_the_sound_layers_of_the_cvae_stand_still_in_its_share_of_the_batches(batch):
+    model = cvae(freeze_sound=0.3).train()
+    sound = {f"{layer}.{p}" for layer in ("sound_in", "latent_out") for p in ("weight", "bias")}
+    sound |= {f"head.{layer}.{p}" for layer in ("mean", "log_var") for p in ("weight", "bias")}
+    for coin, still in ((0.29, sound), (0.3, set()), (0.0, sound), (1.0, set())):
+        model.zero_grad()
+        model(batch, Schedule(coin=coin)).loss(PLAIN).sum().backward()
+        moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        assert {name for name, _ in model.named_parameters()} - moved == still
+    for setting in ({"alpha": 1.1}, {"freeze_sound": -0.1}):
+        with pytest.raises(UserError, match=rf"model\.{next(iter(setting))}=.* from 0 to 1"):
+            cvae(**setting)
+
+
+def test_the_updates_of_nmf_approach_the_spectrum(batch):
+    """More updates never fit worse, and a spectrum made of the dictionary is found again."""
+    torch.manual_seed(0)
+    model = NMF(frequencies=33, atoms=5)
+    activations = torch.rand(1, 4, 5) + 0.1
+    power = activations @ model.log_dictionary.exp().mT
+    fits = []
+    for updates in (0, 1, 2, 5, 20, 2000):
+        model.updates = updates
+        fits.append(ComplexGaussian((model.activations(power) @ model.log_dictionary.exp().mT).log()).log_prob(power))
+    assert all((later >= earlier - 1e-4).all() for earlier, later in pairwise(fits))
+    torch.testing.assert_close(model.activations(power), activations, rtol=0.02, atol=0.01)

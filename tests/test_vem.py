@@ -1,0 +1,429 @@
+"""The EM stage: updates that never raise the cost, E-steps against a posterior known in closed form, and the whole."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from avdvae.audio import Stft
+from avdvae.distributions import ComplexGaussian, Gaussian, SpeechLikelihood
+from avdvae.errors import UserError
+from avdvae.inference.esteps import ESTEPS, Draws, EStep, Target, _total_variation_slope, build_estep
+from avdvae.inference.separation import separate
+from avdvae.inference.vem import Noise, NoisySpeech, Vem, enhance
+from avdvae.metrics import si_sdr
+from avdvae.models.cvae import CVAE
+from avdvae.models.frame_vae import FrameVAE
+from avdvae.models.vae import VAE
+from avdvae.protocols import Batch, Context, Latents, SpeechPrior
+
+STFT = Stft(533)
+EVERY_ESTEP = pytest.mark.parametrize("name", list(ESTEPS))
+SHORT_WALK = {"draws": 4, "burn_in": 2, "final_draws": 4, "final_burn_in": 2}
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def generators(count: int) -> list[torch.Generator]:
+    return [seeded(b) for b in range(count)]
+
+
+# The M-step
+
+
+def masked_mean(noise: Noise, noisy: Tensor, speech: Tensor, weight: Tensor | None, mask: Tensor) -> Tensor:
+    return (noise.cost(noisy, speech, weight) * mask).sum(1) / (mask.sum(1) * noisy.shape[2])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10_000),
+    components=st.sampled_from([1, 5]),
+    weighted=st.booleans(),
+    rank=st.integers(1, 6),
+    spread=st.sampled_from([0.5, 2.0, 5.0]),
+    silent=st.booleans(),
+)
+def test_no_update_of_a_factor_raises_the_cost(seed, components, weighted, rank, spread, silent):
+    g, frames = seeded(seed), [9, 4]
+    mask = torch.arange(9) < torch.tensor(frames)[:, None]
+    noisy = (spread * torch.randn((2, 9, 7), generator=g)).exp() * mask[..., None]
+    speech = (spread * torch.randn((components, 2, 9, 7), generator=g)).exp()
+    weight = torch.rand((components, 2, 9, 1), generator=g) if weighted else None
+    weight = None if weight is None else weight / weight.sum(0)
+    if silent:  # digital silence, also in what the model makes of it
+        noisy[:, 2], speech[:, :, 2] = 0, 1e-10
+    noise = Noise.drawn(noisy, rank, Draws(generators(2), frames))
+
+    for _ in range(4):
+        before = replace(noise)
+        noise.update(noisy, speech, weight)
+        steps = [
+            before,
+            replace(before, W_BFK=noise.W_BFK),
+            replace(before, W_BFK=noise.W_BFK, H_BTK=noise.H_BTK),
+            noise,
+        ]
+        costs = [masked_mean(step, noisy, speech, weight, mask) for step in steps]
+        for earlier, later in pairwise(costs):
+            assert (later <= earlier + 1e-5 * (1 + earlier.abs())).all()
+        assert (costs[1] < costs[0]).any() and noise.gain_BT1.isfinite().all() and (noise.gain_BT1 > 0).all()
+    assert (noise.H_BTK[1, 4:] == 0).all()  # frames that pad
+
+
+def test_updates_find_the_noise_that_made_the_mixture():
+    """Where the speech is known and the mixture is as strong as expected, its cost is nearly reached."""
+    g = seeded(0)
+    speech, W, H = (torch.rand(shape, generator=g) for shape in ((1, 1, 60, 40), (1, 40, 2), (1, 60, 2)))
+    truth = Noise(W, H, 0.5 + torch.rand((1, 60, 1), generator=g))
+    noisy = truth.mixture(speech)[0]
+    noise = Noise.drawn(noisy, 2, Draws(generators(1), [60]))
+    gaps = []
+    for _ in range(2):
+        for _ in range(300):
+            noise.update(noisy, speech, None)
+        gaps.append((noise.cost(noisy, speech, None) - truth.cost(noisy, speech, None)).mean().item() / 40)
+    assert 0 <= gaps[1] < gaps[0] < 2e-3
+
+
+# The E-step, where the posterior is known
+
+
+@dataclass(frozen=True)
+class Seen:
+    """x ~ N(mean, sigma^2 I), whatever the noise: in place of a likelihood of sound."""
+
+    mean: Tensor
+    sigma: float
+
+    def log_prob(self, power: Tensor) -> Tensor:
+        return -0.5 * ((power - self.mean) / self.sigma).square().sum(-1)
+
+    def add_noise(self, gain: Tensor, noise: Tensor) -> SpeechLikelihood:
+        return self
+
+    def components(self, power: Tensor) -> tuple[Tensor, Tensor | None]:
+        return torch.ones(len(self.mean), *power.shape), None
+
+
+class Linear(FrameVAE):
+    """x = A z + sigma e, z ~ N(0, I): the posterior is Gaussian. Its encoder knows nothing of it."""
+
+    A_FL = torch.tensor([[1.0, 0.5], [0.2, -0.8], [0.9, 0.9]])
+    sigma = 0.8
+    x_F = torch.tensor([1.5, -1.0, 0.7])
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.precision = torch.eye(2) + self.A_FL.mT @ self.A_FL / self.sigma**2
+        self.posterior_mean = torch.linalg.solve(self.precision, self.A_FL.mT @ self.x_F / self.sigma**2)
+
+    def posterior(self, batch: Batch, context: Context) -> Gaussian:
+        shape = (*batch.mask.shape, 2)
+        return Gaussian(torch.full(shape, 0.5), torch.full(shape, -1.0))
+
+    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> Any:
+        return {"power": Seen(z["z"] @ self.A_FL.mT, self.sigma)}
+
+
+FRAMES = [400, 250]  # each a case of its own, so that means over them have known errors
+
+
+def toy() -> tuple[Linear, Batch, Target, Draws]:
+    model, batch = Linear(), Batch(("a", "b"), torch.arange(400) < torch.tensor(FRAMES)[:, None])
+    noisy = model.x_F.expand(2, 400, 3)
+    target = NoisySpeech(model, model.context(batch), noisy, torch.zeros(2, 400, 3), torch.ones(2, 400, 1))
+    assert isinstance(target, Target) and isinstance(model, SpeechPrior)
+    return model, batch, target, Draws(generators(2), FRAMES)
+
+
+def explored(estep: EStep, steps: int) -> tuple[Linear, Tensor, Any]:
+    """The final draws (K N L) of the frames, and the E-step's state."""
+    model, batch, target, draws = toy()
+    with torch.no_grad():
+        state, likelihood = estep.start(model.infer(batch, mode="mean"), draws), None
+        for _ in range(steps):
+            state, likelihood = estep.step(target, state, draws)
+        z = estep.final(target, state, draws)["z"]
+    assert (z[:, ~batch.mask] == 0.5).all()  # frames that pad stay where they were
+    assert isinstance(likelihood, Seen)
+    said = likelihood.mean[:, batch.mask].mean((0, 1))
+    torch.testing.assert_close(said, model.A_FL @ z[:, batch.mask].mean((0, 1)), rtol=0, atol=0.1)
+    return model, z[:, batch.mask], state
+
+
+def assert_mean(values_NL: Tensor, expected_L: Tensor, error: float) -> None:
+    """Within four standard errors, which are at most `error`."""
+    standard_L = values_NL.std(0) / len(values_NL) ** 0.5
+    assert (standard_L < error).all(), standard_L
+    assert ((values_NL.mean(0) - expected_L).abs() < 4 * standard_L).all(), (values_NL.mean(0), expected_L, standard_L)
+
+
+@pytest.mark.parametrize("begin", ["posterior", "prior"])
+def test_latents_begin_where_they_are_told(begin):
+    model, batch, target, draws = toy()
+    inferred = model.infer(batch, mode="mean")
+    chosen = (inferred.q if begin == "posterior" else inferred.p)["z"]
+    point, free = build_estep("point", begin=begin), build_estep("free_gaussian", begin=begin)
+    langevin = build_estep("langevin", begin=begin, spread=0.3)
+    walk = build_estep("metropolis_hastings", begin=begin)
+    assert torch.equal(point.final(target, point.start(inferred, draws), draws)["z"], chosen.mean[None])
+    assert torch.equal(walk.start(inferred, draws)["z"], chosen.mean[None])
+    for estep, deviation in ((langevin, 0.3), (free, torch.exp(chosen.log_var / 2).mean())):
+        z = estep.final(target, estep.start(inferred, draws), draws)["z"] - chosen.mean
+        z = z[:, batch.mask]
+        assert z.mean().abs() < 0.05 * deviation and (z.std() / deviation - 1).abs() < 0.05
+
+
+def test_metropolis_hastings_draws_from_the_posterior():
+    estep = build_estep("metropolis_hastings", step_size=0.8, final_draws=80, final_burn_in=20)
+    model, z_KNL, state = explored(estep, 2)
+    assert z_KNL.shape == (60, 650, 2) and state["z"].shape == (1, 2, 400, 2)
+    assert_mean(z_KNL.mean(0), model.posterior_mean, 0.015)
+    assert_mean((z_KNL - model.posterior_mean).square().mean(0), model.precision.inverse().diag(), 0.015)
+
+
+def test_langevin_draws_from_the_posterior():
+    """With a step h and a precision J, unadjusted Langevin draws have the covariance (J - h J^2 / 4)^-1."""
+    for step_size, chains, steps in ((0.3, 8, 60), (0.02, 8, 400)):
+        estep = build_estep("langevin", step_size=step_size, chains=chains)
+        model, z_KNL, _ = explored(estep, steps)
+        assert z_KNL.shape == (chains, 650, 2)
+        variance = (model.precision - step_size / 4 * model.precision @ model.precision).inverse().diag()
+        assert_mean(z_KNL.mean(0), model.posterior_mean, 0.015)
+        assert_mean((z_KNL - model.posterior_mean).square().mean(0), variance, 0.015)
+    torch.testing.assert_close(variance, model.precision.inverse().diag(), rtol=0.03, atol=0)
+
+
+def test_the_point_estimate_is_the_most_probable():
+    model, z_KNL, _ = explored(build_estep("point", lr=0.03), 25)
+    torch.testing.assert_close(z_KNL, model.posterior_mean.expand(1, 650, 2), rtol=0, atol=2e-3)
+
+
+def test_the_free_gaussian_is_the_best_one_with_independent_dimensions():
+    """Its precisions are the diagonal of the posterior's; the inverse of its variances would be others."""
+    model, z_KNL, state = explored(build_estep("free_gaussian", lr=0.01, draws=8, final_draws=30), 500)
+    assert z_KNL.shape == (30, 650, 2)
+    mask = torch.arange(400) < torch.tensor(FRAMES)[:, None]
+    mean_NL, variance_NL = state.mean["z"][0][mask], state.log_var["z"][0][mask].exp()
+    assert_mean(mean_NL, model.posterior_mean, 0.01)
+    torch.testing.assert_close(variance_NL.mean(0), 1 / model.precision.diag(), rtol=0.03, atol=0)
+    assert not torch.allclose(model.precision.inverse().diag(), 1 / model.precision.diag(), rtol=0.1)
+    moved = ((z_KNL - mean_NL) / variance_NL.sqrt()).flatten()
+    assert moved.mean().abs() < 0.03 and (moved.var() - 1).abs() < 0.05
+
+
+def test_the_target_and_its_gradient_agree():
+    torch.manual_seed(0)
+    model, batch = vaes()["cvae"], sounds(9, 5)
+    noisy = batch.need("noisy", model)
+    noise, gain = torch.rand(noisy.shape), torch.rand(2, 9, 1)
+    target = NoisySpeech(model, model.context(batch), noisy, noise, gain)
+    z = torch.randn(3, 2, 9, 4, requires_grad=True)
+    slopes, likelihood = target.gradient({"z": z})
+    speech = model.decode({"z": z}, target.context)["power"].components(noisy)[0]
+    torch.testing.assert_close(likelihood.components(noisy)[0], speech)
+    variance = gain * speech + noise
+    expected = -((torch.pi * variance).log() + noisy / variance).sum(-1)
+    expected = expected + model.log_prior({"z": z}, target.context)
+    torch.testing.assert_close(target.log_joint({"z": z}), expected, rtol=1e-4, atol=1e-3)
+    (slope,) = torch.autograd.grad((expected * batch.mask).sum(), z)
+    torch.testing.assert_close(slopes["z"], slope, rtol=1e-4, atol=1e-4)
+    assert (slope[:, 1, 5:] == 0).all() and (slope[:, batch.mask] != 0).all()
+
+
+# Total variation
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10_000), frames=st.tuples(st.integers(1, 6), st.integers(1, 6)))
+def test_the_slope_of_total_variation_is_its_derivative_within_each_utterance(seed, frames):
+    z = torch.randn((2, 2, 6, 3), generator=seeded(seed), dtype=torch.float64)
+
+    def total(z: Tensor) -> Tensor:
+        rows = [z[:, b, :count] for b, count in enumerate(frames)]
+        return torch.stack([row.diff(dim=1).abs().sum() for row in rows]).sum()
+
+    slope = _total_variation_slope(z, frames).flatten()
+    for i in range(z.numel()):
+        move = torch.zeros(z.numel(), dtype=z.dtype)
+        move[i] = 1e-9
+        ahead, behind = (total(z + sign * move.view_as(z)) for sign in (1, -1))
+        assert abs((ahead - behind) / 2e-9 - slope[i]) < 1e-4
+
+
+def test_a_larger_weight_of_total_variation_smoothes_the_chains():
+    roughness = []
+    for weight in (0.0, 1.0, 10.0):
+        _, z_KNL, _ = explored(build_estep("langevin", step_size=0.01, total_variation=weight), 150)
+        roughness.append(z_KNL[:, :400].diff(dim=1).abs().mean().item())
+    assert roughness[1] < 0.9 * roughness[0] and roughness[2] < 0.5 * roughness[1]
+
+
+# Enhancement
+
+
+def vaes() -> dict[str, Any]:
+    """Small, and not trained."""
+    torch.manual_seed(0)
+    models = {"vae": VAE(33, 16, 4), "cvae": CVAE(33, 16, 16, 4)}
+    return {name: model.eval().requires_grad_(False) for name, model in models.items()}
+
+
+def sounds(*frames: int, width: int | None = None) -> Batch:
+    """Noisy spectra, another for each length."""
+    mask = torch.arange(width or max(frames)) < torch.tensor(frames)[:, None]
+    noisy, lips = torch.zeros(*mask.shape, 33), torch.zeros(*mask.shape, 4, 4, dtype=torch.uint8)
+    for b, count in enumerate(frames):
+        g = seeded(count)
+        noisy[b, :count] = (2 * torch.randn((count, 33), generator=g)).exp()
+        lips[b, :count] = torch.randint(0, 256, (count, 4, 4), generator=g)
+    return Batch(tuple(f"{count} frames" for count in frames), mask, noisy=noisy, lips=lips)
+
+
+def few_steps(name: str, **settings: Any) -> Vem:
+    """So few that rounding does not yet turn an acceptance of Metropolis-Hastings, after which its chains part."""
+    return Vem(
+        build_estep(name, **SHORT_WALK if name == "metropolis_hastings" else {}), **{"iterations": 5, **settings}
+    )
+
+
+@EVERY_ESTEP
+@pytest.mark.parametrize(("kind", "paper"), [("vae", True), ("cvae", False)])
+def test_an_utterance_gets_the_same_alone_and_in_any_batch(name, kind, paper):
+    model, vem = vaes()[kind], few_steps(name, paper=paper)
+    if name == "langevin":
+        vem = replace(vem, estep=replace(vem.estep, total_variation=2.0))  # type: ignore[type-var]
+    alone = enhance(model, sounds(6), vem)
+    assert alone.filter.shape == (1, 6, 33) and alone.cost.shape == (5, 1)
+    for batch, b in ((sounds(6, width=11), 0), (sounds(6, 11), 0), (sounds(9, 4, 6), 2)):
+        company = enhance(model, batch, vem)
+        assert company.filter.isfinite().all() and company.cost.isfinite().all()
+        torch.testing.assert_close(company.filter[b, :6], alone.filter[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(company.cost[:, b], alone.cost[:, 0], rtol=1e-4, atol=1e-5)
+
+
+@EVERY_ESTEP
+def test_the_seed_decides(name):
+    model, batch = vaes()["vae"], sounds(7, 5)
+    first, same, other = (enhance(model, batch, few_steps(name, seed=seed)) for seed in (0, 0, 1))
+    assert torch.equal(first.filter, same.filter) and torch.equal(first.cost, same.cost)
+    assert (first.cost != other.cost).all()
+
+
+@EVERY_ESTEP
+def test_the_em_lowers_its_cost_and_reports_its_progress(name):
+    seen: list[int] = []
+    cost = enhance(vaes()["vae"], sounds(30, 20), few_steps(name, iterations=20), seen.append).cost
+    assert (cost[-1] < cost[0] - 0.1).all() and seen == list(range(20))
+
+
+@EVERY_ESTEP
+@pytest.mark.parametrize("level", [0.0, -25.0, -200.0])  # of the speech that the model expects
+def test_silence_has_a_finite_filter(name, level):
+    model, batch = vaes()["vae"], sounds(8, 5)
+    model.decoder[-1].bias += level
+    holes = batch.need("noisy", model).clone()
+    holes[:, 2:4] = 0
+    for noisy in (torch.zeros_like(holes), holes):
+        enhanced = enhance(model, replace(batch, noisy=noisy), few_steps(name, iterations=6))
+        assert enhanced.cost.isfinite().all() and (enhanced.filter >= 0).all() and (enhanced.filter <= 1).all()
+
+
+class Oracle(FrameVAE):
+    """It knows the speech, and its latent does nothing."""
+
+    def __init__(self, power_BTF: Tensor):
+        super().__init__(1)
+        self.log_power = power_BTF.clamp_min(1e-10).log()
+
+    def posterior(self, batch: Batch, context: Context) -> Gaussian:
+        return self.prior(context)
+
+    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> Any:
+        return {"power": ComplexGaussian(self.log_power + 0 * z["z"])}
+
+
+def mixed(*samples: int, width: int | None = None) -> tuple[Batch, Tensor]:
+    """Voices that come and go, in white noise at 0 dB; and the voices."""
+    count = width or max(samples)
+    voices, mixtures = torch.zeros(len(samples), count), torch.zeros(len(samples), count)
+    noisy = torch.zeros(len(samples), STFT.frames(count), 513)
+    for b, n in enumerate(samples):
+        time = torch.arange(n) / 16_000
+        pitch = 2 * torch.pi * torch.cumsum(100 + n % 37 + 30 * torch.sin(3 * time), 0) / 16_000
+        voice = sum((torch.sin(k * pitch) / k for k in range(1, 20)), torch.zeros(n)) * torch.sin(9 * time).clamp_min(0)
+        noise = torch.randn(n, generator=seeded(n))
+        voices[b, :n] = voice
+        mixtures[b, :n] = voice + noise * voice.square().mean().sqrt()
+        noisy[b, : STFT.frames(n)] = STFT.power(mixtures[b : b + 1, :n])[0]
+    lengths = torch.tensor(samples)
+    mask = torch.arange(STFT.frames(count)) < (1 + lengths // STFT.hop)[:, None]
+    ids = tuple(f"{n} samples" for n in samples)
+    return Batch(ids, mask, mixture=mixtures, noisy=noisy, lengths=lengths), voices
+
+
+@EVERY_ESTEP
+def test_knowing_the_speech_frees_it_of_noise(name):
+    batch, voices = mixed(24_000, 16_000)
+    assert batch.mixture is not None
+    estep = build_estep(name, **SHORT_WALK if name == "metropolis_hastings" else {})
+    speech = separate(Oracle(STFT.power(voices)), batch, STFT, Vem(estep, iterations=40, rank=2)).speech
+    for b, n in enumerate((24_000, 16_000)):
+        voice, mixture, found = (x[b, :n].numpy() for x in (voices, batch.mixture, speech))
+        assert abs(si_sdr(voice, mixture)) < 0.5
+        assert si_sdr(voice, found) - si_sdr(voice, mixture) > 5
+    assert (speech[1, 16_000:] == 0).all()
+
+
+@pytest.mark.parametrize("factor", [1e-4, 0.3, 2.0, 700.0])
+def test_the_level_of_a_recording_does_not_matter(factor):
+    torch.manual_seed(0)
+    model, (batch, _) = VAE(hidden=16, dim=4).requires_grad_(False), mixed(9000, 6000)
+    assert batch.mixture is not None and batch.noisy is not None
+    scaled = replace(batch, mixture=batch.mixture * factor, noisy=batch.noisy * factor**2)
+    vem = Vem(build_estep("point"), iterations=8)
+    first, second = (separate(model, each, STFT, vem) for each in (batch, scaled))
+    assert first.speech.abs().max() > 0.03 * batch.mixture.abs().max()
+    torch.testing.assert_close(second.speech / factor, first.speech, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(second.cost, first.cost, rtol=1e-4, atol=1e-4)
+
+
+def test_separation_of_an_utterance_does_not_depend_on_its_batch():
+    torch.manual_seed(0)
+    model, vem = VAE(hidden=16, dim=4).requires_grad_(False), few_steps("langevin")
+    alone = separate(model, mixed(6000)[0], STFT, vem)
+    for batch, b in ((mixed(6000, width=9000)[0], 0), (mixed(9000, 6000)[0], 1)):
+        company = separate(model, batch, STFT, vem)
+        torch.testing.assert_close(company.speech[b, :6000], alone.speech[0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(company.cost[:, b], alone.cost[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_mistakes_are_explained():
+    def refused(action: Callable[[], object], match: str) -> None:
+        with pytest.raises(UserError, match=match):
+            action()
+
+    refused(lambda: build_estep("gibbs"), "no E-step is called gibbs: choose from metropolis_hastings, langevin")
+    refused(lambda: build_estep("langevin", chians=3), "langevin was given chians: it takes chains, step_size")
+    refused(
+        lambda: build_estep("metropolis_hastings", draws=30), "enhance.estep.draws=30: draw more than the burn_in=30"
+    )
+    refused(
+        lambda: build_estep("metropolis_hastings", final_draws=9, final_burn_in=9),
+        "final_draws=9: draw more than the final_burn_in=9",
+    )
+    refused(lambda: Vem(build_estep("point"), iterations=0), "enhance.iterations=0")
+    refused(lambda: Vem(build_estep("point"), rank=0), "enhance.rank=0")
+    model, batch = vaes()["vae"], sounds(5)
+    refused(lambda: enhance(model, batch.only("power"), few_steps("point")), "VAE needs noisy and got none")
+    refused(lambda: enhance(vaes()["cvae"], batch.only("noisy"), few_steps("point")), "CVAE needs video")
+    refused(lambda: separate(model, batch, STFT, few_steps("point")), "VAE needs mixture and got none")

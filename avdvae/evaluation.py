@@ -296,5 +296,5 @@ def _label(noise: str) -> str:
 
 
 def _key(block: _Block, item: str, snr: float | None) -> str:
-    parts = (item.replace("/", "_"), block.noise, f"{snr:g}dB", block.lips)
+    parts = (item.replace("/", "_"), block.noise, "" if snr is None else f"{snr:g}dB", block.lips)
     return "_".join(filter(None, parts))

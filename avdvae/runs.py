@@ -99,6 +99,8 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
 
 def build_vem(config: Mapping[str, Any]) -> Vem:
     """The EM stage of a run's `enhance`."""
+    if not isinstance(config["estep"], Mapping):
+        raise UserError(f"enhance.estep={config['estep']}: write enhance.estep.name={config['estep']}")
     return Vem(
         estep=build_estep(**config["estep"]),
         iterations=config["iterations"],

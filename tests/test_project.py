@@ -1,6 +1,7 @@
 """The house itself: what importing costs, what the files promise, and that the README's commands run."""
 
 import ast
+import os
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 
 from avdvae.data.clips import Corpus
 from avdvae.data.corpora import open_corpus
+from avdvae.data.prepare import Summary
 
 PROJECT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
@@ -44,6 +46,7 @@ for name in {sorted(blocked | {"torchaudio", "torchvision", "pesq", "pystoi"})}:
     sys.modules[name] = None  # importing it raises ImportError
 import avdvae, avdvae.protocols, avdvae.audio
 import avdvae.data.loader, avdvae.data.shards, avdvae.data.mixing, avdvae.data.conditions
+import avdvae.models.cvae, avdvae.models.nmf, avdvae.inference.vem, avdvae.inference.resynth
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -89,27 +92,59 @@ def test_every_data_config_opens_its_corpus(name: str) -> None:
     assert isinstance(open_corpus(data), Corpus)
 
 
-def test_the_commands_of_the_readme_run(clip: Path, tmp_path: Path) -> None:
+def shell_commands(page: str) -> list[list[str]]:
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
+    return [shlex.split(line, comments=True) for line in shell.splitlines() if line]
+
+
+def test_the_commands_of_the_readme_run(clip: Path, prepared: Summary, tmp_path: Path) -> None:
+    """Training as train=debug, which changes how much is done, not what."""
     text = (PROJECT / "README.md").read_text()
-    shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
-    commands = [shlex.split(line, comments=True) for line in shell.splitlines() if line]
+    commands = shell_commands(text)
     assert [c for c in commands if c[0] == "make"] == [["make", "demo"], ["make", "test"]]  # run by .ci/run
     assert "make demo" in (PROJECT / ".ci/run").read_text() and "make test" in (PROJECT / ".ci/run").read_text()
     for speaker in ("anna", "bob"):
         (tmp_path / "my_clips" / speaker).mkdir(parents=True)
         shutil.copy(clip, tmp_path / "my_clips" / speaker / "hello.mp4")
-        (tmp_path / "my_sounds" / speaker).mkdir(parents=True)
-        shutil.copy(clip.with_suffix(".wav"), tmp_path / "my_sounds" / speaker / "hello.wav")
+    for folder, speakers in {"my_sounds": ["anna", "bob"], "voices": ["en", "fr_CA_f_June", "it_IT_m_Carlo"]}.items():
+        for speaker in speakers:
+            (tmp_path / folder / speaker).mkdir(parents=True)
+            shutil.copy(clip.with_suffix(".wav"), tmp_path / folder / speaker / "hello.wav")
+    shutil.copy(clip.with_suffix(".wav"), tmp_path / "noisy.wav")
     programs = [c[1:] for c in commands if c[0] == "python"]
-    assert programs.pop(0) == ["preprocessing/lips.py"]  # that is make demo
-    for program, *words in programs:
-        done = subprocess.run([sys.executable, PROJECT / program, *words], cwd=tmp_path, capture_output=True, text=True)
+    programs.remove(["preprocessing/lips.py"])  # that is make demo
+    for program, *words in sorted(programs, key=lambda words: "lips.py" not in words[0]):
+        words = [word.replace("/usr/share/asterisk/sounds", "voices") for word in words]
+        if program.endswith("run.py") and not any(word.startswith("resume") for word in words):
+            words += [word for word in ("train=debug", "evaluate.noises=[White]") if word not in words]
+            words += [] if any(word.startswith("prepared") for word in words) else [f"prepared={prepared.out}"]
+            words = [word if "min_seconds" not in word else "evaluate.min_seconds=1" for word in words]
+        command = [sys.executable, PROJECT / program, *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, (words, done.stderr)
-        assert "prepared" in done.stdout, words
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "my_clips", "my_sounds"]
     parts, whole = tmp_path / "data/prepared/in_parts", tmp_path / "data/prepared/my_clips"
     assert (parts / "manifest.csv").read_bytes() == (whole / "manifest.csv").read_bytes()
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "torch.Size([2, " in done.stdout
+
+
+def test_the_model_of_the_architecture_page_trains_enhances_and_keeps_the_contract(
+    clip: Path, prepared: Summary, tmp_path: Path
+) -> None:
+    page = (PROJECT / "docs/architecture.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "lip_prior.py").write_text("\n".join(blocks))
+    shutil.copy(clip, tmp_path / "clip.mp4")
+    for _, program, *words in shell_commands(page):
+        if program == "-m":
+            words = [word.replace("tests/", f"{PROJECT}/tests/") for word in words]
+            command = [sys.executable, "-m", *words, "--rootdir", str(PROJECT), "-c", str(PROJECT / "pyproject.toml")]
+        else:
+            also = [f"prepared={prepared.out}"] if program.endswith("run.py") else []
+            command = [sys.executable, str(PROJECT / program), *words, *also]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert (tmp_path / "clean.wav").exists() and (tmp_path / "runs/lip_prior/report.html").exists()

@@ -22,8 +22,14 @@ EXPERIMENTS = sorted({path.stem for path in PROJECT.glob("configs/exp/*.yaml")} 
 
 def start(program: str, *words: object) -> subprocess.Popen[str]:
     command = [sys.executable, str(PROJECT / "experiments" / program), *map(str, words)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, **streams, text=True, cwd=PROJECT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 def run(program: str, *words: object) -> str:

@@ -21,7 +21,7 @@ from avdvae.metrics import si_sdr
 from avdvae.models.cvae import CVAE
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.vae import VAE
-from avdvae.protocols import Batch, Context, Latents, SpeechPrior
+from avdvae.protocols import Batch, Context, Inferred, Latents, SpeechPrior
 
 STFT = Stft(533)
 EVERY_ESTEP = pytest.mark.parametrize("name", list(ESTEPS))
@@ -39,8 +39,11 @@ def generators(count: int) -> list[torch.Generator]:
 # The M-step
 
 
-def masked_mean(noise: Noise, noisy: Tensor, speech: Tensor, weight: Tensor | None, mask: Tensor) -> Tensor:
-    return (noise.cost(noisy, speech, weight) * mask).sum(1) / (mask.sum(1) * noisy.shape[2])
+def mean_cost(noise: Noise, noisy: Tensor, speech: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+    """As it is defined."""
+    variance = noise.gain_BT1 * speech + noise.H_BTK @ noise.W_BFK.mT + 1e-10
+    cost = (weight * (variance.log() + noisy / variance)).sum(0)
+    return (cost * mask[..., None]).sum((1, 2)) / (mask.sum(1) * noisy.shape[2])
 
 
 @settings(deadline=None, max_examples=60)
@@ -57,22 +60,25 @@ def test_no_update_of_a_factor_raises_the_cost(seed, components, weighted, rank,
     mask = torch.arange(9) < torch.tensor(frames)[:, None]
     noisy = (spread * torch.randn((2, 9, 7), generator=g)).exp() * mask[..., None]
     speech = (spread * torch.randn((components, 2, 9, 7), generator=g)).exp()
-    weight = torch.rand((components, 2, 9, 1), generator=g) if weighted else None
-    weight = None if weight is None else weight / weight.sum(0)
+    weight = torch.rand((components, 2, 9, 1), generator=g) if weighted else torch.ones(components, 2, 9, 1)
+    weight /= weight.sum(0)
+    given = weight if weighted else None
     if silent:  # digital silence, also in what the model makes of it
         noisy[:, 2], speech[:, :, 2] = 0, 1e-10
     noise = Noise.drawn(noisy, rank, Draws(generators(2), frames))
 
     for _ in range(4):
         before = replace(noise)
-        noise.update(noisy, speech, weight)
+        noise.update(noisy, speech, given)
         steps = [
             before,
             replace(before, W_BFK=noise.W_BFK),
             replace(before, W_BFK=noise.W_BFK, H_BTK=noise.H_BTK),
             noise,
         ]
-        costs = [masked_mean(step, noisy, speech, weight, mask) for step in steps]
+        costs = [mean_cost(step, noisy, speech, weight, mask) for step in steps]
+        said = (noise.cost(noisy, speech, given) * mask).sum(1) / (mask.sum(1) * 7)
+        torch.testing.assert_close(said, costs[-1], rtol=1e-5, atol=1e-5)
         for earlier, later in pairwise(costs):
             assert (later <= earlier + 1e-5 * (1 + earlier.abs())).all()
         assert (costs[1] < costs[0]).any() and noise.gain_BT1.isfinite().all() and (noise.gain_BT1 > 0).all()
@@ -189,6 +195,18 @@ def test_metropolis_hastings_draws_from_the_posterior():
     assert z_KNL.shape == (60, 650, 2) and state["z"].shape == (1, 2, 400, 2)
     assert_mean(z_KNL.mean(0), model.posterior_mean, 0.015)
     assert_mean((z_KNL - model.posterior_mean).square().mean(0), model.precision.inverse().diag(), 0.015)
+
+
+def test_metropolis_hastings_throws_its_first_draws_away_and_goes_on_from_its_last():
+    few = {"draws": 3, "burn_in": 1, "final_draws": 60, "final_burn_in": 59}
+    estep = build_estep("metropolis_hastings", step_size=0.8, **few)
+    model, z_1NL, _ = explored(estep, 1)
+    assert_mean(z_1NL[0], model.posterior_mean, 0.03)
+    assert_mean((z_1NL[0] - model.posterior_mean).square(), model.precision.inverse().diag(), 0.03)
+    model, batch, target, draws = toy()
+    state, likelihood = estep.step(target, estep.start(model.infer(batch), draws), draws)
+    assert isinstance(likelihood, Seen) and len(likelihood.mean) == 2
+    torch.testing.assert_close(state["z"] @ model.A_FL.mT, likelihood.mean[-1:])
 
 
 def test_langevin_draws_from_the_posterior():
@@ -317,6 +335,30 @@ def test_the_seed_decides(name):
     first, same, other = (enhance(model, batch, few_steps(name, seed=seed)) for seed in (0, 0, 1))
     assert torch.equal(first.filter, same.filter) and torch.equal(first.cost, same.cost)
     assert (first.cost != other.cost).all()
+
+
+def test_the_filter_is_that_of_the_final_draws_and_the_final_noise():
+    model, batch, drawn, targets = vaes()["vae"], sounds(7, 5), torch.randn((3, 2, 7, 4), generator=seeded(0)), []
+
+    class Counting:
+        def start(self, inferred: Inferred, draws: Draws) -> int:
+            return 0
+
+        def step(self, target: Target, state: int, draws: Draws) -> tuple[int, SpeechLikelihood]:
+            return state + 1, target.likelihood({"z": 0 * drawn})
+
+        def final(self, target: Target, state: int, draws: Draws) -> Latents:
+            assert state == 4
+            targets.append(target)
+            return {"z": drawn}
+
+    enhanced = enhance(model, batch, Vem(Counting(), iterations=4))
+    (target,) = targets
+    speech = target.gain_BT1 * model.decode({"z": drawn}, target.context)["power"].speech
+    torch.testing.assert_close(enhanced.filter, (speech / (speech + target.noise_BTF)).mean(0))
+    mixture = target.gain_BT1 * model.decode({"z": 0 * drawn}, target.context)["power"].speech[0] + target.noise_BTF
+    cost = ((mixture.log() + batch.need("noisy", model) / mixture).mean(2) * batch.mask).sum(1) / batch.mask.sum(1)
+    torch.testing.assert_close(enhanced.cost[-1], cost)
 
 
 @EVERY_ESTEP

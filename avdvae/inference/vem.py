@@ -51,8 +51,9 @@ class Vem:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or self.rank < 1:
-            raise UserError(f"enhance.iterations={self.iterations}, enhance.rank={self.rank}: both must be 1 or more")
+        for name in ("iterations", "rank"):
+            if type(value := getattr(self, name)) is not int or value < 1:
+                raise UserError(f"enhance.{name}={value}: give a whole number of 1 or more")
 
 
 @dataclass(frozen=True)

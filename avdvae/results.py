@@ -86,14 +86,15 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Means of this run minus the other on the same item, noise and SNR; also over all noises and over each group.
 
-    A lips condition that the other run lacks is held against its rows without one: those of an audio-only model. Left
-    out are metrics of the input, which both runs heard alike, and improvements on it, which differ as the outputs do.
+    A lips condition that the other run lacks is held against its rows without one, those of an audio-only model; and
+    an audio-only model against clean lips. Left out are metrics of the input, which both runs heard alike, and
+    improvements on it, which differ as the outputs do.
     """
     theirs = {(row.item, row.noise, row.snr, row.metric, row.lips): row.value for row in other_rows}
     their_lips = {row.lips for row in other_rows}
     differences = []
     for row in rows:
-        lips = row.lips if row.lips in their_lips else ""
+        lips = row.lips if row.lips in their_lips else ("" if row.lips else "clean")
         other = theirs.get((row.item, row.noise, row.snr, row.metric, lips))
         if other is not None and not row.metric.startswith(INPUT) and not row.metric.endswith("_improvement"):
             key = row.model, row.task, row.lips, row.metric

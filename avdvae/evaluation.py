@@ -250,22 +250,28 @@ class Evaluator:
         self.examples.append({"key": key, "title": title, "audio": audio, "figure": figure})
 
 
-def find_corpus(run: Run) -> Path:
-    """The folder of the prepared corpus that a run asks for; it is prepared if it is not yet."""
-    if run.config["prepared"]:
-        return Path(run.config["prepared"])
-    return ensure_prepared(run.config["data"], size=run.config["lips"]["size"])
+def find_corpus(config: Mapping[str, Any]) -> Path:
+    """The folder of the prepared corpus that a run's configuration asks for; it is prepared if it is not yet."""
+    if config["prepared"]:
+        return Path(config["prepared"])
+    return ensure_prepared(config["data"], size=config["lips"]["size"])
 
 
-def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str | Path]) -> None:
+def find_other_runs(compare: Sequence[str]) -> list[Path]:
+    """The runs to be compared with, all of them evaluated."""
+    for other in compare:
+        if not (Path(other) / "results.csv").is_file():
+            raise UserError(f"compare={other} has no results.csv: name runs that have been evaluated")
+    return [Path(other) for other in compare]
+
+
+def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) -> None:
     """Measure a run's model as its configuration says, summarise, hold it against other runs, and report, in `out`."""
     device = "cuda" if torch.cuda.is_available() and run.config["train"]["accelerator"] != "cpu" else "cpu"
     model = run.load_model(device)
     if not isinstance(model, SpeechPrior):
         raise UserError(f"{type(model).__name__} cannot enhance: it lacks a verb of protocols.SpeechPrior")
-    for other in compare:
-        if not (Path(other) / "results.csv").is_file():
-            raise UserError(f"compare={other} has no results.csv: name runs that have been evaluated")
+    others = find_other_runs(compare)
     settings, enhance = Evaluation(**run.config["evaluate"]), run.config["enhance"]
     corpus = PreparedCorpus(prepared, settings.split, verify=False)
     vem, name = build_vem(enhance), run.config["exp"]
@@ -276,8 +282,8 @@ def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str | Pa
     Run(out, run.config).note(device=device, corpus=corpus.utterances[0].corpus, seconds=spent)
 
     summary = summarise(evaluator.rows, run.config["seed"])
-    for other in compare:
-        summary += compare_rows(evaluator.rows, read_results(Path(other) / "results.csv"), seed=run.config["seed"])
+    for other in others:
+        summary += compare_rows(evaluator.rows, read_results(other / "results.csv"), seed=run.config["seed"])
     write_summary(out / "summary.json", summary)
     write_report(out)
 

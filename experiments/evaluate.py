@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.errors import UserError
-from avdvae.evaluation import evaluate_run, find_corpus
-from avdvae.runs import changed, create_run, open_run
+from avdvae.evaluation import Evaluation, evaluate_run, find_corpus, find_other_runs
+from avdvae.runs import Run, build_vem, changed, create_run, open_run
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
@@ -37,10 +37,12 @@ def main(config: DictConfig) -> None:
         asked = changed(trained.config, changes)
         if (out / "config.yaml").exists() and open_run(out).config != asked:
             raise UserError(f"{out} holds an evaluation with other settings: choose another out=")
-        run = type(trained)(trained.path, asked)
-        prepared = find_corpus(run)
+        Evaluation(**asked["evaluate"])  # these say what is wrong before a folder is made
+        build_vem(asked["enhance"])
+        find_other_runs(given["compare"])
+        prepared = find_corpus(asked)
         create_run(out, asked)
-        evaluate_run(run, out, prepared, given["compare"])
+        evaluate_run(Run(trained.path, asked), out, prepared, given["compare"])
         print(f"report     {out / 'report.html'}\nevaluation {out}")
     except (UserError, OmegaConfBaseException) as error:
         sys.exit(f"evaluate.py: {error}")

@@ -23,8 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
-from avdvae.evaluation import evaluate_run, find_corpus
-from avdvae.runs import Run, build_model, create_run, open_run
+from avdvae.evaluation import Evaluation, evaluate_run, find_corpus, find_other_runs
+from avdvae.runs import Run, build_model, build_vem, create_run, open_run
 from avdvae.training import Training, train
 
 
@@ -47,10 +47,18 @@ def find_run(config: dict[str, Any]) -> Run:
     return create_run(path, config)
 
 
-def train_run(run: Run, prepared: Path) -> None:
+def check(config: dict[str, Any]) -> None:
+    """Say what is wrong with a configuration before a run is made of it."""
+    Training(**config["train"], seed=config["seed"])
+    Evaluation(**config["evaluate"])
+    build_vem(config["enhance"])
+    build_model(config["model"])
+    find_other_runs(config["compare"])
+
+
+def train_run(run: Run, splits: dict[str, PreparedCorpus]) -> None:
     """Train, or finish training."""
     settings = Training(**run.config["train"], seed=run.config["seed"])
-    splits = {split: PreparedCorpus(prepared, split, verify=split == "train") for split in ("train", "valid")}
     torch.manual_seed(run.config["seed"])
     model = build_model(run.config["model"])
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -66,9 +74,12 @@ def main(config: DictConfig) -> None:
     sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
     try:
         given: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        asked = open_run(Path(given["resume"])).config if given["resume"] else given
+        check(asked)
+        prepared = find_corpus(asked)
+        splits = {split: PreparedCorpus(prepared, split, verify=split == "train") for split in ("train", "valid")}
         run = find_run(given)
-        prepared = find_corpus(run)
-        train_run(run, prepared)
+        train_run(run, splits)
         if int(os.environ.get("RANK", 0)) == int(os.environ.get("LOCAL_RANK", 0)) == 0:
             evaluate_run(run, run.path, prepared, given["compare"] or run.config["compare"])
             print(f"report     {run.path / 'report.html'}\nrun        {run.path}")

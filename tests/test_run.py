@@ -125,3 +125,4 @@ def test_what_is_wrong_is_said_in_a_sentence(runs: Path, prepared: Summary, tmp_
     assert "cannot be found" in refuse(
         "run.py", *debug(prepared), "exp=own", "model.target=nothing.Here", f"run_dir={tmp_path / 'c'}"
     )
+    assert not any(tmp_path.iterdir())

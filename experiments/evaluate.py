@@ -1,7 +1,7 @@
 """Measure a trained model once more: other noises, another E-step, another corpus.
 
 python experiments/evaluate.py run=RUN evaluate.tasks=[resynthesis]
-python experiments/evaluate.py run=RUN evaluate.snrs=[-15] enhance.estep.name=langevin compare=[RUN]
+python experiments/evaluate.py run=RUN evaluate.snrs=[0] enhance.estep.name=langevin compare=[RUN]
 python experiments/evaluate.py run=RUN prepared=data/prepared/my_clips evaluate.per_speaker=null
 
 Results lie in a folder of their own, with a report as run.py makes it; the same out= goes on where it was interrupted.

@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 demo: .venv/.demo
 	$(BIN)/python preprocessing/lips.py
-	$(BIN)/python experiments/run.py exp=cvae train=demo
+	$(BIN)/python experiments/run.py exp=vae train=demo
 
 test: .venv/.test
 	$(BIN)/ruff check .

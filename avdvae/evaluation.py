@@ -30,7 +30,7 @@ from avdvae.data.mixing import NOISES, NoiseFolder
 from avdvae.data.shards import PreparedCorpus, replacing
 from avdvae.errors import UserError
 from avdvae.inference.resynth import resynthesise
-from avdvae.inference.separation import separate
+from avdvae.inference.separation import RATE, separate
 from avdvae.inference.vem import Vem
 from avdvae.metrics import INPUT, METRICS, ScoreJob, score_all
 from avdvae.protocols import Batch, SpeechPrior
@@ -40,7 +40,6 @@ from avdvae.results import compare as compare_rows
 from avdvae.runs import Run, build_vem
 from avdvae.viz import cost_curves, triptych
 
-RATE = 16_000
 TASKS = ("enhancement", "resynthesis")
 ENOUGH = 200  # signals that are worth starting processes for
 SHOWN_SNR = 0.0  # the example is taken at the SNR nearest to this
@@ -268,9 +267,7 @@ def find_other_runs(compare: Sequence[str]) -> list[Path]:
 def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) -> None:
     """Measure a run's model as its configuration says, summarise, hold it against other runs, and report, in `out`."""
     device = "cuda" if torch.cuda.is_available() and run.config["train"]["accelerator"] != "cpu" else "cpu"
-    model = run.load_model(device)
-    if not isinstance(model, SpeechPrior):
-        raise UserError(f"{type(model).__name__} cannot enhance: it lacks a verb of protocols.SpeechPrior")
+    model = run.load_speech_prior(device)
     others = find_other_runs(compare)
     settings, enhance = Evaluation(**run.config["evaluate"]), run.config["enhance"]
     corpus = PreparedCorpus(prepared, settings.split, verify=False)

@@ -26,6 +26,7 @@ from avdvae.data.shards import replacing
 from avdvae.errors import UserError
 from avdvae.inference.esteps import build_estep
 from avdvae.inference.vem import Vem
+from avdvae.protocols import SpeechPrior
 
 
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,6 +59,12 @@ class Run:
             raise UserError(f"{self.path} holds no weights yet: finish its training with resume={self.path}")
         model = build_model(self.config["model"]).to(device).eval().requires_grad_(False)
         load_model(model, weights, device=device)
+        return model
+
+    def load_speech_prior(self, device: str = "cpu") -> SpeechPrior:
+        model = self.load_model(device)
+        if not isinstance(model, SpeechPrior):
+            raise UserError(f"{type(model).__name__} cannot enhance: it lacks a verb of protocols.SpeechPrior")
         return model
 
     def note(self, **facts: Any) -> None:

@@ -205,10 +205,8 @@ def enhance(config: Mapping[str, Any]) -> None:
     video = Path(str(config["video"])) if config["video"] is not None else None
     jobs = find_jobs(Path(str(config["input"])), video, Path(str(config["output"])))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = run.load_model(device)
+    model = run.load_speech_prior(device)
     name = type(model).__name__
-    if not isinstance(model, SpeechPrior):
-        raise UserError(f"{name} cannot enhance: it is no SpeechPrior, with infer, decode and log_prior")
     looks = "lips" in model.sees
     if looks and not any(job.video for job in jobs):
         raise UserError(

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 demo: .venv/.demo
-	$(BIN)/python preprocessing/lips.py
+	$(BIN)/python preprocessing/lips.py data=talker_small
 	$(BIN)/python experiments/run.py exp=vae train=demo
 
 test: .venv/.test

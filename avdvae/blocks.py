@@ -19,6 +19,12 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
     return nn.Sequential(*(layer for pair in layers for layer in pair))
 
 
+def silence(layer: nn.Module) -> None:
+    """Let its output be 0 until training says otherwise."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class GaussianHead(nn.Module):
     """Mean and log-variance, each a linear map of the features."""
 
@@ -34,12 +40,12 @@ class LipEncoder(nn.Module):
     """A fully connected look at each mouth crop: 67 x 67 pixels -> hidden, ReLU -> features, without activation.
 
     Each crop is brought to mean 0 and variance 1: skin and light tell nothing of the speech, and raw pixels, all alike
-    in their large mean, would train many times slower.
+    in their large mean, would train many times slower. Dropout of hidden units helps with faces not seen in training.
     """
 
-    def __init__(self, pixels: int = 67 * 67, hidden: int = 512, features: int = 128):
+    def __init__(self, pixels: int = 67 * 67, hidden: int = 512, features: int = 128, dropout: float = 0.0):
         super().__init__()
-        self.pixels = nn.Linear(pixels, hidden)
+        self.pixels, self.dropout = nn.Linear(pixels, hidden), nn.Dropout(dropout)
         self.features = nn.Linear(hidden, features)
 
     def forward(self, lips_BTHW: UInt8[Tensor, "B T H W"]) -> Float[Tensor, "B T M"]:
@@ -51,4 +57,5 @@ class LipEncoder(nn.Module):
             )
         pixels_BTP = lips_BTHW.flatten(2) / 255
         deviation_BT1, mean_BT1 = torch.std_mean(pixels_BTP, -1, keepdim=True)
-        return self.features(torch.relu(self.pixels((pixels_BTP - mean_BT1) / (deviation_BT1 + 1e-3))))
+        hidden_BTM = torch.relu(self.pixels((pixels_BTP - mean_BT1) / (deviation_BT1 + 1e-3)))
+        return self.features(self.dropout(hidden_BTM))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -69,52 +70,54 @@ class SpeechLikelihood(Protocol):
 class ComplexGaussian:
     """Circular complex Gaussians of mean zero, one a time-frequency bin, told by the power |s|^2 alone.
 
-    The variance is gain * (exp(log_var) + 1e-10) + noise, and without the two that of clean speech. Up to what depends
-    on the data alone, -log_prob is the Itakura-Saito divergence from the power to the variance.
+    The variance is exp(log_var) + 1e-10, or that of noisy speech, gain * exp(log_var) + noise. Up to what depends on
+    the data alone, -log_prob is the Itakura-Saito divergence from the power to the variance.
     """
 
     log_var: Float[Tensor, "*draws B T F"]
     gain: Float[Tensor, "B T 1"] | None = None
     noise: Float[Tensor, "B T F"] | None = None
 
-    @property
+    @cached_property
     def speech(self) -> Float[Tensor, "*draws B T F"]:
-        """The variance of clean speech."""
-        return self.log_var.float().exp() + VARIANCE_FLOOR
+        """The variance of speech, before the floor."""
+        return self.log_var.float().exp()
 
     def add_noise(self, gain: Float[Tensor, "B T 1"], noise: Float[Tensor, "B T F"]) -> ComplexGaussian:
-        """The likelihood of sqrt(gain) * speech + Gaussian noise of this variance."""
+        """The likelihood of sqrt(gain) * speech + Gaussian noise of this variance, which must be above 0."""
         return ComplexGaussian(self.log_var, gain, noise)
 
     def log_prob(self, power: Float[Tensor, "B T F"]) -> Float[Tensor, "*draws B T"]:
         """The density of the complex spectrum, summed over the frequencies."""
         constant = self.log_var.shape[-1] * math.log(math.pi)
         if self.gain is None or self.noise is None:
-            variance = self.speech
+            variance = self.speech + VARIANCE_FLOOR
             return -(variance.log() + power / variance).sum(-1) - constant
-        return _NoisyLogProb.apply(self.log_var, self.gain, self.noise, power) - constant  # type: ignore[operator]
+        heard = self.speech.detach(), self.gain, self.noise, power
+        return _NoisyLogProb.apply(self.log_var, *heard) - constant  # type: ignore[operator]
 
     def components(self, power: Float[Tensor, "B T F"]) -> tuple[Float[Tensor, "R B T F"], None]:
         return self.speech.flatten(end_dim=-4), None
 
 
 class _NoisyLogProb(torch.autograd.Function):
-    """sum_f -ln v - P / v for v = g (exp(log_var) + 1e-10) + b, differentiable in log_var.
+    """sum_f -ln v - P / v for v = g s + b, differentiable in log_var, of which s is the exponential.
 
-    The derivative, g exp(log_var) / v * (P / v - 1), is written out because this is the innermost loop of the EM stage:
-    autograd would make three times as many passes over the spectra.
+    The derivative, g s / v * (P / v - 1), is written out because this is the innermost loop of the EM stage: autograd
+    would make three times as many passes over the spectra.
     """
 
     @staticmethod
-    def forward(ctx: Any, log_var: Tensor, gain: Tensor, noise: Tensor, power: Tensor) -> Tensor:
-        speech = log_var.float().exp()
-        variance = torch.addcmul(torch.add(noise, gain, alpha=VARIANCE_FLOOR), gain, speech)
-        ratio = power / variance
+    def forward(ctx: Any, log_var: Tensor, speech: Tensor, gain: Tensor, noise: Tensor, power: Tensor) -> Tensor:
+        heard = gain * speech
+        precision = (heard + noise).reciprocal_()
+        ratio = power * precision
+        log_prob = (precision.log() - ratio).sum(-1)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(speech.mul_(gain).div_(variance).mul_(ratio - 1))
-        return variance.log_().add_(ratio).sum(-1).neg_()
+            ctx.save_for_backward(heard.mul_(precision).mul_(ratio.sub_(1)))
+        return log_prob
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
-        return slope * grads[0][..., None], None, None, None
+        return slope * grads[0][..., None], None, None, None, None

@@ -52,6 +52,12 @@ class Run:
     def stft(self) -> Stft:
         return Stft(self.config["hop"])
 
+    @property
+    def trained(self) -> bool:
+        """To the end."""
+        path = self.path / "run.json"
+        return path.exists() and "train" in json.loads(path.read_text()).get("seconds", {})
+
     def load_model(self, device: str = "cpu") -> nn.Module:
         """The best weights, ready for inference."""
         weights = self.path / "weights.safetensors"
@@ -88,6 +94,22 @@ def open_run(path: Path) -> Run:
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is no run, for it has no config.yaml: give a folder that experiments/run.py has made")
     return Run(path, yaml.safe_load((path / "config.yaml").read_text()))
+
+
+def find_runs(root: Path, config: dict[str, Any]) -> list[Run]:
+    """Those below `root` that end in the same weights as a run of this configuration would."""
+    paths = sorted(root.rglob("config.yaml"))
+    return [run for path in paths if _what_decides(run := open_run(path.parent)) == _what_decides(Run(root, config))]
+
+
+_NO_MATTER = ("accelerator", "compile", "devices", "nodes", "strategy", "workers", "log_every", "save_every")
+
+
+def _what_decides(run: Run) -> dict[str, Any]:
+    """What the weights depend on, rounding aside."""
+    names = ("data", "prepared", "lips", "hop", "model", "start", "seed")
+    train = {name: value for name, value in run.config["train"].items() if name not in _NO_MATTER}
+    return {**{name: run.config.get(name) for name in names}, "train": train}
 
 
 def build_model(config: Mapping[str, Any]) -> nn.Module:

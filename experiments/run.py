@@ -12,19 +12,21 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
 from avdvae.evaluation import Evaluation, evaluate_run, find_corpus, find_other_runs
-from avdvae.runs import Run, build_model, build_vem, create_run, open_run
+from avdvae.runs import Run, build_model, build_vem, create_run, find_runs, open_run
 from avdvae.training import Training, train
 
 
@@ -32,7 +34,7 @@ def find_run(config: dict[str, Any]) -> Run:
     """The run to go on with, or a new one."""
     if config["resume"]:
         return open_run(Path(config["resume"]))
-    path = Path(config["run_dir"] or Path("runs", config["exp"], datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
+    path = Path(config["run_dir"] or Path(config["runs"], config["exp"], datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
     if int(os.environ.get("LOCAL_RANK", 0)):  # a process of a distributed training, beside the one that made the run
         if not (chosen := config["run_dir"] or os.environ.get("AVDVAE_RUN")):
             raise UserError("processes started from outside, as by torchrun, must agree on the run: give run_dir=")
@@ -56,11 +58,37 @@ def check(config: dict[str, Any]) -> None:
     find_other_runs(config["compare"])
 
 
-def train_run(run: Run, splits: dict[str, PreparedCorpus]) -> None:
+def find_start(name: str, config: dict[str, Any], splits: dict[str, PreparedCorpus]) -> Run:
+    """A trained run of the experiment `name`, as the present command line would have it: found again, or made now."""
+    own = ("exp=", "model", "start=", "run_dir=", "compare=", "train.devices=", "train.nodes=", "train.strategy=")
+    overrides = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+~").startswith(own)]
+    wanted: Any = OmegaConf.to_container(hydra.compose("config", [*overrides, f"exp={name}"]), resolve=True)
+    shared = wanted["model"].keys() & config["model"].keys() - {"target"}
+    wanted["model"] |= {key: config["model"][key] for key in shared}
+    found = find_runs(Path(wanted["runs"]), wanted)
+    if trained := [run for run in found if run.trained]:
+        print(f"start      {name}, found in {trained[-1].path}", flush=True)
+        return trained[-1]
+    if int(os.environ.get("RANK", 0)) or int(os.environ.get("LOCAL_RANK", 0)):
+        raise UserError(f"{config['exp']} starts from a trained {name}: train exp={name} first, in one process")
+    print(f"start      {name}, trained first", flush=True)
+    starts = [find_start(before, wanted, splits) for before in wanted["start"]]
+    run = found[-1] if found else find_run(wanted)
+    train_run(run, splits, starts)
+    return run
+
+
+def train_run(run: Run, splits: dict[str, PreparedCorpus], starts: Sequence[Run] = ()) -> None:
     """Train, or finish training."""
     settings = Training(**run.config["train"], seed=run.config["seed"])
     torch.manual_seed(run.config["seed"])
-    model = build_model(run.config["model"])
+    model: Any = build_model(run.config["model"])
+    if starts:
+        if not hasattr(model, "start_from"):
+            raise UserError(f"{type(model).__name__} cannot start from a trained model: it has no verb start_from")
+        model.start_from(*(start.load_model() for start in starts))
+        model.requires_grad_(True)
+        run.note(start={start.config["exp"]: str(start.path) for start in starts})
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{run.config['exp']}: {parameters:,} parameters, {splits['train'].hours:.2f} hours to train on", flush=True)
     run.note(model=run.config["exp"], parameters=parameters, command=shlex.join(sys.argv))
@@ -78,8 +106,14 @@ def main(config: DictConfig) -> None:
         check(asked)
         prepared = find_corpus(asked)
         splits = {split: PreparedCorpus(prepared, split, verify=split == "train") for split in ("train", "valid")}
+        if not given["resume"]:
+            starts = [find_start(name, given, splits) for name in given["start"]]
+        elif asked.get("start") and not Path(given["resume"], "last", "state.pt").exists():
+            raise UserError(f"{given['resume']} was stopped before its training began: start anew, in another run_dir")
+        else:
+            starts = []
         run = find_run(given)
-        train_run(run, splits)
+        train_run(run, splits, starts)
         if int(os.environ.get("RANK", 0)) == int(os.environ.get("LOCAL_RANK", 0)) == 0:
             evaluate_run(run, run.path, prepared, given["compare"] or run.config["compare"])
             print(f"report     {run.path / 'report.html'}\nrun        {run.path}")

@@ -52,7 +52,7 @@ def refuse(program: str, *words: object) -> str:
 def runs(prepared: Summary, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a debug run of every experiment."""
     folder = tmp_path_factory.mktemp("runs")
-    run("run.py", "-m", f"exp={','.join(EXPERIMENTS)}", *debug(prepared), f"run_dir={folder}/${{exp}}")
+    run("run.py", "-m", f"exp={','.join(EXPERIMENTS)}", *debug(prepared), f"runs={folder}", "run_dir=${runs}/${exp}")
     return folder
 
 

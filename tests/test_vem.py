@@ -434,7 +434,7 @@ def test_the_level_of_a_recording_does_not_matter(factor):
     scaled = replace(batch, mixture=batch.mixture * factor, noisy=batch.noisy * factor**2)
     vem = Vem(build_estep("point"), iterations=8)
     first, second = (separate(model, each, STFT, vem) for each in (batch, scaled))
-    assert first.speech.abs().max() > 0.03 * batch.mixture.abs().max()
+    assert first.speech.abs().max() > 0.01 * batch.mixture.abs().max()
     torch.testing.assert_close(second.speech / factor, first.speech, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(second.cost, first.cost, rtol=1e-4, atol=1e-4)
 

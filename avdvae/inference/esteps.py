@@ -55,6 +55,8 @@ class Draws:
 
     def _fill(self, draw: Callable[..., Tensor], like: Tensor) -> Tensor:
         """Numbers of the shape of `like`, zero where its frames pad."""
+        if like.shape[-3:-1] == (1, self.frames[0]):  # nothing pads
+            return draw(like.shape, generator=self.generators[0]).to(like.device)
         drawn = torch.zeros_like(like)
         for b, (generator, frames) in enumerate(zip(self.generators, self.frames, strict=True)):
             numbers = draw((*like.shape[:-3], frames, like.shape[-1]), generator=generator)

@@ -1,7 +1,8 @@
 """From noisy sound to speech: the EM stage between an STFT and its inverse.
 
-A mixture is scaled to a peak of 1 before anything looks at it, as speech was for training, and back afterwards; so the
-level of a recording does not matter. A long recording goes through in windows that fade into each other.
+A mixture is scaled before anything looks at it, and back afterwards, so that its speech, as far as spectral subtraction
+finds it, peaks at 1 as it did for training: the level of a recording does not matter, and that of the noise little.
+(With Vem.paper the mixture itself peaks at 1.) A long recording goes through in windows that fade into each other.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from avdvae.audio import Stft
 from avdvae.data.clock import nearest_frames
 from avdvae.errors import UserError
-from avdvae.inference.vem import Vem, enhance
+from avdvae.inference.vem import Vem, enhance, subtraction
 from avdvae.protocols import Batch, SpeechPrior
 
 RATE = 16_000
@@ -44,15 +45,23 @@ def separate(
     """The speech in `batch.mixture`, of whose spectrum `batch.noisy` is the power."""
     mixture_BN, noisy_BTF = batch.need("mixture", model), batch.need("noisy", model)
     peak_B = mixture_BN.abs().amax(1).clamp_min(SILENCE)
+    if not settings.paper:
+        _, filter_BTF = subtraction(noisy_BTF / peak_B[:, None, None].square(), batch.mask)
+        peak_B = _filtered(batch, stft, filter_BTF).abs().amax(1).clamp_min(SILENCE)
     scaled = replace(batch, noisy=noisy_BTF / peak_B[:, None, None].square())
     enhanced = enhance(model, scaled, settings, progress)
-    speech_BN = mixture_BN.new_zeros(mixture_BN.shape)
-    assert batch.lengths is not None
-    for b, length in enumerate(batch.lengths.tolist()):  # one by one, for each is mirrored at its own end
-        spectrum_1TF = stft.analyse(mixture_BN[b : b + 1, :length])
-        filter_1TF = enhanced.filter[b : b + 1, : spectrum_1TF.shape[1]]
-        speech_BN[b, :length] = stft.synthesise(filter_1TF * spectrum_1TF, length)[0]
-    return Separated(speech_BN, enhanced.cost)
+    return Separated(_filtered(batch, stft, enhanced.filter), enhanced.cost)
+
+
+def _filtered(batch: Batch, stft: Stft, filter_BTF: Tensor) -> Float[Tensor, "B N"]:
+    """The mixtures after a filter, one by one, for each is mirrored at its own end."""
+    assert batch.mixture is not None and batch.lengths is not None
+    filtered_BN = torch.zeros_like(batch.mixture)
+    for b, length in enumerate(batch.lengths.tolist()):
+        spectrum_1TF = stft.analyse(batch.mixture[b : b + 1, :length])
+        filter_1TF = filter_BTF[b : b + 1, : spectrum_1TF.shape[1]]
+        filtered_BN[b, :length] = stft.synthesise(filter_1TF * spectrum_1TF, length)[0]
+    return filtered_BN
 
 
 @dataclass(frozen=True)

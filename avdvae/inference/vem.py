@@ -88,25 +88,30 @@ class Noise:
 
     def update(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> None:
         """One M-step. Where H is zero, as in frames that pad, it stays so and the frame has no say in W."""
-        above, below = self._slopes(noisy_BTF, speech_RBTF, weight_RBT1)
+        heard_RBTF = (self.gain_BT1 * speech_RBTF).add_(EPSILON)
+        above, below = self._slopes(noisy_BTF, heard_RBTF, weight_RBT1)
         self.W_BFK = _scaled(self.W_BFK, above.mT @ self.H_BTK, below.mT @ self.H_BTK).clamp_min_(EPSILON)
-        above, below = self._slopes(noisy_BTF, speech_RBTF, weight_RBT1)
+        above, below = self._slopes(noisy_BTF, heard_RBTF, weight_RBT1)
         self.H_BTK = _scaled(self.H_BTK, above @ self.W_BFK, below @ self.W_BFK)
-        precision_RBTF = self.mixture(speech_RBTF).reciprocal_()
+        precision_RBTF = self._precision(heard_RBTF)
         share_RBTF = speech_RBTF * precision_RBTF
         below = _average(share_RBTF.sum(-1, keepdim=True), weight_RBT1)
         above = _average(share_RBTF.mul_(precision_RBTF).mul_(noisy_BTF).sum(-1, keepdim=True), weight_RBT1)
         self.gain_BT1 = _scaled(self.gain_BT1, above, below).clamp_min_(EPSILON)
 
-    def _slopes(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _slopes(self, noisy_BTF: Tensor, heard_RBTF: Tensor, weight_RBT1: Tensor | None) -> tuple[Tensor, Tensor]:
         """sum_r w_r P / X_r^2 and sum_r w_r / X_r, whose difference is the slope of -cost in V."""
-        precision_RBTF = self.mixture(speech_RBTF).reciprocal_()
+        precision_RBTF = self._precision(heard_RBTF)
         below = _average(precision_RBTF, weight_RBT1)
-        return _average(precision_RBTF.square(), weight_RBT1).mul_(noisy_BTF), below
+        return _average(precision_RBTF * precision_RBTF, weight_RBT1).mul_(noisy_BTF), below
+
+    def _precision(self, heard_RBTF: Tensor) -> Float[Tensor, "R B T F"]:
+        """1 / X, of the variances of speech as it is heard."""
+        return (heard_RBTF + self.H_BTK @ self.W_BFK.mT).reciprocal_()
 
     def mixture(self, speech_RBTF: Tensor) -> Float[Tensor, "R B T F"]:
         """X, the variances of the mixture."""
-        return torch.addcmul(self.variance, self.gain_BT1, speech_RBTF)
+        return (self.gain_BT1 * speech_RBTF).add_(self.variance)
 
     def cost(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> Float[Tensor, "B T"]:
         """Summed over the frequencies."""
@@ -162,10 +167,9 @@ def enhance(
     context = model.context(heard)
     noise = Noise.drawn(noisy_BTF, settings.rank, draws)
     if not settings.paper:
-        level_B1F = _quiet_level(noisy_BTF, batch.mask)
+        level_B1F, filter_BTF = subtraction(noisy_BTF, batch.mask)
         noise.W_BFK = noise.W_BFK * level_B1F.mT * (4 / settings.rank)  # so that V is this level on average
-        left_BTF = (1 - 2 * level_B1F / noisy_BTF.clamp_min(EPSILON)).clamp_min(0.01)
-        heard = replace(batch, power=noisy_BTF * left_BTF.square())
+        heard = replace(batch, power=noisy_BTF * filter_BTF.square())
     state = settings.estep.start(model.infer(heard, mode="mean"), draws)
 
     def target() -> NoisySpeech:
@@ -186,10 +190,12 @@ def enhance(
     return Enhanced(_average(share_RBTF, weight_RBT1), torch.stack(costs))
 
 
-def _quiet_level(noisy_BTF: Tensor, mask_BT: Tensor) -> Float[Tensor, "B 1 F"]:
-    """The mean power that Gaussian noise would need for the median power of each frequency."""
+def subtraction(noisy_BTF: Tensor, mask_BT: Tensor) -> tuple[Float[Tensor, "B 1 F"], Float[Tensor, "B T F"]]:
+    """A stationary noise, of the mean power that goes with the median power of each frequency, and the filter that
+    takes twice as much off the spectrum."""
     present_BTF = noisy_BTF.masked_fill(~mask_BT[..., None], float("nan"))
-    return (present_BTF.nanmedian(1, keepdim=True).values / math.log(2)).clamp_min(EPSILON)
+    level_B1F = (present_BTF.nanmedian(1, keepdim=True).values / math.log(2)).clamp_min(EPSILON)
+    return level_B1F, (1 - 2 * level_B1F / noisy_BTF.clamp_min(EPSILON)).clamp_min(0.01)
 
 
 def _generator(name: str, seed: int) -> torch.Generator:

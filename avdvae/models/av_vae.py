@@ -7,6 +7,7 @@ variational auto-encoders", IEEE/ACM TASLP 28, 2020 (arXiv 1908.02590).
     ELBO = sum_t E_q[ln p(s_t | z_t, v_t)] - KL(q(z_t | s_t, v_t) || N(0, I))
 
 Sound and lips are added before the tanh, in the encoder and in the decoder, each with its own look at the lips.
+Training may start from an A-VAE, to which the lips add nothing at first; from scratch, the latent ends up telling less.
 
     s_t     speech spectrum    power_BTF holds |s_t|^2
     v_t     mouth crop         lips_BTHW; its features for the decoder: context.video_BTM
@@ -19,23 +20,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, LipEncoder
+from avdvae.blocks import GaussianHead, LipEncoder, silence
 from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.models.frame_vae import FrameVAE
+from avdvae.models.vae import VAE
 from avdvae.protocols import Batch, Context, Latents
 
 
 class AVVAE(FrameVAE):
     sees = ("power", "lips")
 
-    def __init__(self, frequencies: int = 513, pixels: int = 67 * 67, hidden: int = 128, dim: int = 32):
+    def __init__(
+        self, frequencies: int = 513, pixels: int = 67 * 67, hidden: int = 128, dim: int = 32, dropout: float = 0.0
+    ):
         super().__init__(dim, "audio-visual")
         self.sound_in = nn.Linear(frequencies, hidden)
-        self.lips_in = LipEncoder(pixels, features=hidden)
+        self.lips_in = LipEncoder(pixels, features=hidden, dropout=dropout)
         self.head = GaussianHead(hidden, dim)
         self.latent_out = nn.Linear(dim, hidden)
-        self.lips_out = LipEncoder(pixels, features=hidden)
+        self.lips_out = LipEncoder(pixels, features=hidden, dropout=dropout)
         self.sound_out = nn.Linear(hidden, frequencies)
+
+    def start_from(self, vae: VAE) -> None:
+        self.sound_in, self.head = vae.encoder[0], vae.encoder[-1]
+        self.latent_out, self.sound_out = vae.decoder[0], vae.decoder[-1]
+        for layer in (self.lips_in.features, self.lips_out.features):
+            silence(layer)
 
     def video(self, batch: Batch) -> Float[Tensor, "B T M"]:
         return self.lips_out(batch.need("lips", self))

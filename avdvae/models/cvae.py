@@ -9,7 +9,8 @@ variational auto-encoders", IEEE/ACM TASLP 28, 2020 (arXiv 1908.02590), equation
     modified    = alpha L + (1 - alpha) sum_t E_{p(z_t | v_t)}[ln p(s_t | z_t, v_t)]
 
 Encoder, decoder and prior share one look at the lips. The second term of the modified bound, and a share of the batches
-in which the layers that carry sound stand still, keep the model from ignoring them.
+in which the layers that carry sound stand still, keep the model from ignoring them. Training may start from an A-VAE,
+to which the lips add nothing at first; from scratch, the latent ends up telling less.
 
     s_t     speech spectrum    power_BTF holds |s_t|^2
     v_t     mouth crop         lips_BTHW; its features: context.video_BTM
@@ -24,10 +25,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, LipEncoder, mlp
+from avdvae.blocks import GaussianHead, LipEncoder, mlp, silence
 from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
+from avdvae.models.vae import VAE
 from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Latents
 
@@ -41,6 +43,7 @@ class CVAE(FrameVAE):
         pixels: int = 67 * 67,
         hidden: int = 128,
         dim: int = 32,
+        dropout: float = 0.0,
         alpha: float = 0.9,
         freeze_sound: float = 0.2,  # share of the batches that train the layers of the lips alone
     ):
@@ -49,12 +52,18 @@ class CVAE(FrameVAE):
             if not 0 <= share <= 1:
                 raise UserError(f"model.{name}={share}: give a share from 0 to 1")
         self.alpha, self.freeze_sound = alpha, freeze_sound
-        self.look = nn.Sequential(LipEncoder(pixels, features=hidden), nn.ReLU())
+        self.look = nn.Sequential(LipEncoder(pixels, features=hidden, dropout=dropout), nn.ReLU())
         self.sound_in, self.lips_in = nn.Linear(frequencies, hidden), nn.Linear(hidden, hidden)
         self.head = GaussianHead(hidden, dim)
         self.prior_head = nn.Sequential(mlp([hidden, hidden], nn.ReLU), GaussianHead(hidden, dim))
         self.latent_out, self.lips_out = nn.Linear(dim, hidden), nn.Linear(hidden, hidden)
         self.sound_out = nn.Linear(hidden, frequencies)
+
+    def start_from(self, vae: VAE) -> None:
+        self.sound_in, self.head = vae.encoder[0], vae.encoder[-1]
+        self.latent_out, self.sound_out = vae.decoder[0], vae.decoder[-1]
+        for layer in (self.lips_in, self.lips_out, self.prior_head[1]):
+            silence(layer)
 
     def video(self, batch: Batch) -> Float[Tensor, "B T M"]:
         return self.look(batch.need("lips", self))

@@ -24,9 +24,12 @@ from avdvae.protocols import Batch, Context, Latents
 class VVAE(FrameVAE):
     sees = ("lips",)
 
-    def __init__(self, frequencies: int = 513, pixels: int = 67 * 67, hidden: int = 128, dim: int = 32):
+    def __init__(
+        self, frequencies: int = 513, pixels: int = 67 * 67, hidden: int = 128, dim: int = 32, dropout: float = 0.0
+    ):
         super().__init__(dim, "audio-visual")
-        self.encoder = nn.Sequential(LipEncoder(pixels, features=hidden), nn.Tanh(), GaussianHead(hidden, dim))
+        look = LipEncoder(pixels, features=hidden, dropout=dropout)
+        self.encoder = nn.Sequential(look, nn.Tanh(), GaussianHead(hidden, dim))
         self.decoder = nn.Sequential(mlp([dim, hidden], nn.Tanh), nn.Linear(hidden, frequencies))
 
     def posterior(self, batch: Batch, context: Context) -> Gaussian:

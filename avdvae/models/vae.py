@@ -25,8 +25,8 @@ from avdvae.protocols import Batch, Context, Latents
 class VAE(FrameVAE):
     def __init__(self, frequencies: int = 513, hidden: int = 128, dim: int = 32):
         super().__init__(dim)
-        self.encoder = nn.Sequential(mlp([frequencies, hidden], nn.Tanh), GaussianHead(hidden, dim))
-        self.decoder = nn.Sequential(mlp([dim, hidden], nn.Tanh), nn.Linear(hidden, frequencies))
+        self.encoder = nn.Sequential(*mlp([frequencies, hidden], nn.Tanh), GaussianHead(hidden, dim))
+        self.decoder = nn.Sequential(*mlp([dim, hidden], nn.Tanh), nn.Linear(hidden, frequencies))
 
     def posterior(self, batch: Batch, context: Context) -> Gaussian:
         return self.encoder(batch.need("power", self))

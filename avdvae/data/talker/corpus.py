@@ -35,8 +35,8 @@ class Talker:
     """`utterances` of about `seconds` by each of `speakers`, who go through the `emotions` in turn."""
 
     root: Path
-    speakers: int = 24
-    utterances: int = 5
+    speakers: int = 48
+    utterances: int = 6
     seconds: float = 4.0
     seed: int = 0
     emotions: Sequence[str] = tuple(EMOTIONS)

@@ -54,7 +54,10 @@ def check(config: dict[str, Any]) -> None:
     Training(**config["train"], seed=config["seed"])
     Evaluation(**config["evaluate"])
     build_vem(config["enhance"])
-    build_model(config["model"])
+    model = build_model(config["model"])
+    if config.get("start") and not hasattr(model, "start_from"):
+        given = ",".join(config["start"])
+        raise UserError(f"start=[{given}]: {type(model).__name__} has no verb start_from, so give start=[]")
     find_other_runs(config["compare"])
 
 
@@ -84,8 +87,6 @@ def train_run(run: Run, splits: dict[str, PreparedCorpus], starts: Sequence[Run]
     torch.manual_seed(run.config["seed"])
     model: Any = build_model(run.config["model"])
     if starts:
-        if not hasattr(model, "start_from"):
-            raise UserError(f"{type(model).__name__} cannot start from a trained model: it has no verb start_from")
         model.start_from(*(start.load_model() for start in starts))
         model.requires_grad_(True)
         run.note(start={start.config["exp"]: str(start.path) for start in starts})

@@ -9,6 +9,7 @@ from torch.distributions import Normal, kl_divergence
 
 from avdvae.distributions import VARIANCE_FLOOR, ComplexGaussian
 from avdvae.errors import UserError
+from avdvae.models.av_vae import AVVAE
 from avdvae.models.cvae import CVAE
 from avdvae.models.nmf import NMF
 from avdvae.models.vae import VAE
@@ -74,6 +75,21 @@ def test_the_sound_layers_of_the_cvae_stand_still_in_its_share_of_the_batches(ba
     for setting in ({"alpha": 1.1}, {"freeze_sound": -0.1}):
         with pytest.raises(UserError, match=rf"model\.{next(iter(setting))}=.* from 0 to 1"):
             cvae(**setting)
+
+
+@pytest.mark.parametrize("kind", [AVVAE, CVAE])
+def test_a_model_that_starts_from_an_a_vae_is_that_a_vae_until_the_lips_have_taught_it(batch, kind):
+    torch.manual_seed(0)
+    vae, model = VAE(frequencies=33, hidden=12, dim=4), kind(**SIZES)
+    expected = vae.elbo(batch, vae.context(batch)).kl["z"].detach()
+    z = {"z": torch.randn(2, 3, 6, 4)}
+    spectra = vae.decode(z, vae.context(batch))["power"].log_var.detach()
+    model.start_from(vae)
+    torch.testing.assert_close(model.elbo(batch, model.context(batch)).kl["z"], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.decode(z, model.context(batch))["power"].log_var, spectra)
+    model(batch, PLAIN).loss(PLAIN).sum().backward()
+    learning = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any(name.startswith("lips_out") for name in learning)
 
 
 def test_the_updates_of_nmf_approach_the_spectrum(batch):

@@ -95,6 +95,12 @@ def test_a_killed_run_goes_on_to_the_same_weights(runs: Path, prepared: Summary,
     assert (tmp_path / "killed" / "report.html").exists()
 
 
+def test_runs_start_from_the_same_trained_model(runs: Path) -> None:
+    starts = {json.loads((runs / name / "run.json").read_text())["start"]["vae"] for name in ("av_vae", "cvae")}
+    (path,) = starts  # trained for the first, found again by the second
+    assert open_run(Path(path)).trained and open_run(Path(path)).config["exp"] == "vae"
+
+
 def test_an_evaluation_alone_compares_runs_on_the_same_mixtures(runs: Path, tmp_path: Path) -> None:
     words = [f"run={runs / 'vae'}", f"out={tmp_path / 'again'}", "evaluate.noises=[White]"]
     words += ["evaluate.tasks=[enhancement,resynthesis]", "enhance.estep.name=langevin", "+enhance.estep.chains=2"]
@@ -125,4 +131,6 @@ def test_what_is_wrong_is_said_in_a_sentence(runs: Path, prepared: Summary, tmp_
     assert "cannot be found" in refuse(
         "run.py", *debug(prepared), "exp=own", "model.target=nothing.Here", f"run_dir={tmp_path / 'c'}"
     )
+    words = [*debug(prepared), "start=[nmf]", f"run_dir={tmp_path / 'd'}"]
+    assert "VAE has no verb start_from" in refuse("run.py", *words)
     assert not any(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """The EM stage: updates that never raise the cost, E-steps against a posterior known in closed form, and the whole."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -437,6 +438,19 @@ def test_the_level_of_a_recording_does_not_matter(factor):
     assert first.speech.abs().max() > 0.01 * batch.mixture.abs().max()
     torch.testing.assert_close(second.speech / factor, first.speech, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(second.cost, first.cost, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("snr", "paper"), [(0, False), (-10, False), (-10, True)])
+def test_the_speech_in_a_mixture_is_heard_at_the_level_of_training(monkeypatch, snr, paper):
+    model, (batch, voices) = VAE(hidden=16, dim=4).requires_grad_(False), mixed(40_000)
+    assert batch.mixture is not None
+    mixture = voices + (batch.mixture - voices) * 10 ** (-snr / 20)
+    batch, heard = replace(batch, mixture=mixture, noisy=STFT.power(mixture)), []
+    monkeypatch.setattr("avdvae.inference.separation.enhance", lambda *args: heard.append(args[1]) or enhance(*args))
+    separate(model, batch, STFT, Vem(build_estep("point"), iterations=1, paper=paper))
+    ratio = (heard[0].noisy / batch.need("noisy", model)).sqrt().mean().item()
+    decibels = 20 * math.log10(ratio * voices.abs().max().item())  # of the voice's peak
+    assert decibels < -6 if paper else abs(decibels) < 3
 
 
 def test_separation_of_an_utterance_does_not_depend_on_its_batch():

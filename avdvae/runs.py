@@ -97,19 +97,19 @@ def open_run(path: Path) -> Run:
 
 
 def find_runs(root: Path, config: dict[str, Any]) -> list[Run]:
-    """Those below `root` that end in the same weights as a run of this configuration would."""
-    paths = sorted(root.rglob("config.yaml"))
-    return [run for path in paths if _what_decides(run := open_run(path.parent)) == _what_decides(Run(root, config))]
+    """Those below `root` whose training, begun or done, ends in the weights that this configuration would end in."""
+    begun = [open_run(path.parent.parent) for path in sorted(root.rglob("last/state.pt"))]
+    return [run for run in begun if _what_decides(run.config) == _what_decides(config)]
 
 
 _NO_MATTER = ("accelerator", "compile", "devices", "nodes", "strategy", "workers", "log_every", "save_every")
 
 
-def _what_decides(run: Run) -> dict[str, Any]:
+def _what_decides(config: dict[str, Any]) -> dict[str, Any]:
     """What the weights depend on, rounding aside."""
     names = ("data", "prepared", "lips", "hop", "model", "start", "seed")
-    train = {name: value for name, value in run.config["train"].items() if name not in _NO_MATTER}
-    return {**{name: run.config.get(name) for name in names}, "train": train}
+    train = {name: value for name, value in config["train"].items() if name not in _NO_MATTER}
+    return {**{name: config.get(name) for name in names}, "train": train}
 
 
 def build_model(config: Mapping[str, Any]) -> nn.Module:

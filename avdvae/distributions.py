@@ -70,8 +70,8 @@ class SpeechLikelihood(Protocol):
 class ComplexGaussian:
     """Circular complex Gaussians of mean zero, one a time-frequency bin, told by the power |s|^2 alone.
 
-    The variance is exp(log_var) + 1e-10, or that of noisy speech, gain * exp(log_var) + noise. Up to what depends on
-    the data alone, -log_prob is the Itakura-Saito divergence from the power to the variance.
+    The variance is gain * (exp(log_var) + 1e-10) + noise, and without the two that of clean speech. Up to what depends
+    on the data alone, -log_prob is the Itakura-Saito divergence from the power to the variance.
     """
 
     log_var: Float[Tensor, "*draws B T F"]
@@ -84,7 +84,7 @@ class ComplexGaussian:
         return self.log_var.float().exp()
 
     def add_noise(self, gain: Float[Tensor, "B T 1"], noise: Float[Tensor, "B T F"]) -> ComplexGaussian:
-        """The likelihood of sqrt(gain) * speech + Gaussian noise of this variance, which must be above 0."""
+        """The likelihood of sqrt(gain) * speech + Gaussian noise of this variance."""
         return ComplexGaussian(self.log_var, gain, noise)
 
     def log_prob(self, power: Float[Tensor, "B T F"]) -> Float[Tensor, "*draws B T"]:
@@ -101,7 +101,7 @@ class ComplexGaussian:
 
 
 class _NoisyLogProb(torch.autograd.Function):
-    """sum_f -ln v - P / v for v = g s + b, differentiable in log_var, of which s is the exponential.
+    """sum_f -ln v - P / v for v = g (s + 1e-10) + b, differentiable in log_var, of which s is the exponential.
 
     The derivative, g s / v * (P / v - 1), is written out because this is the innermost loop of the EM stage: autograd
     would make three times as many passes over the spectra.
@@ -110,7 +110,7 @@ class _NoisyLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_var: Tensor, speech: Tensor, gain: Tensor, noise: Tensor, power: Tensor) -> Tensor:
         heard = gain * speech
-        precision = (heard + noise).reciprocal_()
+        precision = torch.add(noise, gain, alpha=VARIANCE_FLOOR).add(heard).reciprocal_()
         ratio = power * precision
         log_prob = (precision.log() - ratio).sum(-1)
         if ctx.needs_input_grad[0]:

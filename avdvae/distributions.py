@@ -109,13 +109,11 @@ class _NoisyLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_var: Tensor, speech: Tensor, gain: Tensor, noise: Tensor, power: Tensor) -> Tensor:
-        heard = gain * speech
-        precision = torch.add(noise, gain, alpha=VARIANCE_FLOOR).add(heard).reciprocal_()
-        ratio = power * precision
-        log_prob = (precision.log() - ratio).sum(-1)
+        variance = torch.addcmul(noise, gain, speech).add_(gain, alpha=VARIANCE_FLOOR)
+        ratio = power / variance
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(heard.mul_(precision).mul_(ratio.sub_(1)))
-        return log_prob
+            ctx.save_for_backward((ratio - 1).mul_(speech).mul_(gain).div_(variance))
+        return -variance.log_().add_(ratio).sum(-1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -82,42 +82,41 @@ class Noise:
         gain_BT1 = torch.ones_like(noisy_BTF[..., :1])
         return cls(torch.stack(W).to(noisy_BTF.device).clamp_min(EPSILON), H_BTK, gain_BT1)
 
-    @property
-    def variance(self) -> Float[Tensor, "B T F"]:
-        return (self.H_BTK @ self.W_BFK.mT).add_(EPSILON)  # so that digital silence divides nothing by zero
+    def __post_init__(self) -> None:
+        self._mix()
+
+    def _mix(self) -> None:
+        self.variance_BTF = (self.H_BTK @ self.W_BFK.mT).add_(EPSILON)  # so that digital silence divides nothing by 0
 
     def update(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> None:
         """One M-step. Where H is zero, as in frames that pad, it stays so and the frame has no say in W."""
-        heard_RBTF = (self.gain_BT1 * speech_RBTF).add_(EPSILON)
-        above, below = self._slopes(noisy_BTF, heard_RBTF, weight_RBT1)
+        above, below = self._slopes(noisy_BTF, speech_RBTF, weight_RBT1)
         self.W_BFK = _scaled(self.W_BFK, above.mT @ self.H_BTK, below.mT @ self.H_BTK).clamp_min_(EPSILON)
-        above, below = self._slopes(noisy_BTF, heard_RBTF, weight_RBT1)
+        self._mix()
+        above, below = self._slopes(noisy_BTF, speech_RBTF, weight_RBT1)
         self.H_BTK = _scaled(self.H_BTK, above @ self.W_BFK, below @ self.W_BFK)
-        precision_RBTF = self._precision(heard_RBTF)
-        share_RBTF = speech_RBTF * precision_RBTF
+        self._mix()
+        variance_RBTF = self.mixture(speech_RBTF)
+        share_RBTF = speech_RBTF / variance_RBTF
         below = _average(share_RBTF.sum(-1, keepdim=True), weight_RBT1)
-        above = _average(share_RBTF.mul_(precision_RBTF).mul_(noisy_BTF).sum(-1, keepdim=True), weight_RBT1)
+        above = _average(share_RBTF.div_(variance_RBTF).mul_(noisy_BTF).sum(-1, keepdim=True), weight_RBT1)
         self.gain_BT1 = _scaled(self.gain_BT1, above, below).clamp_min_(EPSILON)
 
-    def _slopes(self, noisy_BTF: Tensor, heard_RBTF: Tensor, weight_RBT1: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _slopes(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> tuple[Tensor, Tensor]:
         """sum_r w_r P / X_r^2 and sum_r w_r / X_r, whose difference is the slope of -cost in V."""
-        precision_RBTF = self._precision(heard_RBTF)
+        precision_RBTF = self.mixture(speech_RBTF).reciprocal_()
         below = _average(precision_RBTF, weight_RBT1)
-        return _average(precision_RBTF * precision_RBTF, weight_RBT1).mul_(noisy_BTF), below
-
-    def _precision(self, heard_RBTF: Tensor) -> Float[Tensor, "R B T F"]:
-        """1 / X, of the variances of speech as it is heard."""
-        return (heard_RBTF + self.H_BTK @ self.W_BFK.mT).reciprocal_()
+        return _average(precision_RBTF.square(), weight_RBT1).mul_(noisy_BTF), below
 
     def mixture(self, speech_RBTF: Tensor) -> Float[Tensor, "R B T F"]:
         """X, the variances of the mixture."""
-        return (self.gain_BT1 * speech_RBTF).add_(self.variance)
+        return torch.addcmul(self.variance_BTF, self.gain_BT1, speech_RBTF)
 
     def cost(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> Float[Tensor, "B T"]:
         """Summed over the frequencies."""
         variance_RBTF = self.mixture(speech_RBTF)
         ratio_RBTF = noisy_BTF / variance_RBTF
-        return _average(variance_RBTF.log_().add_(ratio_RBTF).sum(-1, keepdim=True), weight_RBT1)[..., 0]
+        return _average(ratio_RBTF.add_(variance_RBTF.log_()).sum(-1, keepdim=True), weight_RBT1)[..., 0]
 
 
 def _average(values: Float[Tensor, "R B T D"], weight_RBT1: Tensor | None) -> Float[Tensor, "B T D"]:
@@ -168,12 +167,12 @@ def enhance(
     noise = Noise.drawn(noisy_BTF, settings.rank, draws)
     if not settings.paper:
         level_B1F, filter_BTF = subtraction(noisy_BTF, batch.mask)
-        noise.W_BFK = noise.W_BFK * level_B1F.mT * (4 / settings.rank)  # so that V is this level on average
+        noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))  # V is this level on average
         heard = replace(batch, power=noisy_BTF * filter_BTF.square())
     state = settings.estep.start(model.infer(heard, mode="mean"), draws)
 
     def target() -> NoisySpeech:
-        return NoisySpeech(model, context, noisy_BTF, noise.variance, noise.gain_BT1)
+        return NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BT1)
 
     costs = []
     for iteration in range(settings.iterations):

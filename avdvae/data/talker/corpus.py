@@ -26,7 +26,7 @@ from avdvae.parallel import in_parallel
 from avdvae.video import write_mp4
 
 FPS = Fraction(30000, 1001)
-_VERSION = 1  # goes up when the same parameters give other bytes
+_VERSION = 2  # goes up when the same parameters give other bytes
 _STEP = 10  # milliseconds between the values of the ground truth
 
 
@@ -35,8 +35,8 @@ class Talker:
     """`utterances` of about `seconds` by each of `speakers`, who go through the `emotions` in turn."""
 
     root: Path
-    speakers: int = 48
-    utterances: int = 6
+    speakers: int = 96
+    utterances: int = 3
     seconds: float = 4.0
     seed: int = 0
     emotions: Sequence[str] = tuple(EMOTIONS)
@@ -58,8 +58,8 @@ class Talker:
         return f"talker-{hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]}"
 
     def split(self, number: int) -> Split:
-        """Speaker-disjoint: of every six speakers one validates and one tests, and at least one of each."""
-        held = max(1, self.speakers // 6)
+        """Speaker-disjoint: of six speakers one validates and one tests; at least one of each, at most eight."""
+        held = min(max(1, self.speakers // 6), 8)
         return "test" if number > self.speakers - held else "valid" if number > self.speakers - 2 * held else "train"
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:

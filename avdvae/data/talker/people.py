@@ -95,12 +95,12 @@ class Emotion:
 EMOTIONS = {
     "angry": Emotion(1.2, 1.6, 1.12, -4, 5, 0.0, Expression(-0.3, 1.0, -0.3, 0.2, 1.2)),
     "contempt": Emotion(0.95, 0.7, 0.94, 1, -1, 0.0, Expression(0.2, 0.3, 0.25, -0.25, 0.9)),
-    "disgusted": Emotion(0.92, 0.85, 0.86, 2, 0, 0.02, Expression(-0.35, 0.6, -0.5, -0.35, 0.95)),
-    "fear": Emotion(1.4, 0.8, 1.18, 3, -1, 0.06, Expression(0.7, -0.7, -0.2, 0.5, 0.95)),
+    "disgusted": Emotion(0.92, 0.85, 0.86, 2, 0, 0.03, Expression(-0.35, 0.6, -0.5, -0.35, 0.95)),
+    "fear": Emotion(1.4, 0.8, 1.18, 3, -1, 0.08, Expression(0.7, -0.7, -0.2, 0.5, 0.95)),
     "happy": Emotion(1.25, 1.7, 1.06, -2, 2, 0.0, Expression(0.3, -0.1, 1.0, -0.1, 1.1)),
     "neutral": Emotion(),
-    "sad": Emotion(0.88, 0.5, 0.82, 5, -5, 0.05, Expression(0.2, -1.0, -0.7, -0.3, 0.85)),
-    "surprised": Emotion(1.35, 2.0, 1.0, -1, 2, 0.02, Expression(1.0, -0.2, 0.1, 0.7, 1.15)),
+    "sad": Emotion(0.88, 0.5, 0.82, 5, -5, 0.06, Expression(0.2, -1.0, -0.7, -0.3, 0.85)),
+    "surprised": Emotion(1.35, 2.0, 1.0, -1, 2, 0.03, Expression(1.0, -0.2, 0.1, 0.7, 1.15)),
 }
 
 _SKIN = ((236, 200, 176), (224, 182, 152), (205, 160, 128), (178, 130, 98), (146, 102, 76), (120, 84, 62))
@@ -128,8 +128,8 @@ def speaker(seed: int, number: int) -> Speaker:
             tract=float(rng.uniform(0.94, 1.06) * (1.0 if male else 1.16)),
             tilt=float(rng.uniform(0, 6) if male else rng.uniform(4, 10)),
             open_quotient=float(rng.uniform(0.5, 0.62) if male else rng.uniform(0.58, 0.7)),
-            breath=float(rng.uniform(0.01, 0.03) if male else rng.uniform(0.02, 0.05)),
-            jitter=float(rng.uniform(0.003, 0.008)),
+            breath=float(rng.uniform(0.02, 0.06) if male else rng.uniform(0.03, 0.08)),
+            jitter=float(rng.uniform(0.006, 0.016)),
             shimmer=float(rng.uniform(0.02, 0.06)),
             rate=float(rng.uniform(0.88, 1.12)),
             level=float(rng.uniform(-27, -22)),

@@ -55,7 +55,12 @@ class LipEncoder(nn.Module):
                 f"the crops have {height} x {width} pixels and the model takes {self.pixels.in_features} in all: "
                 "prepare the corpus with the model's size="
             )
-        pixels_BTP = lips_BTHW.flatten(2) / 255
-        deviation_BT1, mean_BT1 = torch.std_mean(pixels_BTP, -1, keepdim=True)
-        hidden_BTM = torch.relu(self.pixels((pixels_BTP - mean_BT1) / (deviation_BT1 + 1e-3)))
+        hidden_BTM = torch.relu(self.pixels(standardised(lips_BTHW)))
         return self.features(self.dropout(hidden_BTM))
+
+
+def standardised(lips_BTHW: UInt8[Tensor, "B T H W"]) -> Float[Tensor, "B T P"]:
+    """The pixels of each crop, of mean 0 and variance 1."""
+    pixels_BTP = lips_BTHW.flatten(2) / 255
+    deviation_BT1, mean_BT1 = torch.std_mean(pixels_BTP, -1, keepdim=True)
+    return (pixels_BTP - mean_BT1) / (deviation_BT1 + 1e-3)

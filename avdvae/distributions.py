@@ -1,18 +1,19 @@
 """Likelihoods and latent distributions, in float32 whatever the precision around them.
 
 Variances are parameterised by their logarithm and floored here, once. Log-densities carry every constant.
-Shapes: K draws, R weighted speech variances, B utterances, T frames, F frequencies, L latent dimensions.
+Shapes: K draws, R weighted speech variances, M components, B utterances, T frames, F frequencies, L latent dimensions.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 VARIANCE_FLOOR = 1e-10  # far below the rounding noise of 16-bit samples
@@ -23,7 +24,7 @@ class Gaussian:
     """Independent dimensions. `log_var` may broadcast against `mean`."""
 
     mean: Float[Tensor, "*draws L"]
-    log_var: Float[Tensor, "*#draws L"]
+    log_var: Float[Tensor, "*#draws #L"]
 
     @classmethod
     def floored(cls, mean: Tensor, log_var: Tensor) -> Gaussian:
@@ -52,18 +53,61 @@ class Gaussian:
         return 0.5 * (ratio.exp() + moved - 1 - ratio).sum(-1)
 
 
+@dataclass(frozen=True)
+class GaussianMixture:
+    """Some of M Gaussians, chosen anew for each draw."""
+
+    parts: Gaussian  # mean M L
+    weight: Float[Tensor, "*#draws M"]
+
+    def log_joint(self, z: Float[Tensor, "*draws L"]) -> Float[Tensor, "*_draws M"]:
+        """ln p(m) + ln p(z | m)"""
+        return self.parts.log_prob(z[..., None, :]) + self.weight.log()
+
+    def log_prob(self, z: Float[Tensor, "*draws L"]) -> Float[Tensor, "*_draws"]:
+        return self.log_joint(z).logsumexp(-1)
+
+    @property
+    def mean(self) -> Float[Tensor, "*_draws L"]:
+        return self.weight @ self.parts.mean
+
+    @property
+    def log_var(self) -> Float[Tensor, "*_draws L"]:
+        squares = self.weight @ (self.parts.log_var.exp() + self.parts.mean.square())
+        return (squares - self.mean.square()).log()
+
+
+class Components(NamedTuple):
+    """What a likelihood averages over, in the light of the power observed.
+
+    speech   R B T F   variances of speech, gain and noise aside
+    weight   R B T 1   None: all alike
+    switch             which component of a mixture made each frame; None: there is but one
+    """
+
+    speech: Float[Tensor, "R B T F"]
+    weight: Float[Tensor, "R B T 1"] | None = None
+    switch: Switch | None = None
+
+    def mean(self) -> Float[Tensor, "B T F"]:
+        return self.speech.mean(0) if self.weight is None else (self.weight * self.speech).sum(0)
+
+
 @runtime_checkable
 class SpeechLikelihood(Protocol):
     """What the EM stage asks of a model's likelihood of the power spectrum."""
 
-    def log_prob(self, power: Tensor) -> Tensor: ...
+    def log_prob(self, power: Tensor) -> Tensor:
+        """What the latents are to make large, K B T."""
+        ...
 
     def add_noise(self, gain: Tensor, noise: Tensor) -> SpeechLikelihood: ...
 
-    def components(self, power: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The variances of speech (R B T F), gain and noise aside, that the likelihood averages over, and their weights
-        (R B T 1) in the light of the power observed; None: all alike."""
+    def drawn(self, log_q: Mapping[str, Tensor]) -> SpeechLikelihood:
+        """The same, where it is known with what density, K B T by the name of the latent, the draws came."""
         ...
+
+    def components(self, power: Tensor) -> Components: ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +129,10 @@ class ComplexGaussian:
 
     def add_noise(self, gain: Float[Tensor, "B T 1"], noise: Float[Tensor, "B T F"]) -> ComplexGaussian:
         """The likelihood of sqrt(gain) * speech + Gaussian noise of this variance."""
-        return ComplexGaussian(self.log_var, gain, noise)
+        return replace(self, gain=gain, noise=noise)
+
+    def drawn(self, log_q: Mapping[str, Tensor]) -> ComplexGaussian:
+        return self
 
     def log_prob(self, power: Float[Tensor, "B T F"]) -> Float[Tensor, "*draws B T"]:
         """The density of the complex spectrum, summed over the frequencies."""
@@ -96,8 +143,8 @@ class ComplexGaussian:
         heard = self.speech.detach(), self.gain, self.noise, power
         return _NoisyLogProb.apply(self.log_var, *heard) - constant  # type: ignore[operator]
 
-    def components(self, power: Float[Tensor, "B T F"]) -> tuple[Float[Tensor, "R B T F"], None]:
-        return self.speech.flatten(end_dim=-4), None
+    def components(self, power: Float[Tensor, "B T F"]) -> Components:
+        return Components(self.speech.flatten(end_dim=-4))
 
 
 class _NoisyLogProb(torch.autograd.Function):
@@ -119,3 +166,110 @@ class _NoisyLogProb(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
         return slope * grads[0][..., None], None, None, None, None
+
+
+@dataclass(frozen=True)
+class Switch:
+    """Which of M components is on in a frame.
+
+    frames   r(m_t)            B T M
+    pairs    r(m_{t-1}, m_t)   B T-1 M M, where the switch has a memory
+    """
+
+    frames: Float[Tensor, "B T M"]
+    mask: Bool[Tensor, "B T"]
+    pairs: Float[Tensor, "B T-1 M M"] | None = None
+
+    def learned(self) -> Float[Tensor, "B S M"]:
+        """pi, or lambda above the rows of tau, as the utterance itself suggests them."""
+        if self.pairs is None:
+            shares_BSM = (self.frames * self.mask[..., None]).sum(1, keepdim=True)
+        else:
+            moves_BMM = (self.pairs * self.mask[:, 1:, None, None]).sum(1)
+            shares_BSM = torch.cat([self.frames[:, :1], moves_BMM], 1)
+        shares_BSM = shares_BSM / shares_BSM.sum(-1, keepdim=True).clamp_min(1e-6)
+        return shares_BSM.clamp(1e-3, 1)  # a component that has no share at all would never return
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Speech that one of M components makes, frame by frame, each from a latent of its own.
+
+    A latent is to explain what its component, were it on, would have made: `log_prob` sums over the components, so that
+    draws are from r(z_m | m). How well it did is its evidence, of which the switch is inferred:
+
+        ln r(m_t) = ln pi_m + E[ln p(s_t | z_m) + ln p(z_m) - ln q(z_m)] + constant
+
+    Where the density of the draws is not known, the posteriors are taken to be equally wide.
+    """
+
+    parts: tuple[ComplexGaussian, ...]  # of K draws each
+    prior: Float[Tensor, "M K B T"]  # ln p(z_m)
+    switch: Float[Tensor, "B S M"]  # pi
+    mask: Bool[Tensor, "B T"]
+    log_q: Float[Tensor, "M K B T"] | None = None
+
+    def add_noise(self, gain: Float[Tensor, "B T 1"], noise: Float[Tensor, "B T F"]) -> Mixture:
+        return replace(self, parts=tuple(part.add_noise(gain, noise) for part in self.parts))
+
+    def drawn(self, log_q: Mapping[str, Tensor]) -> Mixture:
+        return replace(self, log_q=torch.stack(list(log_q.values())))
+
+    def log_prob(self, power: Float[Tensor, "B T F"]) -> Float[Tensor, "K B T"]:
+        return torch.stack([part.log_prob(power) for part in self.parts]).sum(0)
+
+    def components(self, power: Float[Tensor, "B T F"]) -> Components:
+        evidence_MKBT = torch.stack([part.log_prob(power) for part in self.parts]) + self.prior
+        if self.log_q is not None:
+            evidence_MKBT = evidence_MKBT - self.log_q
+        switch = self.infer(evidence_MKBT.mean(1).movedim(0, -1))
+        speech_RBTF = torch.cat([part.components(power).speech for part in self.parts])
+        draws = len(speech_RBTF) // len(self.parts)
+        weight_MBT = switch.frames.movedim(-1, 0) / draws
+        return Components(speech_RBTF, weight_MBT.repeat_interleave(draws, 0)[..., None], switch)
+
+    def infer(self, evidence_BTM: Float[Tensor, "B T M"]) -> Switch:
+        return Switch((evidence_BTM + self.switch.log()).softmax(-1), self.mask)
+
+
+class MarkovMixture(Mixture):
+    """A Mixture whose switch has a memory: the first row of `switch` is lambda, the other M those of tau."""
+
+    def infer(self, evidence_BTM: Float[Tensor, "B T M"]) -> Switch:
+        """Forward-backward, by products of matrices in a tree, for a loop over frames would take as long as the rest.
+
+        With A_t[i, j] = tau[i, j] p(s_t | j), the two messages are rows of A_1 ... A_t and sums over A_{t+1} ... A_T.
+        """
+        start_B1M, tau_BMM = self.switch.log().split([1, self.switch.shape[-1]], 1)
+        heard_BTM = evidence_BTM - evidence_BTM.amax(-1, keepdim=True)  # only ratios matter
+        heard_BTM = heard_BTM * self.mask[..., None]  # frames that pad tell nothing
+        steps_BTMM = tau_BMM[:, None] + heard_BTM[:, :, None]
+        first_BMM = (start_B1M + heard_BTM[:, :1]).expand_as(tau_BMM)
+        forth_BTM = _products(torch.cat([first_BMM[:, None], steps_BTMM[:, 1:]], 1))[:, :, 0]
+        back_BTMM = _products(steps_BTMM[:, 1:].flip(1).mT).flip(1).mT  # A_{t+1} ... A_T
+        back_BTM = torch.cat([back_BTMM.logsumexp(-1), torch.zeros_like(heard_BTM[:, :1])], 1)
+        pairs = forth_BTM[:, :-1, :, None] + steps_BTMM[:, 1:] + back_BTM[:, 1:, None]
+        return Switch((forth_BTM + back_BTM).softmax(-1), self.mask, pairs.flatten(2).softmax(-1).view_as(pairs))
+
+
+def _products(log_BTMM: Float[Tensor, "B T M M"]) -> Float[Tensor, "B T M M"]:
+    """ln (A_1 ... A_t) for every t, from ln A_t."""
+    reach = 1
+    while reach < log_BTMM.shape[1]:
+        left, right = log_BTMM[:, :-reach, :, :, None], log_BTMM[:, reach:, None]
+        log_BTMM = torch.cat([log_BTMM[:, :reach], (left + right).logsumexp(3)], 1)
+        reach *= 2
+    return log_BTMM
+
+
+@dataclass(frozen=True)
+class SwitchedPrior(ComplexGaussian):
+    """One component of sound, whose latent came from one of several priors: ln pi_m + ln p(z | m), K B T M."""
+
+    log_weight: Float[Tensor, "K B T M"] | None = None
+    mask: Bool[Tensor, "B T"] | None = None
+
+    def components(self, power: Float[Tensor, "B T F"]) -> Components:
+        assert self.log_weight is not None and self.mask is not None
+        switch = Switch(self.log_weight.softmax(-1).mean(0), self.mask)
+        return super().components(power)._replace(switch=switch)

@@ -182,7 +182,7 @@ class Evaluator:
                     wanted = self.chosen.utterances[shown % len(self.chosen.utterances)].id
                     if snr == shown_snr and shown < s.examples and item == wanted:
                         signals = {"clean": clean[b, :n], "noisy": mixture[b, :n], "enhanced": speech[b, :n]}
-                        self._keep_example(block, item, snr, signals, batch, b)
+                        self._keep_example(block, item, snr, signals, batch, b, separated.switch)
                         self.costs[f"{block.noise} {snr:g} dB {block.lips}".strip()] = separated.cost[:, b].tolist()
                 advance(len(batch.ids))
         return measured
@@ -232,7 +232,14 @@ class Evaluator:
         return Result(*where, snr, block.lips, metric, value)
 
     def _keep_example(
-        self, block: _Block, item: str, snr: float, signals: Mapping[str, np.ndarray], batch: Batch, b: int
+        self,
+        block: _Block,
+        item: str,
+        snr: float,
+        signals: Mapping[str, np.ndarray],
+        batch: Batch,
+        b: int,
+        switch_BTM: torch.Tensor | None,
     ) -> None:
         key = _key(block, item, snr)
         loudest = max(np.abs(signal).max() for signal in signals.values())
@@ -243,8 +250,12 @@ class Evaluator:
         sees = "lips" in self.model.sees and batch.lips is not None and batch.sure is not None
         lips = batch.lips[b].cpu()[frames].numpy() if sees and batch.lips is not None else None
         sure = batch.sure[b].cpu()[frames].numpy() if sees and batch.sure is not None else None
+        shares = None
+        if switch_BTM is not None:
+            names: Sequence[str] = getattr(self.model, "components", [f"component {m}" for m in range(9)])
+            shares = dict(zip(names, switch_BTM[b].cpu()[frames].numpy().T, strict=False))
         figure = f"figures/{key}.png"
-        triptych(signals, RATE, self.stft.hop, lips, sure).savefig(self.out / figure, dpi=150)
+        triptych(signals, RATE, self.stft.hop, lips, sure, shares).savefig(self.out / figure, dpi=150)
         title = f"{item}, {block.noise} at {snr:g} dB" + (f", {block.lips} lips" if block.lips else "")
         self.examples.append({"key": key, "title": title, "audio": audio, "figure": figure})
 
@@ -282,6 +293,26 @@ def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) ->
     for other in others:
         summary += compare_rows(evaluator.rows, read_results(other / "results.csv"), seed=run.config["seed"])
     write_summary(out / "summary.json", summary)
+    write_report(out)
+
+
+def join_evaluations(out: Path, parts: Mapping[str, Path], seed: int) -> None:
+    """One page, in `out`, of evaluations that lie in folders below it: the models beside each other."""
+    rows = [row for part in parts.values() for row in read_results(part / "results.csv")]
+    summary, examples = summarise(rows, seed), []
+    for name, part in parts.items():
+        summary += [item for item in json.loads((part / "summary.json").read_text()) if "compared_with" in item]
+        for example in json.loads((part / "examples.json").read_text()):
+            where = part.relative_to(out)
+            audio = {kind: str(where / path) for kind, path in example["audio"].items()}
+            examples.append(
+                {**example, "title": f"{name}: {example['title']}", "audio": audio}
+                | {"figure": str(where / example["figure"])}
+            )
+    write_results(out / "results.csv", rows)
+    write_summary(out / "summary.json", summary)
+    with replacing(out / "examples.json") as new:
+        new.write_text(json.dumps(examples, indent=1))
     write_report(out)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -16,10 +16,12 @@ class Schedule:
 
     beta   weight of the KL terms
     coin   uniform in 0..1, drawn anew for each step, the same in every process: for choices that a whole batch shares
+    epoch  how many have gone before
     """
 
     beta: float = 1.0
     coin: float = 1.0
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Elbo:
     """The bound by its parts, in nats per utterance.
 
     recon  expected log-likelihoods, by modality
-    kl     divergences of the posterior from the prior, by latent
+    kl     divergences of the posterior from the prior, by latent; that of a switch between components is "switch"
     n      how many frames (or samples) of the utterance the parts sum over
     aux    what training adds to the bound for reasons of its own
     """
@@ -57,3 +59,35 @@ class Elbo:
 
     def _total(self, parts: Mapping[str, Tensor]) -> Float[Tensor, " B"]:
         return sum(parts.values(), torch.zeros_like(self.n))
+
+
+# The two terms of the bound of each component of a mixture, E[ln p(s | z)] and KL(q(z) || p(z)), frame by frame.
+Terms = Sequence[tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]]
+
+
+@torch.no_grad()
+def responsibilities(terms: Terms, log_pi: Float[Tensor, "... M"]) -> Float[Tensor, "B T M"]:
+    """r(m_t) that makes the bound of the mixture the highest."""
+    return (torch.stack([recon_BT - kl_BT for recon_BT, kl_BT in terms], -1) + log_pi).softmax(-1)
+
+
+def mixture_elbo(
+    latents: Sequence[str],
+    terms: Terms,
+    r_BTM: Float[Tensor, "B T M"],
+    log_pi: Float[Tensor, "... M"],
+    mask: Bool[Tensor, "B T"],
+) -> Elbo:
+    """sum_m r_m (ln pi_m - ln r_m + ELBO_m) by its parts; `latents` names that of each component.
+
+    At the best r this is ln sum_m pi_m exp ELBO_m, in value and in gradient, though r is held fixed.
+    """
+    share_MBT = (r_BTM * mask[..., None]).movedim(-1, 0)
+    n_B = mask.sum(1).float()
+    recon_B, kl = torch.zeros_like(n_B), {latent: torch.zeros_like(n_B) for latent in latents}
+    for latent, share_BT, (recon_BT, kl_BT) in zip(latents, share_MBT, terms, strict=True):
+        recon_B = recon_B + (share_BT * recon_BT).sum(1)
+        kl[latent] = kl[latent] + (share_BT * kl_BT).sum(1)
+    surprise_BTM = torch.xlogy(r_BTM, r_BTM) - torch.where(r_BTM > 0, r_BTM * log_pi, 0)
+    kl["switch"] = (surprise_BTM.sum(-1) * mask).sum(1)
+    return Elbo(recon={"power": recon_B}, kl=kl, n=n_B)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from avdvae.distributions import Gaussian, SpeechLikelihood
+from avdvae.distributions import Gaussian, GaussianMixture, SpeechLikelihood
 from avdvae.errors import UserError
 from avdvae.objectives import Elbo, Schedule
 
@@ -99,10 +99,13 @@ class Context:
 
     mask    B T    true where a frame holds data
     video   B T M  features of the lips, for models that are conditioned on them
+    switch  B S C  prior of the switch between components, for mixtures; an EM run `learns` it anew, or does not
     """
 
     mask: Bool[Tensor, "B T"]
     video: Float[Tensor, "B T M"] | None = None
+    switch: Float[Tensor, "B S C"] | None = None
+    learns: bool = True
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Inferred:
 
     z: Latents
     q: Mapping[str, Gaussian]
-    p: Mapping[str, Gaussian]
+    p: Mapping[str, Gaussian | GaussianMixture]
 
 
 @runtime_checkable

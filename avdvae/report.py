@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import math
@@ -22,6 +23,7 @@ from avdvae.viz import metric_curves, training_curves
 if TYPE_CHECKING:
     import matplotlib.figure
 
+_PUBLISHED = Path(__file__).parent / "data" / "published" / "mixtures.csv"
 _CURVES = ("si_sdr", "pesq_wb", "estoi")
 _POOLED = (ALL_NOISES, *NOISE_GROUPS)
 _Item = Mapping[str, Any]  # of summary.json
@@ -41,6 +43,7 @@ def write_report(run: Path) -> Path:
         "Examples": "".join(_example(run, example) for example in examples),
         "Training": _training(run / "metrics.jsonl"),
         **_other_figures(run, {example.get("figure") for example in examples}),
+        "Published figures": _published(run / "config.yaml"),
         "Configuration": _config(run / "config.yaml"),
     }
     sections = {name: html for name, html in sections.items() if html}
@@ -176,6 +179,34 @@ def _other_figures(run: Path, shown: set[str | None]) -> dict[str, str]:
     }
 
 
+def _published(path: Path) -> str:
+    """Beside a comparison of models: what was published on such, on other data."""
+    if not _read_config(path).get("models"):
+        return ""
+    with _PUBLISHED.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    parts = [
+        "<p>As printed elsewhere, on recorded corpora and at other levels: not to be set beside the results above.</p>"
+    ]
+    for source, protocol, metric in dict.fromkeys((row["source"], row["protocol"], row["metric"]) for row in rows):
+        here = [row for row in rows if (row["source"], row["metric"]) == (source, metric)]
+        snrs = list(dict.fromkeys(row["snr"] for row in here))
+        values = {(row["model"], row["lips"], row["snr"]): float(row["value"]) for row in here}
+        head = "".join(f'<th scope="col">{_number(float(snr))} dB</th>' for snr in snrs)
+        lines = "".join(
+            f'<tr><th scope="row">{escape(model)}{escape(lips and f", lips {lips}")}</th>'
+            + "".join(f"<td>{_number(values.get((model, lips, snr)), 2)}</td>" for snr in snrs)
+            + "</tr>\n"
+            for model, lips in dict.fromkeys((row["model"], row["lips"]) for row in here)
+        )
+        parts.append(
+            f"<h3>{escape(metric)}: {escape(source)}</h3>\n<p>{escape(protocol)}</p>\n"
+            f'<div class="wide"><table>\n<thead><tr><th></th>{head}</tr></thead>\n'
+            f"<tbody>\n{lines}</tbody></table></div>"
+        )
+    return "\n".join(parts)
+
+
 def _config(path: Path) -> str:
     if not path.is_file():
         return ""
@@ -190,18 +221,18 @@ _Cell = Callable[[Mapping[str, _Item], str], str]  # from what was measured in o
 
 
 def _table(items: Sequence[_Item], cell: _Cell) -> str:
-    """A row an SNR, a column a metric; noises and lips conditions, where there are several, below each other."""
+    """A row an SNR, a column a metric; models, noises and states of the lips, where several, below each other."""
     metrics = _outputs(item["metric"] for item in items)
-    conditions: dict[tuple[str, str], dict[float | None, dict[str, _Item]]] = {}
+    conditions: dict[tuple[str, str, str], dict[float | None, dict[str, _Item]]] = {}
     for item in items:
-        snrs = conditions.setdefault((item["noise"], item["lips"]), {})
+        snrs = conditions.setdefault((item["model"], item["noise"], item["lips"]), {})
         snrs.setdefault(item["snr"], {})[item["metric"]] = item
     looks = [Look.of(metric) for metric in metrics]
     columns = "".join(f'<th scope="col">{escape(look.name)} <small>{look.unit}</small></th>' for look in looks)
     several = [len(set(names)) > 1 for names in zip(*conditions, strict=True)]
     bodies = []
-    for (noise, lips), snrs in conditions.items():
-        names = [f"{noise} noises" if noise in _POOLED else noise, f"lips {lips}" if lips else "without lips"]
+    for (model, noise, lips), snrs in conditions.items():
+        names = [model, f"{noise} noises" if noise in _POOLED else noise, f"lips {lips}" if lips else "without lips"]
         group = ", ".join(name for name, needed in zip(names, several, strict=True) if needed)
         rows = f'<tr class="group"><th colspan="{len(metrics) + 1}">{escape(group)}</th></tr>\n' if group else ""
         for snr, measured in sorted(snrs.items(), key=lambda row: row[0] or 0):

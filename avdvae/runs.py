@@ -113,8 +113,10 @@ def _what_decides(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_model(config: Mapping[str, Any]) -> nn.Module:
-    """The class that `target` names, made with the rest of `config`."""
-    arguments = dict(config)
+    """The class that `target` names, made with the rest of `config`, in which there may be models again."""
+    arguments: dict[str, Any] = {
+        k: build_model(v) if isinstance(v, Mapping) and "target" in v else v for k, v in config.items()
+    }
     module, _, name = arguments.pop("target").rpartition(".")
     try:
         model = getattr(importlib.import_module(module), name)
@@ -135,5 +137,6 @@ def build_vem(config: Mapping[str, Any]) -> Vem:
         iterations=config["iterations"],
         rank=config["rank"],
         paper=config["paper"],
+        begin_from=config.get("begin_from"),
         seed=config["seed"],
     )

@@ -50,7 +50,7 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class Training:
-    epochs: int = 100
+    epochs: int = 100  # 0: the model is kept as it is
     patience: int | None = 20  # epochs without a better validation loss, counted after the warm-up; None: never stop
     frames: int | None = 1  # of a window; None: whole utterances
     batch_size: int = 128  # items, of all processes together
@@ -68,6 +68,7 @@ class Training:
     nodes: int = 1
     strategy: str = "auto"  # or ddp, which auto is where there are several processes
     workers: int = 0  # processes that load
+    freeze: Sequence[str] = ()  # parts of the model that stay as they are
     level_db: Sequence[float] | None = None  # (low, high): the range of random levels to train at
     trim_db: float | None = 30.0
     log_every: int = 20  # steps
@@ -85,8 +86,8 @@ class Training:
             return isinstance(value, Sequence) and len(value) == 2 and all(map(real, value)) and value[0] <= value[1]
 
         rules = (
-            ("epochs batch_size accumulate devices nodes log_every", "1, 2, 3, ...", lambda v: whole(v, 1)),
-            ("warmup_epochs workers seed", "0, 1, 2, ...", lambda v: whole(v, 0)),
+            ("batch_size accumulate devices nodes log_every", "1, 2, 3, ...", lambda v: whole(v, 1)),
+            ("epochs warmup_epochs workers seed", "0, 1, 2, ...", lambda v: whole(v, 0)),
             ("patience frames", "1, 2, 3, ... or null", lambda v: v is None or whole(v, 1)),
             ("lr", "a number above 0", lambda v: real(v) and v > 0),
             ("beta save_every", "0 or a number above", lambda v: real(v) and v >= 0),
@@ -179,6 +180,12 @@ class _Loop:
         resume: bool,
     ):
         self.model, self.valid, self.stft, self.settings, self.run = model, valid, stft, settings, run
+        parts = dict(model.named_modules())
+        for name in settings.freeze:
+            if name not in parts:
+                known = ", ".join(child for child, _ in model.named_children())
+                raise UserError(f"train.freeze={name}: {type(model).__name__} has no such part; it has {known}")
+            parts[name].requires_grad_(False)
         self.fabric = _launch(settings)
         share = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
         level_db = None if settings.level_db is None else tuple(settings.level_db)
@@ -209,6 +216,8 @@ class _Loop:
     def run_epochs(self, interrupted: threading.Event) -> None:
         s, at = self.settings, self.at
         with _progress(shown=self.log is not None and sys.stdout.isatty()) as progress:
+            if s.epochs == 0:
+                self._end_epoch()
             task = progress.add_task(f"epoch {at.epoch + 1}", total=s.epochs * at.steps_per_epoch, completed=at.step)
             while at.epoch < s.epochs and (s.patience is None or at.stale < s.patience):
                 self.model.train()
@@ -236,7 +245,7 @@ class _Loop:
     def _step(self, batches: Sequence[Batch]) -> None:
         s, at, fabric = self.settings, self.at, self.fabric
         rng = stream("step", s.seed, at.step)
-        schedule = Schedule(self._beta(at.step), coin=rng.random())
+        schedule = Schedule(self._beta(at.step), coin=rng.random(), epoch=at.epoch)
         self._seed(int(rng.integers(2**62)))
         self.optimiser.param_groups[0]["lr"] = self._lr(at.step)
         self.optimiser.zero_grad()
@@ -372,8 +381,7 @@ class _Loop:
             speech = model.decode(z, model.context(batch), feedback=batch.power).get("power")
         if speech is None:
             return
-        variance_RBTF, weight_RBT1 = speech.components(batch.power)
-        again_BTF = variance_RBTF.mean(0) if weight_RBT1 is None else (variance_RBTF * weight_RBT1).sum(0)
+        again_BTF = speech.components(batch.power).mean()
         spec_BTF = torch.polar(again_BTF.sqrt(), self.stft.analyse(batch.waveform).angle())
         again_BN = self.stft.synthesise(spec_BTF, batch.waveform.shape[1])
         step, rate = self.at.step, first.utterances[0].rate

@@ -123,10 +123,12 @@ def triptych(
     hop: int,
     lips_THW: UInt8[np.ndarray, "T H W"] | None = None,
     sure_T: Float[np.ndarray, " T"] | None = None,
+    shares: Mapping[str, Float[np.ndarray, " T"]] | None = None,
 ) -> matplotlib.figure.Figure:
     """Spectrograms below each other on one scale of decibels, and the lips on the same clock, a picture a frame.
 
-    Where `sure_T` is 0 no face was found: there the lips are red.
+    Where `sure_T` is 0 no face was found: there the lips are red. `shares` are those of the components of a mixture,
+    which add up to 1 in each frame.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -137,7 +139,7 @@ def triptych(
     }
     loudest = max(float(power.max()) for power in powers.values())
     seconds = max(len(signal) for signal in signals.values()) / rate
-    heights = [1.5] * len(powers) + [0.75] * (lips_THW is not None)
+    heights = [1.5] * len(powers) + [0.75] * (lips_THW is not None) + [0.75] * (shares is not None)
     with rc_context(_STYLE), rc_context({"axes.grid": False}):
         figure = Figure(figsize=(9, sum(heights) + 0.6), layout="constrained")
         axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
@@ -160,7 +162,12 @@ def triptych(
             ax.set(title=name, ylabel="kHz", yticks=range(0, rate // 2000 + 1, 2))
         figure.colorbar(image, ax=axes[: len(powers)].tolist(), label="dB", aspect=40, pad=0.01)
         if lips_THW is not None:
-            _draw_lips(axes[-1], lips_THW, sure_T, seconds)
+            _draw_lips(axes[len(powers)], lips_THW, sure_T, seconds)
+        if shares is not None:
+            times = np.arange(len(next(iter(shares.values())))) * hop / rate
+            axes[-1].stackplot(times, *shares.values(), labels=list(shares), colors=_LINES, step="mid", lw=0)
+            axes[-1].set(ylabel="share", ylim=(0, 1), yticks=[0, 1])
+            axes[-1].legend(loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False)
         axes[-1].set(xlabel="seconds", xlim=(0, seconds))
     return figure
 

@@ -9,6 +9,7 @@ python experiments/run.py -m exp=vae,cvae seed=0,1    a sweep
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -25,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
-from avdvae.evaluation import Evaluation, evaluate_run, find_corpus, find_other_runs
+from avdvae.evaluation import Evaluation, evaluate_run, find_corpus, find_other_runs, join_evaluations
 from avdvae.runs import Run, build_model, build_vem, create_run, find_runs, open_run
 from avdvae.training import Training, train
 
@@ -58,16 +59,31 @@ def check(config: dict[str, Any]) -> None:
     if config.get("start") and not hasattr(model, "start_from"):
         given = ",".join(config["start"])
         raise UserError(f"start=[{given}]: {type(model).__name__} has no verb start_from, so give start=[]")
+    if config["train"].get("freeze") and not config.get("start"):
+        given = ",".join(config["train"]["freeze"])
+        raise UserError(
+            f"train.freeze=[{given}] would leave them as they were drawn, for start=[]: give train.freeze=[]"
+        )
     find_other_runs(config["compare"])
 
 
 def find_start(name: str, config: dict[str, Any], splits: dict[str, PreparedCorpus]) -> Run:
     """A trained run of the experiment `name`, as the present command line would have it: found again, or made now."""
-    own = ("exp=", "model", "start=", "run_dir=", "compare=", "train.devices=", "train.nodes=", "train.strategy=")
+    own = (
+        "exp=",
+        "model",
+        "start=",
+        "run_dir=",
+        "compare=",
+        "train.devices=",
+        "train.nodes=",
+        "train.strategy=",
+    )
     overrides = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+~").startswith(own)]
     wanted: Any = OmegaConf.to_container(hydra.compose("config", [*overrides, f"exp={name}"]), resolve=True)
-    shared = wanted["model"].keys() & config["model"].keys() - {"target"}
-    wanted["model"] |= {key: config["model"][key] for key in shared}
+    if not config["models"]:
+        shared = wanted["model"].keys() & config["model"].keys() - {"target"}
+        wanted["model"] |= {key: config["model"][key] for key in shared}
     found = find_runs(Path(wanted["runs"]), wanted)
     if trained := [run for run in found if run.trained]:
         print(f"start      {name}, found in {trained[-1].path}", flush=True)
@@ -98,6 +114,18 @@ def train_run(run: Run, splits: dict[str, PreparedCorpus], starts: Sequence[Run]
     run.note(seconds={"train": trained.seconds}, corpus=splits["train"].utterances[0].corpus)
 
 
+def compare_models(run: Run, trained: dict[str, Run], prepared: Path) -> None:
+    """Measure models on the same mixtures, each against those before it, and put them on one page."""
+    parts: dict[str, Path] = {}
+    for name, model in trained.items():
+        print(f"model      {name}, of {model.path}", flush=True)
+        config = {**model.config, "evaluate": run.config["evaluate"], "start": []}
+        part = Run(run.path / name, config) if (run.path / name).exists() else create_run(run.path / name, config)
+        evaluate_run(Run(model.path, config), part.path, prepared, [str(path) for path in parts.values()])
+        parts[name] = part.path
+    join_evaluations(run.path, parts, run.config["seed"])
+
+
 @hydra.main(version_base="1.3", config_path="../configs", config_name="config")
 def main(config: DictConfig) -> None:
     sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
@@ -113,6 +141,17 @@ def main(config: DictConfig) -> None:
             raise UserError(f"{given['resume']} was stopped before its training began: start anew, in another run_dir")
         else:
             starts = []
+        if asked.get("models"):
+            if given["resume"]:
+                run = find_run(given)
+                paths = json.loads((run.path / "run.json").read_text())["trained"]
+            else:
+                paths = {name: str(find_start(name, given, splits).path) for name in asked["models"]}
+                run = find_run(given)
+                run.note(model=", ".join(paths), trained=paths, command=shlex.join(sys.argv))
+            compare_models(run, {name: open_run(Path(path)) for name, path in paths.items()}, prepared)
+            print(f"report     {run.path / 'report.html'}\nrun        {run.path}")
+            return
         run = find_run(given)
         train_run(run, splits, starts)
         if int(os.environ.get("RANK", 0)) == int(os.environ.get("LOCAL_RANK", 0)) == 0:

@@ -78,10 +78,10 @@ def test_a_likelihood_is_averaged_over_the_variances_of_clean_speech():
     log_var, gain, noise, power = noisy_bins(0)
     likelihood = ComplexGaussian(log_var).add_noise(gain, noise)
     assert isinstance(likelihood, SpeechLikelihood)
-    speech, weights = likelihood.components(power)
+    speech, weights, switch = likelihood.components(power)
     torch.testing.assert_close(speech, log_var.exp())
-    assert weights is None
-    pairs = ComplexGaussian(torch.stack([log_var, log_var + 1])).components(power)[0]
+    assert weights is None and switch is None
+    pairs = ComplexGaussian(torch.stack([log_var, log_var + 1])).components(power).speech
     torch.testing.assert_close(pairs, torch.cat([log_var, log_var + 1]).exp())
 
 
@@ -98,7 +98,7 @@ def test_densities_are_computed_in_float32_under_autocast():
         found = [
             speech.log_prob(power),
             speech.add_noise(gain, noise).log_prob(power),
-            speech.components(power)[0],
+            speech.components(power).speech,
             latent.mean,
             latent.log_prob(z),
             latent.kl(standard),
@@ -109,7 +109,7 @@ def test_densities_are_computed_in_float32_under_autocast():
     expected = [
         speech.log_prob(power),
         speech.add_noise(gain, noise).log_prob(power),
-        speech.components(power)[0],
+        speech.components(power).speech,
         latent.mean,
         latent.log_prob(z),
         latent.kl(standard),

@@ -181,10 +181,15 @@ def test_all_panels_of_a_triptych_share_the_clock() -> None:
     click[16_000] = 1
     lips, sure = np.zeros((60, 9, 9), np.uint8), np.ones(60, np.float32)
     sure[30:45] = 0  # from 1 s to 1.5 s
-    figure = triptych({"clean": click, "louder": 10 * click}, 16_000, 533, lips, sure)
-    clean, louder, strip, *_ = figure.axes
+    off = np.where(sure > 0, 0.1, 0.9)
+    shares = {"sound": off, "both": 1 - off}
+    figure = triptych({"clean": click, "louder": 10 * click}, 16_000, 533, lips, sure, shares)
+    clean, louder, strip, switch, *_ = figure.axes
     assert [ax.get_title(loc="left") for ax in (clean, louder, strip)] == ["clean", "louder", "lips"]
-    assert {ax.get_xlim() for ax in (clean, louder, strip)} == {(0.0, 2.0)}
+    assert {ax.get_xlim() for ax in (clean, louder, strip, switch)} == {(0.0, 2.0)}
+    band = np.asarray(switch.collections[0].get_paths()[0].vertices)
+    high = band[band[:, 1] > 0.5, 0]
+    assert (high.min(), high.max()) == pytest.approx((1, 1.5), abs=0.05)
     picture = np.asarray(louder.images[0].get_array())
     left, right, *_ = louder.images[0].get_extent()
     loudest = left + (picture.max(axis=0).argmax() + 0.5) * (right - left) / picture.shape[1]

@@ -17,7 +17,7 @@ from avdvae.results import read_results
 from avdvae.runs import build_model, open_run
 
 PROJECT = Path(__file__).parent.parent
-EXPERIMENTS = sorted({path.stem for path in PROJECT.glob("configs/exp/*.yaml")} - {"own"})
+EXPERIMENTS = sorted({path.stem for path in PROJECT.glob("configs/exp/*.yaml")} - {"own", "robustness"})
 
 
 def start(program: str, *words: object) -> subprocess.Popen[str]:
@@ -96,9 +96,26 @@ def test_a_killed_run_goes_on_to_the_same_weights(runs: Path, prepared: Summary,
 
 
 def test_runs_start_from_the_same_trained_model(runs: Path) -> None:
-    starts = {json.loads((runs / name / "run.json").read_text())["start"]["vae"] for name in ("av_vae", "cvae")}
+    starts = {
+        json.loads((runs / name / "run.json").read_text())["start"]["vae"] for name in ("av_vae", "cvae", "vae_mm")
+    }
     (path,) = starts  # trained for the first, found again by the second
     assert open_run(Path(path)).trained and open_run(Path(path)).config["exp"] == "vae"
+
+
+def test_models_are_measured_side_by_side(runs: Path, prepared: Summary, tmp_path: Path) -> None:
+    words = ["exp=robustness", "models=[vae,vae_mm]", *debug(prepared), f"runs={runs}", f"run_dir={tmp_path / 'both'}"]
+    printed = run("run.py", *words, "evaluate.lips=[clean,none]")
+    assert "trained first" not in printed and printed.count("found in") == 2
+    rows = read_results(tmp_path / "both" / "results.csv")
+    assert {(row.model, row.lips) for row in rows} == {("vae", ""), ("vae_mm", "clean"), ("vae_mm", "none")}
+    items = json.loads((tmp_path / "both" / "summary.json").read_text())
+    assert {(i["model"], i["lips"]) for i in items if "compared_with" in i} == {("vae_mm", "clean"), ("vae_mm", "none")}
+    (tmp_path / "both" / "vae_mm" / "results.csv").unlink()  # as if it had been interrupted there
+    run("run.py", f"resume={tmp_path / 'both'}")
+    assert len(read_results(tmp_path / "both" / "results.csv")) == len(rows)
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert "Published figures" in page and "not to be set beside" in page and "<audio" in page
 
 
 def test_an_evaluation_alone_compares_runs_on_the_same_mixtures(runs: Path, tmp_path: Path) -> None:

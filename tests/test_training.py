@@ -287,7 +287,7 @@ def test_half_precision_spares_the_likelihoods(prepared, tmp_path):
 
 def test_wrong_settings_are_told_at_once(prepared, tmp_path):
     wrong = {
-        "epochs": 0,
+        "epochs": -1,
         "lr": -1.0,
         "schedule": "linear",
         "ema": 1.0,

@@ -1,7 +1,7 @@
 """The EM stage: updates that never raise the cost, E-steps against a posterior known in closed form, and the whole."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from avdvae.audio import Stft
-from avdvae.distributions import ComplexGaussian, Gaussian, SpeechLikelihood
+from avdvae.distributions import ComplexGaussian, Components, Gaussian, SpeechLikelihood
 from avdvae.errors import UserError
 from avdvae.inference.esteps import ESTEPS, Draws, EStep, Target, _total_variation_slope, build_estep
 from avdvae.inference.separation import separate
@@ -108,6 +108,7 @@ def test_updates_find_the_noise_that_made_the_mixture():
 class Seen:
     """x ~ N(mean, sigma^2 I), whatever the noise: in place of a likelihood of sound."""
 
+    z: Tensor
     mean: Tensor
     sigma: float
 
@@ -117,8 +118,11 @@ class Seen:
     def add_noise(self, gain: Tensor, noise: Tensor) -> SpeechLikelihood:
         return self
 
-    def components(self, power: Tensor) -> tuple[Tensor, Tensor | None]:
-        return torch.ones(len(self.mean), *power.shape), None
+    def drawn(self, log_q: Mapping[str, Tensor]) -> SpeechLikelihood:
+        return self
+
+    def components(self, power: Tensor) -> Components:
+        return Components(torch.ones(len(self.mean), *power.shape))
 
 
 class Linear(FrameVAE):
@@ -138,7 +142,7 @@ class Linear(FrameVAE):
         return Gaussian(torch.full(shape, 0.5), torch.full(shape, -1.0))
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> Any:
-        return {"power": Seen(z["z"] @ self.A_FL.mT, self.sigma)}
+        return {"power": Seen(z["z"], z["z"] @ self.A_FL.mT, self.sigma)}
 
 
 FRAMES = [400, 250]  # each a case of its own, so that means over them have known errors
@@ -152,6 +156,11 @@ def toy() -> tuple[Linear, Batch, Target, Draws]:
     return model, batch, target, Draws(generators(2), FRAMES)
 
 
+def seen(likelihood: Any) -> Seen:
+    assert isinstance(likelihood, Seen)
+    return likelihood
+
+
 def explored(estep: EStep, steps: int) -> tuple[Linear, Tensor, Any]:
     """The final draws (K N L) of the frames, and the E-step's state."""
     model, batch, target, draws = toy()
@@ -159,10 +168,9 @@ def explored(estep: EStep, steps: int) -> tuple[Linear, Tensor, Any]:
         state, likelihood = estep.start(model.infer(batch, mode="mean"), draws), None
         for _ in range(steps):
             state, likelihood = estep.step(target, state, draws)
-        z = estep.final(target, state, draws)["z"]
+        z = seen(estep.final(target, state, draws)).z
     assert (z[:, ~batch.mask] == 0.5).all()  # frames that pad stay where they were
-    assert isinstance(likelihood, Seen)
-    said = likelihood.mean[:, batch.mask].mean((0, 1))
+    said = seen(likelihood).mean[:, batch.mask].mean((0, 1))
     torch.testing.assert_close(said, model.A_FL @ z[:, batch.mask].mean((0, 1)), rtol=0, atol=0.1)
     return model, z[:, batch.mask], state
 
@@ -182,10 +190,10 @@ def test_latents_begin_where_they_are_told(begin):
     point, free = build_estep("point", begin=begin), build_estep("free_gaussian", begin=begin)
     langevin = build_estep("langevin", begin=begin, spread=0.3)
     walk = build_estep("metropolis_hastings", begin=begin)
-    assert torch.equal(point.final(target, point.start(inferred, draws), draws)["z"], chosen.mean[None])
+    assert torch.equal(seen(point.final(target, point.start(inferred, draws), draws)).z, chosen.mean[None])
     assert torch.equal(walk.start(inferred, draws)["z"], chosen.mean[None])
     for estep, deviation in ((langevin, 0.3), (free, torch.exp(chosen.log_var / 2).mean())):
-        z = estep.final(target, estep.start(inferred, draws), draws)["z"] - chosen.mean
+        z = seen(estep.final(target, estep.start(inferred, draws), draws)).z - chosen.mean
         z = z[:, batch.mask]
         assert z.mean().abs() < 0.05 * deviation and (z.std() / deviation - 1).abs() < 0.05
 
@@ -206,8 +214,8 @@ def test_metropolis_hastings_throws_its_first_draws_away_and_goes_on_from_its_la
     assert_mean((z_1NL[0] - model.posterior_mean).square(), model.precision.inverse().diag(), 0.03)
     model, batch, target, draws = toy()
     state, likelihood = estep.step(target, estep.start(model.infer(batch), draws), draws)
-    assert isinstance(likelihood, Seen) and len(likelihood.mean) == 2
-    torch.testing.assert_close(state["z"] @ model.A_FL.mT, likelihood.mean[-1:])
+    assert len(seen(likelihood).mean) == 2
+    torch.testing.assert_close(state["z"] @ model.A_FL.mT, seen(likelihood).mean[-1:])
 
 
 def test_langevin_draws_from_the_posterior():
@@ -248,8 +256,8 @@ def test_the_target_and_its_gradient_agree():
     target = NoisySpeech(model, model.context(batch), noisy, noise, gain)
     z = torch.randn(3, 2, 9, 4, requires_grad=True)
     slopes, likelihood = target.gradient({"z": z})
-    speech = model.decode({"z": z}, target.context)["power"].components(noisy)[0]
-    torch.testing.assert_close(likelihood.components(noisy)[0], speech)
+    speech = model.decode({"z": z}, target.context)["power"].components(noisy).speech
+    torch.testing.assert_close(likelihood.components(noisy).speech, speech)
     variance = gain * speech + noise
     expected = -((torch.pi * variance).log() + noisy / variance).sum(-1)
     expected = expected + model.log_prior({"z": z}, target.context)
@@ -348,10 +356,10 @@ def test_the_filter_is_that_of_the_final_draws_and_the_final_noise():
         def step(self, target: Target, state: int, draws: Draws) -> tuple[int, SpeechLikelihood]:
             return state + 1, target.likelihood({"z": 0 * drawn})
 
-        def final(self, target: Target, state: int, draws: Draws) -> Latents:
+        def final(self, target: Target, state: int, draws: Draws) -> SpeechLikelihood:
             assert state == 4
             targets.append(target)
-            return {"z": drawn}
+            return target.likelihood({"z": drawn})
 
     enhanced = enhance(model, batch, Vem(Counting(), iterations=4))
     (target,) = targets

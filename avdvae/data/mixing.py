@@ -250,12 +250,15 @@ class NoiseFolder:
 def corrupt_lips(
     lips: UInt8[np.ndarray, "T H W"], rng: Generator, kind: str
 ) -> tuple[UInt8[np.ndarray, "T H W"], Bool[np.ndarray, " T"]]:
-    """A copy in which a third of the frames, in separate blocks of about 20, are spoilt, and which frames those are."""
+    """A copy in which a third of the frames, in separate blocks of about 20, are spoilt, and which frames those are.
+
+    With `none` there is nothing to be seen in any frame.
+    """
     if kind not in CORRUPTIONS:
         raise UserError(f"lips cannot be {kind!r}: choose from {', '.join(CORRUPTIONS)}")
     spoilt, corrupted = lips.copy(), np.zeros(len(lips), dtype=bool)
-    total = round(len(lips) / 3)
-    count = max(1, round(total / 20))
+    total = len(lips) if kind == "none" else round(len(lips) / 3)
+    count = 1 if kind == "none" else max(1, round(total / 20))
     edges = np.linspace(0, total, count + 1).round().astype(int)
     # Each block follows another number of intact frames, so at least one lies between two blocks.
     intact_before = np.sort(rng.choice(len(lips) - total + 1, count, replace=False))
@@ -305,4 +308,5 @@ CORRUPTIONS: dict[str, Callable[[np.ndarray, Generator], np.ndarray]] = {
     "occluded": occluded,
     "noised": noised,
     "missing": missing,
+    "none": missing,
 }

@@ -2,7 +2,7 @@
 
 Each is a frozen set of settings with three verbs. `start` puts the latents where the model's encoder, or its prior,
 would; `step` moves them and returns the likelihood at draws of the posterior, over which the M-step averages; `final`
-returns the draws for the Wiener filter. They know the target by its value and gradient in z alone, so any model does.
+returns it at those for the Wiener filter. They know the target by its value and gradient in z alone, so any model does.
 
     z   latents, z_KBTL by name; K chains or draws
     x   noisy speech, of which the target holds |x|^2
@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from avdvae.distributions import SpeechLikelihood
+from avdvae.distributions import Gaussian, SpeechLikelihood
 from avdvae.errors import UserError
 from avdvae.protocols import Inferred, Latents
 
@@ -70,7 +70,7 @@ class EStep(Protocol):
 
     def step(self, target: Target, state: Any, draws: Draws) -> tuple[Any, SpeechLikelihood]: ...
 
-    def final(self, target: Target, state: Any, draws: Draws) -> Latents: ...
+    def final(self, target: Target, state: Any, draws: Draws) -> SpeechLikelihood: ...
 
 
 def _begin(inferred: Inferred, start: Start) -> dict[str, Tensor]:
@@ -111,8 +111,8 @@ class MetropolisHastings:
         kept = self._walk(target, state, draws, self.draws, self.burn_in)
         return {name: z[-1:] for name, z in kept.items()}, target.likelihood(kept)
 
-    def final(self, target: Target, state: Chains, draws: Draws) -> Latents:
-        return self._walk(target, state, draws, self.final_draws, self.final_burn_in)
+    def final(self, target: Target, state: Chains, draws: Draws) -> SpeechLikelihood:
+        return target.likelihood(self._walk(target, state, draws, self.final_draws, self.final_burn_in))
 
     def _walk(self, target: Target, z: Chains, draws: Draws, count: int, burn_in: int) -> Chains:
         moves = {name: self.step_size * draws.normal(value.expand(count, *value.shape)) for name, value in z.items()}
@@ -159,8 +159,8 @@ class Langevin:
             moved[name] = z + self.step_size / 2 * slope + self.step_size**0.5 * draws.normal(z)
         return moved, likelihood
 
-    def final(self, target: Target, state: Chains, draws: Draws) -> Latents:
-        return state
+    def final(self, target: Target, state: Chains, draws: Draws) -> SpeechLikelihood:
+        return target.likelihood(state)
 
 
 def _total_variation_slope(z_KBTL: Tensor, frames: Sequence[int]) -> Tensor:
@@ -201,8 +201,8 @@ class PointEstimate:
             state.adam.step()
         return state, target.likelihood(state.z)
 
-    def final(self, target: Target, state: _Point, draws: Draws) -> Latents:
-        return state.z
+    def final(self, target: Target, state: _Point, draws: Draws) -> SpeechLikelihood:
+        return target.likelihood(state.z)
 
 
 class _Free(NamedTuple):
@@ -215,6 +215,9 @@ class _Free(NamedTuple):
             name: mean + torch.exp(self.log_var[name] / 2) * draws.normal(mean.expand(count, -1, -1, -1))
             for name, mean in self.mean.items()
         }
+
+    def log_density(self, z: Latents) -> dict[str, Tensor]:
+        return {name: Gaussian(mean, self.log_var[name]).log_prob(z[name]) for name, mean in self.mean.items()}
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,7 @@ class FreeGaussian:
         for _ in range(self.steps):
             z = state.sample(self.draws, draws)
             slopes, likelihood = target.gradient(z)
+            likelihood = likelihood.drawn(state.log_density(z))
             for name, slope in slopes.items():
                 mean, log_var = state.mean[name], state.log_var[name]
                 log_var.grad = 0.5 * (slope * (z[name] - mean)).mean(0, keepdim=True) + 0.5
@@ -247,8 +251,9 @@ class FreeGaussian:
             state.adam.step()
         return state, likelihood
 
-    def final(self, target: Target, state: _Free, draws: Draws) -> Latents:
-        return state.sample(self.final_draws, draws)
+    def final(self, target: Target, state: _Free, draws: Draws) -> SpeechLikelihood:
+        z = state.sample(self.final_draws, draws)
+        return target.likelihood(z).drawn(state.log_density(z))
 
 
 ESTEPS: dict[str, type] = {

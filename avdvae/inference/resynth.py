@@ -15,7 +15,7 @@ def resynthesise(model: SpeechPrior, batch: Batch, stft: Stft) -> Float[Tensor, 
     """A draw of the latents, decoded: the standard deviation it gives each bin, with the phase of the original."""
     waveform_BN = batch.need("waveform", model)
     likelihood = model.decode(model.infer(batch).z, model.context(batch))["power"]
-    magnitude_BTF = likelihood.components(batch.need("power", model))[0][0].sqrt()
+    magnitude_BTF = likelihood.components(batch.need("power", model)).mean().sqrt()
     speech_BN = torch.zeros_like(waveform_BN)
     assert batch.lengths is not None
     for b, length in enumerate(batch.lengths.tolist()):

@@ -29,10 +29,12 @@ SILENCE = 1e-8  # a peak that no scaling lifts
 @dataclass(frozen=True)
 class Separated:
     """speech  B N  at the level of the mixture, zero where it pads
-    cost       I B  of the EM, after each iteration"""
+    cost    I B    of the EM, after each iteration
+    switch  B T M  of mixtures: how probably each component made the frame"""
 
     speech: Float[Tensor, "B N"]
     cost: Float[Tensor, "I B"]
+    switch: Float[Tensor, "B T M"] | None = None
 
 
 def separate(
@@ -50,7 +52,7 @@ def separate(
         peak_B = _filtered(batch, stft, filter_BTF).abs().amax(1).clamp_min(SILENCE)
     scaled = replace(batch, noisy=noisy_BTF / peak_B[:, None, None].square())
     enhanced = enhance(model, scaled, settings, progress)
-    return Separated(_filtered(batch, stft, enhanced.filter), enhanced.cost)
+    return Separated(_filtered(batch, stft, enhanced.filter), enhanced.cost, enhanced.switch)
 
 
 def _filtered(batch: Batch, stft: Stft, filter_BTF: Tensor) -> Float[Tensor, "B N"]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,13 +41,15 @@ class Vem:
 
     The EM finds the optimum nearest to its start. Here the noise starts at the spectrum that the quieter frames have,
     and the latents at what the encoder makes of the rest; with `paper`, the noise starts anywhere and the encoder hears
-    the mixture, as published, which may end with speech and noise in each other's place.
+    the mixture, as published, which may end with speech and noise in each other's place. Models that can do with some
+    of the modalities may begin from those of `begin_from` alone: noise does not mislead the lips.
     """
 
     estep: EStep
     iterations: int = 100
     rank: int = 8
     paper: bool = False
+    begin_from: Sequence[str] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,10 +61,12 @@ class Vem:
 @dataclass(frozen=True)
 class Enhanced:
     """filter  B T F   what the noisy spectrum is multiplied with, in 0..1
-    cost       I B     after each iteration; an utterance's mean over its frames and frequencies"""
+    cost       I B     after each iteration; an utterance's mean over its frames and frequencies
+    switch     B T M   of mixtures: how probably each component made the frame"""
 
     filter: Float[Tensor, "B T F"]
     cost: Float[Tensor, "I B"]
+    switch: Float[Tensor, "B T M"] | None = None
 
 
 @dataclass
@@ -169,7 +173,8 @@ def enhance(
         level_B1F, filter_BTF = subtraction(noisy_BTF, batch.mask)
         noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))  # V is this level on average
         heard = replace(batch, power=noisy_BTF * filter_BTF.square())
-    state = settings.estep.start(model.infer(heard, mode="mean"), draws)
+    begin = heard if settings.begin_from is None else heard.only(*settings.begin_from)
+    state = settings.estep.start(model.infer(begin, mode="mean"), draws)
 
     def target() -> NoisySpeech:
         return NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BT1)
@@ -177,16 +182,17 @@ def enhance(
     costs = []
     for iteration in range(settings.iterations):
         state, likelihood = settings.estep.step(target(), state, draws)
-        speech_RBTF, weight_RBT1 = likelihood.components(noisy_BTF)
+        speech_RBTF, weight_RBT1, switch = likelihood.components(noisy_BTF)
+        if switch and context.learns:
+            context = replace(context, switch=switch.learned())
         noise.update(noisy_BTF, speech_RBTF, weight_RBT1)
         cost_BT = noise.cost(noisy_BTF, speech_RBTF, weight_RBT1) * batch.mask
         costs.append(cost_BT.sum(1) / (frames * noisy_BTF.shape[2]))
         progress(iteration)
 
-    likelihood = target().likelihood(settings.estep.final(target(), state, draws))
-    speech_RBTF, weight_RBT1 = likelihood.components(noisy_BTF)
+    speech_RBTF, weight_RBT1, switch = settings.estep.final(target(), state, draws).components(noisy_BTF)
     share_RBTF = noise.gain_BT1 * speech_RBTF / noise.mixture(speech_RBTF)
-    return Enhanced(_average(share_RBTF, weight_RBT1), torch.stack(costs))
+    return Enhanced(_average(share_RBTF, weight_RBT1), torch.stack(costs), switch and switch.frames)
 
 
 def subtraction(noisy_BTF: Tensor, mask_BT: Tensor) -> tuple[Float[Tensor, "B 1 F"], Float[Tensor, "B T F"]]:

@@ -79,7 +79,7 @@ class CVAE(FrameVAE):
         return {"power": ComplexGaussian(self.sound_out(hidden))}
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
-        if self.training:
+        if self.training and self.freeze_sound:
             for layer in (self.sound_in, self.latent_out, self.head):
                 layer.requires_grad_(schedule.coin >= self.freeze_sound)
         context = self.context(batch)

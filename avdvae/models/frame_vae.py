@@ -49,9 +49,7 @@ class FrameVAE(nn.Module):
         return Context(batch.mask, self.video(batch))
 
     def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred:
-        return self._infer(batch, self.context(batch), k, mode)
-
-    def _infer(self, batch: Batch, context: Context, k: int = 1, mode: str = "sample") -> Inferred:
+        context = self.context(batch)
         q = self.posterior(batch, context)
         z = q.sample(k) if mode == "sample" else q.mean.expand(k, *q.mean.shape)
         return Inferred({"z": z}, {"z": q}, {"z": self.prior(context)})
@@ -65,10 +63,13 @@ class FrameVAE(nn.Module):
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         return self.elbo(batch, self.context(batch))
 
+    def terms(self, batch: Batch, context: Context) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+        """The two of the bound, frame by frame."""
+        q = self.posterior(batch, context)
+        return self.log_likelihood({"z": q.sample()}, context, batch), q.kl(self.prior(context))
+
     def elbo(self, batch: Batch, context: Context) -> Elbo:
-        inferred = self._infer(batch, context)
-        log_likelihood_BT = self.log_likelihood(inferred.z, context, batch)
-        kl_BT = inferred.q["z"].kl(inferred.p["z"])
+        log_likelihood_BT, kl_BT = self.terms(batch, context)
         return Elbo(
             recon={"power": (log_likelihood_BT * batch.mask).sum(1)},
             kl={"z": (kl_BT * batch.mask).sum(1)},

@@ -1,0 +1,241 @@
+"""Mixtures: switches with and without memory, and the models that have them."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from avdvae.distributions import ComplexGaussian, Gaussian, MarkovMixture, Mixture
+from avdvae.errors import UserError
+from avdvae.inference.esteps import build_estep
+from avdvae.inference.vem import Vem, enhance
+from avdvae.models.av_vae import AVVAE
+from avdvae.models.min_vae import MINVAE
+from avdvae.models.mvae import MVAE, product
+from avdvae.models.sw_vae import SwVAE
+from avdvae.models.v_vae import VVAE
+from avdvae.models.vae import VAE
+from avdvae.models.vae_mm import VAEMM
+from avdvae.objectives import Schedule, mixture_elbo, responsibilities
+from avdvae.protocols import Batch
+
+SMALL: Any = {"frequencies": 33, "hidden": 12, "dim": 4}
+SIZES: Any = {**SMALL, "pixels": 16}
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    g = torch.Generator().manual_seed(0)
+    power, noisy = (torch.randn((2, 9, 33), generator=g).exp() for _ in range(2))
+    lips = torch.randint(0, 256, (2, 9, 4, 4), generator=g, dtype=torch.uint8)
+    mask = torch.arange(9) < torch.tensor([[9], [5]])
+    return Batch(("a", "b"), mask, power=power, noisy=noisy * mask[..., None], lips=lips)
+
+
+def parts() -> tuple[VAE, AVVAE]:
+    torch.manual_seed(0)
+    return VAE(**SMALL), AVVAE(**SIZES)
+
+
+@pytest.mark.parametrize(("components", "frames"), [(2, 1), (2, 2), (2, 7), (3, 5)])
+def test_forward_backward_is_what_a_sum_over_all_paths_gives(components, frames):
+    g = torch.Generator().manual_seed(frames)
+    rows = torch.rand((2, components + 1, components), generator=g).softmax(-1)
+    evidence = 3 * torch.randn((2, frames + 2, components), generator=g)
+    mask = torch.arange(frames + 2) < torch.tensor([[frames], [frames + 2]])
+    switch = MarkovMixture((), torch.zeros(components, 1, *mask.shape), rows, mask).infer(evidence)
+    for b, count in enumerate((frames, frames + 2)):
+        weights, single = {}, torch.zeros(count, components)
+        pairs = torch.zeros(max(count - 1, 0), components, components)
+        for path in itertools.product(range(components), repeat=count):
+            log = rows[b, 0, path[0]].log() + sum(evidence[b, t, m] for t, m in enumerate(path))
+            weights[path] = log + sum(rows[b, 1 + i, j].log() for i, j in itertools.pairwise(path))
+        total = torch.stack([*weights.values()]).logsumexp(0)
+        for path, log in weights.items():
+            share = (log - total).exp()
+            for t, m in enumerate(path):
+                single[t, m] += share
+            for t, (i, j) in enumerate(itertools.pairwise(path)):
+                pairs[t, i, j] += share
+        torch.testing.assert_close(switch.frames[b, :count], single, rtol=1e-4, atol=1e-5)
+        assert switch.pairs is not None
+        torch.testing.assert_close(switch.pairs[b, : count - 1], pairs, rtol=1e-4, atol=1e-5)
+        moves = pairs.sum(0)
+        expected = torch.cat([single[:1], moves / moves.sum(-1, keepdim=True).clamp_min(1e-6)])
+        torch.testing.assert_close(switch.learned()[b], expected.clamp(1e-3, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_switch_without_memory_is_one_whose_memory_tells_nothing():
+    g = torch.Generator().manual_seed(0)
+    evidence, pi = 5 * torch.randn((2, 9, 2), generator=g), torch.tensor([[0.3, 0.7]])
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    lone = Mixture((), torch.zeros(2, 1, 2, 9), pi.expand(2, 1, 2), mask).infer(evidence)
+    chain = MarkovMixture((), torch.zeros(2, 1, 2, 9), pi.expand(2, 3, 2), mask).infer(evidence)
+    torch.testing.assert_close(chain.frames, lone.frames)
+    torch.testing.assert_close(lone.learned()[:, 0], lone.frames.mean(1))
+
+
+def test_sw_vae_with_uniform_transitions_answers_as_vae_mm(batch):
+    sound, both = parts()
+    single, chain = VAEMM(sound, both, pi=0.5), SwVAE(sound, both, stay=0.5, learn=False)
+    answers = [enhance(model, batch, Vem(build_estep("langevin"), iterations=5)) for model in (single, chain)]
+    one, other = ([a.filter[batch.mask], a.switch[batch.mask], a.cost] for a in answers if a.switch is not None)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert answers[0].switch is not None and answers[0].switch[batch.mask].std() > 0.02
+
+
+@pytest.mark.parametrize(("pi", "which"), [(1.0, 0), (0.0, 1)])
+def test_vae_mm_is_the_part_that_is_on(batch, pi, which):
+    part = parts()[which]
+    vem = Vem(build_estep("point", lr=0.05), iterations=8)
+    alone, mixed = (enhance(model.requires_grad_(False), batch, vem) for model in (part, VAEMM(*parts(), pi=pi)))
+    torch.testing.assert_close(mixed.filter, alone.filter, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mixed.cost, alone.cost, rtol=1e-4, atol=1e-4)
+    assert mixed.switch is not None and (mixed.switch[..., which] == 1).all()
+    with pytest.raises(UserError, match=r"model\.pi=1\.5: give .* from 0 to 1"):
+        VAEMM(*parts(), pi=1.5)
+
+
+@pytest.mark.parametrize("kind", [VAEMM, SwVAE])
+@pytest.mark.parametrize("estep", ["free_gaussian", "langevin", "metropolis_hastings", "point"])
+def test_the_switch_finds_who_spoke(kind, estep, batch):
+    """Frames whose speech each part made in turn, of spectra that the other cannot make."""
+    made: Any = [part.requires_grad_(False) for part in parts()]
+    sound, both = made
+    sound.decoder[-1].bias.copy_(torch.linspace(3, -6, 33))
+    both.sound_out.bias.copy_(torch.linspace(-6, 3, 33))
+    whose = torch.arange(9) // 3 % 2 == 0  # sound, both, sound
+    spectra = [torch.linspace(*ends, 33).exp().expand(2, 9, 33) for ends in ((3, -6), (-6, 3))]
+    noisy = torch.where(whose[:, None], *spectra) * batch.mask[..., None]
+    heard = Batch(batch.ids, batch.mask, power=batch.power, noisy=noisy, lips=batch.lips)
+    short = {"draws": 4, "burn_in": 2, "final_draws": 4, "final_burn_in": 2} if estep == "metropolis_hastings" else {}
+    found = enhance(kind(sound, both), heard, Vem(build_estep(estep, **short), iterations=6, rank=1)).switch
+    assert found is not None
+    said = torch.where(whose[:, None], torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).expand(2, 9, 2)
+    torch.testing.assert_close(found[batch.mask], said[batch.mask], rtol=0, atol=0.2)
+
+
+def test_the_bound_of_a_mixture_is_the_best_there_is(batch):
+    torch.manual_seed(0)
+    recon, kl = (torch.randn(2, 9, 2, requires_grad=True) for _ in range(2))
+    pi = torch.tensor([0.2, 0.8])
+    terms = list(zip(recon.unbind(-1), kl.unbind(-1), strict=True))
+    best = ((recon - kl + pi.log()).logsumexp(-1) * batch.mask).sum(1)
+    r = responsibilities(terms, pi.log())
+    elbo = mixture_elbo(["a", "b"], terms, r, pi.log(), batch.mask)
+    torch.testing.assert_close(elbo.bound, best)
+    for wanted in (recon, kl):
+        slopes = [torch.autograd.grad(bound.sum(), wanted, retain_graph=True)[0] for bound in (elbo.bound, best)]
+        torch.testing.assert_close(*slopes)
+    worse = mixture_elbo(["a", "b"], terms, torch.full_like(r, 0.5), pi.log(), batch.mask)
+    assert (worse.bound < best).all() and set(worse.kl) == {"a", "b", "switch"}
+    sure = mixture_elbo(
+        ["a", "b"], terms, torch.tensor([1.0, 0.0]).expand(2, 9, 2), torch.tensor([0.0, -math.inf]), batch.mask
+    )
+    torch.testing.assert_close(sure.bound, ((recon - kl)[..., 0] * batch.mask).sum(1))
+
+
+def test_min_vae_is_as_published(batch):
+    assert sum(p.numel() for p in MINVAE().parameters()) == 2_517_315
+    torch.manual_seed(0)
+    model, vae, v_vae = MINVAE(**SIZES).eval(), VAE(**SMALL), VVAE(**SIZES)
+    model.start_from(vae, v_vae)
+    model.prior_mean_ML.data.normal_()
+    model.prior_log_var_M1.data.normal_()
+    model.pi_M = torch.tensor([0.3, 0.7])
+    torch.manual_seed(1)
+    bound = model(batch, Schedule()).bound
+
+    torch.manual_seed(1)
+    terms = []
+    for m, q in enumerate((vae.encoder(batch.power), v_vae.encoder(batch.lips))):
+        z = q.mean + torch.randn(1, *q.mean.shape)[0] * torch.exp(q.log_var / 2)
+        said = ComplexGaussian(vae.decoder(z)[None]).log_prob(batch.need("power", model))[0]
+        p = Normal(model.prior_mean_ML[m], torch.exp(model.prior_log_var_M1[m] / 2))
+        terms.append(said - kl_divergence(Normal(q.mean, torch.exp(q.log_var / 2)), p).sum(-1) + model.pi_M[m].log())
+    torch.testing.assert_close(bound, (torch.stack(terms).logsumexp(0) * batch.mask).sum(1))
+
+    mean = {name: model.infer(batch.only(name), mode="mean").z["z"][0] for name in ("power", "lips")}
+    torch.testing.assert_close(mean["power"], vae.encoder(batch.power).mean)
+    torch.testing.assert_close(mean["lips"], v_vae.encoder(batch.lips).mean)
+    for begin, name in ((None, "power"), (["lips"], "lips")):
+        vem = Vem(build_estep("point", steps=1, lr=1e-9), iterations=1, begin_from=begin, paper=True)
+        decoded = model.decode({"z": mean[name][None]}, model.context(batch))["power"]
+        switch = enhance(
+            model.requires_grad_(False), Batch(batch.ids, batch.mask, noisy=batch.power, lips=batch.lips), vem
+        ).switch
+        components = decoded.components(batch.need("power", model)).switch
+        assert switch is not None and components is not None
+        torch.testing.assert_close(switch[batch.mask], components.frames[batch.mask], rtol=0.3, atol=0.05)
+
+
+def test_noise_on_the_sound_lets_the_lips_win_frames_and_pi_follows(batch):
+    torch.manual_seed(0)
+    model = MINVAE(**SIZES, spoilt=1.0, loudness=1e6).train()
+    with torch.no_grad():
+        for name, parameter in model.hear[-1].named_parameters():
+            parameter.mul_(50 if "weight" in name else 1)  # what loud noise does to a trained network
+    for _ in range(40):
+        model(batch, Schedule())
+    assert model.pi_M[1] > 0.6
+
+
+def test_responsibilities_of_an_epoch_are_those_of_its_first_weights(batch):
+    def bound(model: MINVAE, epoch: int) -> Tensor:
+        torch.manual_seed(3)
+        return model.train()(batch, Schedule(epoch=epoch)).bound.detach()
+
+    torch.manual_seed(0)
+    model = MINVAE(**SIZES, responsibilities="per_epoch")
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == sum(
+        p.numel() for p in MINVAE(**SIZES).parameters()
+    )
+    bound(model, 0)
+    held = {name: value.clone() for name, value in model.past.state_dict().items()}  # type: ignore[union-attr]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * parameter.requires_grad)
+    bound(model, 0)
+    assert all(torch.equal(value, held[name]) for name, value in model.past.state_dict().items())  # type: ignore[union-attr]
+    bound(model, 1)
+    assert not all(torch.equal(value, held[name]) for name, value in model.past.state_dict().items())  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="choose optimal or per_epoch"):
+        MINVAE(responsibilities="sometimes")
+
+
+def test_a_product_of_experts_is_the_product_of_their_densities():
+    g = torch.Generator().manual_seed(0)
+    experts = [Gaussian(*torch.randn((2, 1, 3), generator=g)) for _ in range(2)]
+    z = torch.randn((5, 3), generator=g)
+    for some in (experts, experts[:1], []):
+        joint = product(some) if some else Gaussian.standard(1, 3, like=z)
+        wanted = sum(e.log_prob(z) for e in (*some, Gaussian.standard(1, 3, like=z)))
+        rest = joint.log_prob(z) - wanted
+        torch.testing.assert_close(rest, rest[:1].expand(5))  # up to a constant
+
+
+@pytest.mark.parametrize("joint", ["poe", "moe", "mopoe"])
+def test_mvae_bounds_the_joint_likelihood_and_does_without_either(batch, joint):
+    torch.manual_seed(0)
+    model = MVAE(**SIZES, joint=joint).eval()
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(150):
+        optimiser.zero_grad()
+        model(batch, Schedule()).loss(Schedule()).sum().backward()
+        optimiser.step()
+    with torch.no_grad():
+        bound = torch.stack([model(batch, Schedule()).bound for _ in range(50)]).mean(0)
+    likely, few = ((model.log_joint_likelihood(batch, k) * batch.mask).sum(1) for k in (3000, 5))
+    assert (bound < likely).all() and (few < likely + 1).all()
+    for name, family in (("power", "sound"), ("lips", "lips")):
+        torch.testing.assert_close(model.infer(batch.only(name)).q["z"].mean, model.posterior(batch, family).mean)
+    both = model.infer(batch).q["z"]
+    assert (both.log_var <= torch.minimum(*(model.posterior(batch, s).log_var for s in ("sound", "lips"))) + 1e-5).all()
+    with pytest.raises(UserError, match="MVAE needs power"):
+        model(batch.only("lips"), Schedule())
+    with pytest.raises(UserError, match="choose from poe, moe, mopoe"):
+        MVAE(joint="any")

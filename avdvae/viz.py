@@ -166,8 +166,8 @@ def triptych(
         if shares is not None:
             times = np.arange(len(next(iter(shares.values())))) * hop / rate
             axes[-1].stackplot(times, *shares.values(), labels=list(shares), colors=_LINES, step="mid", lw=0)
-            axes[-1].set(ylabel="share", ylim=(0, 1), yticks=[0, 1])
-            axes[-1].legend(loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False)
+            axes[-1].set(title="switch", ylabel="share", ylim=(0, 1), yticks=[0, 1])
+            axes[-1].legend(loc="lower right", bbox_to_anchor=(1, 0.95), ncols=len(shares), borderaxespad=0.3)
         axes[-1].set(xlabel="seconds", xlim=(0, seconds))
     return figure
 

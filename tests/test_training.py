@@ -90,7 +90,7 @@ def assert_alike(*runs: Path) -> None:
     one, two = (saved(run) for run in runs)
     for mine, theirs in zip(*(state["optimiser"]["state"].values() for state in (one, two)), strict=True):
         assert mine["step"] == theirs["step"]
-        assert (mine["exp_avg"] - theirs["exp_avg"]).norm() < 1e-5 * mine["exp_avg"].norm()
+        assert (mine["exp_avg"] - theirs["exp_avg"]).norm() < 1e-4 * mine["exp_avg"].norm()
     for name, weight in one["model"].items():
         assert (weight - two["model"][name]).norm() < 1e-4 * weight.norm()
 

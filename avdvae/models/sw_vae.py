@@ -25,10 +25,12 @@ from avdvae.distributions import MarkovMixture
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.vae_mm import VAEMM
-from avdvae.protocols import Batch, Context, Latents
+from avdvae.protocols import Batch, Context
 
 
 class SwVAE(VAEMM):
+    likelihood = MarkovMixture
+
     def __init__(self, sound: FrameVAE, both: FrameVAE, stay: float = 0.9, learn: bool = True):
         super().__init__(sound, both)
         if not 0 < stay < 1:
@@ -41,7 +43,3 @@ class SwVAE(VAEMM):
     def switch(self, batch: Batch) -> Float[Tensor, "B S M"]:
         rows = [[0.5, 0.5], [self.stay, 1 - self.stay], [1 - self.stay, self.stay]]
         return torch.tensor([rows], device=batch.mask.device).expand(len(batch.mask), -1, -1)
-
-    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, MarkovMixture]:
-        mixture = super().decode(z, context)["power"]
-        return {"power": MarkovMixture(mixture.parts, mixture.prior, mixture.switch, mixture.mask)}

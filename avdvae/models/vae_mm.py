@@ -35,12 +35,13 @@ from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec
 class VAEMM(nn.Module):
     sees: tuple[str, ...] = ("power", "lips")
     components = ("sound", "both")
+    likelihood = Mixture
 
     def __init__(self, sound: FrameVAE, both: FrameVAE, pi: float | None = None):
         super().__init__()
         if pi is not None and not 0 <= pi <= 1:
             raise UserError(f"model.pi={pi}: give the share of frames of sound alone, from 0 to 1, or null to learn it")
-        self.parts = nn.ModuleDict({"sound": sound, "both": both})
+        self.start_from(sound, both)
         self.latents = tuple(
             LatentSpec(name, part.latents[0].dim, rate=1, modality=part.latents[0].modality)
             for name, part in self._parts.items()
@@ -73,7 +74,7 @@ class VAEMM(nn.Module):
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Mixture]:
         parts = tuple(part.decode({"z": z[name]}, context)["power"] for name, part in self._parts.items())
         assert context.switch is not None
-        return {"power": Mixture(parts, self._log_priors(z, context), context.switch, context.mask)}
+        return {"power": self.likelihood(parts, self._log_priors(z, context), context.switch, context.mask)}
 
     def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]:
         return self._log_priors(z, context).sum(0)

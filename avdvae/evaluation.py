@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from avdvae.inference.resynth import resynthesise
 from avdvae.inference.separation import RATE, separate
 from avdvae.inference.vem import Vem
 from avdvae.metrics import INPUT, METRICS, ScoreJob, score_all
-from avdvae.protocols import Batch, SpeechPrior
+from avdvae.protocols import Batch, SpeechPrior, indispensable
 from avdvae.report import write_report
 from avdvae.results import Result, read_results, summarise, write_results, write_summary
 from avdvae.results import compare as compare_rows
@@ -164,9 +164,11 @@ class Evaluator:
         shown_snr = min(s.snrs, key=lambda snr: abs(snr - SHOWN_SNR))
         shown = [_label(n) for n in s.noises].index(block.noise)
         known = self._known_inputs(block)
-        spoilt = None if block.lips in ("", "clean") else block.lips
+        unseen = block.lips == "none" and "lips" not in indispensable(self.model)
+        spoilt = None if unseen or block.lips in ("", "clean") else block.lips
         with _progress("enhancing", len(s.snrs) * len(self.chosen.utterances)) as advance:
             for snr, batch in self._mixtures(source, spoilt):
+                batch = replace(batch, lips=None) if unseen else batch
                 start = time.perf_counter()
                 separated = separate(self.model, batch, self.stft, self.vem)
                 speech = separated.speech.cpu().numpy()  # waits for the device

@@ -145,6 +145,11 @@ class LatentModel(Model, Protocol):
     def sample_prior(self, context: Context, k: int = 1) -> Latents: ...
 
 
+def indispensable(model: LatentModel) -> set[str]:
+    """What `model` cannot do without: what it sees, but for what it says it `can_miss`."""
+    return set(model.sees) - set(getattr(model, "can_miss", ()))
+
+
 @runtime_checkable
 class SpeechPrior(LatentModel, Protocol):
     """A LatentModel whose likelihood of `power` can take noise, and so can enhance speech."""

@@ -28,17 +28,19 @@ from avdvae.inference.esteps import build_estep
 from avdvae.inference.vem import Vem
 from avdvae.protocols import SpeechPrior
 
+MISSING = "???"  # what Hydra writes for a key that has no value: unlike null, which is one
+
 
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with the values of `changes` that are not None, however deep; where a `name` changes, the settings that
-    stood beside the old one go with it."""
-    if changes.get("name") not in (None, config.get("name")):
+    """`config` with the values of `changes` that are not MISSING, however deep; where a `name` changes, the settings
+    that stood beside the old one go with it."""
+    if changes.get("name", MISSING) not in (MISSING, config.get("name")):
         config = {}
     new = dict(config)
     for key, value in changes.items():
         if isinstance(value, Mapping):
             new[key] = changed(config.get(key) or {}, value)
-        elif value is not None:
+        elif value != MISSING:
             new[key] = value
     return new
 

@@ -42,7 +42,7 @@ from avdvae.faces import find_face_model
 from avdvae.inference.separation import RATE, Pictures, separate_long
 from avdvae.inference.vem import Vem
 from avdvae.lips import extract_lips
-from avdvae.protocols import SpeechPrior
+from avdvae.protocols import SpeechPrior, indispensable
 from avdvae.runs import build_vem, changed, open_run
 
 MORE_THAN_16_BITS = ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")
@@ -77,7 +77,7 @@ class Enhancer:
         """Write the output; returns the seconds of sound."""
         job.output.parent.mkdir(parents=True, exist_ok=True)  # fails before the work, if it must
         sound = read_sound(job.sound)
-        pictures = self.look(job, sound) if self.face_model else None
+        pictures = self.look(job, sound) if "lips" in self.model.sees else None
         channels = sound.samples.shape[1]
         for channel in sound.samples.T:  # views: each is replaced
             clean = separate_long(
@@ -93,9 +93,12 @@ class Enhancer:
         write_sound(job.output, sound)
         return len(sound.samples) / sound.rate
 
-    def look(self, job: Job, sound: Sound) -> Pictures:
+    def look(self, job: Job, sound: Sound) -> Pictures | None:
         if not job.video:
-            raise UserError("no video of this name shows its talker")
+            if "lips" in indispensable(self.model):
+                raise UserError("no video of this name shows its talker")
+            print(f"note       no video shows the talker of {job.sound}: it is enhanced by ear", flush=True)
+            return None
         assert self.face_model
         lips = extract_lips(job.video, self.face_model, self.crop_size)
         starts = sound.start - lips.info.start if job.video.samefile(job.sound) else 0.0
@@ -207,8 +210,8 @@ def enhance(config: Mapping[str, Any]) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = run.load_speech_prior(device)
     name = type(model).__name__
-    looks = "lips" in model.sees
-    if looks and not any(job.video for job in jobs):
+    looks, films = "lips" in model.sees, any(job.video for job in jobs)
+    if "lips" in indispensable(model) and not films:
         raise UserError(
             f"{name} looks at the lips and there is no video: give video=, or a run of a model of sound alone"
         )
@@ -220,7 +223,7 @@ def enhance(config: Mapping[str, Any]) -> None:
         vem,
         settings["batch_size"],
         device,
-        find_face_model() if looks else None,
+        find_face_model() if looks and films else None,
         run.config["lips"]["size"],
     )
     failed = enhance_all(jobs, enhancer)

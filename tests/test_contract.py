@@ -18,7 +18,7 @@ from avdvae.errors import UserError
 from avdvae.inference.esteps import PointEstimate
 from avdvae.inference.vem import Vem, enhance
 from avdvae.objectives import Elbo, Schedule
-from avdvae.protocols import Batch, LatentModel, Model, SpeechPrior
+from avdvae.protocols import Batch, LatentModel, Model, SpeechPrior, indispensable
 from avdvae.runs import build_model
 
 STFT = Stft(533)
@@ -255,10 +255,9 @@ def test_it_says_what_it_sees_and_sees_nothing_else(model, batch):
     whole, part = (model.infer(b, mode="mean").z for b in (batch, some))
     assert all(torch.equal(z, part[name]) for name, z in whole.items())
     model.decode(part, model.context(some), feedback=batch.power)
-    spared = getattr(model, "can_miss", ())
-    for modality in spared:
+    for modality in set(model.sees) - indispensable(model):
         model.infer(batch.only(modality))
-    for modality in set(model.sees) - set(spared):
+    for modality in indispensable(model):
         blind = batch.only(*(name for name in model.sees if name != modality))
         need = "video" if modality == "lips" else modality
         with pytest.raises(UserError, match=f"{type(model).__name__} needs {need}.* got none: give it"):

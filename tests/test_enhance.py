@@ -21,15 +21,15 @@ from avdvae.inference.separation import Pictures, separate, separate_long
 from avdvae.inference.vem import Enhanced, Vem
 from avdvae.models.vae import VAE
 from avdvae.protocols import Batch
-from avdvae.runs import build_model, create_run
+from avdvae.runs import MISSING, build_model, create_run
 from avdvae.video import probe, read_clip_sound, read_sound, write_mp4
 
 PROGRAM = Path(__file__).parent.parent / "experiments" / "enhance.py"
 STFT = Stft(256)
 QUICK = Vem(Langevin(chains=2), iterations=3, rank=2)
-OVERRIDES: dict[str, Any] = dict.fromkeys(("iterations", "rank", "paper", "seed", "batch_size")) | {
-    "estep": {"name": None}
-}
+OVERRIDES: dict[str, Any] = dict.fromkeys(
+    ("iterations", "rank", "paper", "begin_from", "seed", "batch_size"), MISSING
+) | {"estep": {"name": MISSING}}
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +66,12 @@ def noise(*shape: int) -> torch.Tensor:
     return 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def make_run(path: Path, name: str) -> Path:
+def make_run(path: Path, name: str, module: str | None = None, **enhance: Any) -> Path:
     """A run whose model nobody has trained."""
     torch.manual_seed(0)
-    model = {"target": f"avdvae.models.{name.lower()}.{name}", "hidden": 8, "dim": 4}
+    model = {"target": f"avdvae.models.{module or name.lower()}.{name}", "hidden": 8, "dim": 4}
     estep = {"name": "free_gaussian", "lr": 0.1}
-    enhance = {"iterations": 3, "rank": 2, "paper": False, "seed": 0, "batch_size": 2, "estep": estep}
+    enhance = {"iterations": 3, "rank": 2, "paper": False, "seed": 0, "batch_size": 2, "estep": estep} | enhance
     run = create_run(path, {"hop": 256, "lips": {"size": 67}, "model": model, "enhance": enhance})
     save_model(build_model(model), str(run.path / "weights.safetensors"))
     return path
@@ -215,6 +215,25 @@ def test_a_model_of_lips_asks_for_a_video_before_it_works(program, heard, tmp_pa
     with pytest.raises(UserError, match="CVAE looks at the lips and there is no video: give video="):
         program.enhance(asked(run, tmp_path / "noisy.wav", tmp_path / "clean.wav"))
     assert not heard and not (tmp_path / "clean.wav").exists()
+
+
+def test_a_model_that_can_miss_the_lips_works_by_ear(program, tmp_path, clip, monkeypatch, capsys):
+    """Without a video, even where enhancement is to begin from the lips; in a folder, where one has none."""
+    run, seen = make_run(tmp_path / "run", "MINVAE", "min_vae", begin_from=["lips"]), []
+    watched = program.separate_long
+    monkeypatch.setattr(
+        program, "separate_long", lambda *given, **named: seen.append(given[4]) or watched(*given, **named)
+    )
+    source = tmp_path / "in"
+    source.mkdir()
+    shutil.copy(clip, source / "film.mp4")
+    shutil.copy(clip.with_suffix(".wav"), source / "sound.wav")
+    program.enhance(asked(run, source / "sound.wav", tmp_path / "alone.wav"))
+    program.enhance(asked(run, source, tmp_path / "out"))
+    assert [pictures is not None for pictures in seen] == [False, True, False]
+    assert capsys.readouterr().out.count("sound.wav: it is enhanced by ear") == 2
+    alone, beside = (soundfile.read(tmp_path / name)[0] for name in ("alone.wav", "out/sound.wav"))
+    np.testing.assert_array_equal(alone, beside)
 
 
 def test_the_lips_come_from_the_video(program, tmp_path, clip, monkeypatch, capsys):

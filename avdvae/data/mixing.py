@@ -82,7 +82,7 @@ def white(length: int, rng: Generator, talkers: Sequence = ()) -> np.ndarray:
 
 
 def car(length: int, rng: Generator, talkers: Sequence = ()) -> np.ndarray:
-    """Inside a car on a fast road: tyres and wind, and, below 100 Hz, where microphones cut, what body and engine leave.
+    """Inside a car on a fast road: tyres, wind, and, below 100 Hz, where microphones cut, what body and engine leave.
 
     Above 200 Hz a third of an octave falls by 2 to 4 dB an octave up to 1 kHz, and faster beyond, as in measured cars.
     """
@@ -257,11 +257,13 @@ def corrupt_lips(
 
     With `none` there is nothing to be seen in any frame.
     """
-    if kind not in CORRUPTIONS:
-        raise UserError(f"lips cannot be {kind!r}: choose from {', '.join(CORRUPTIONS)}")
+    if kind not in (*CORRUPTIONS, "none"):
+        raise UserError(f"lips cannot be {kind!r}: choose from {', '.join(CORRUPTIONS)}, none")
+    if kind == "none":
+        return np.zeros_like(lips), np.ones(len(lips), dtype=bool)
     spoilt, corrupted = lips.copy(), np.zeros(len(lips), dtype=bool)
-    total = len(lips) if kind == "none" else round(len(lips) / 3)
-    count = 1 if kind == "none" else max(1, round(total / 20))
+    total = round(len(lips) / 3)
+    count = max(1, round(total / 20))
     edges = np.linspace(0, total, count + 1).round().astype(int)
     # Each block follows another number of intact frames, so at least one lies between two blocks.
     intact_before = np.sort(rng.choice(len(lips) - total + 1, count, replace=False))
@@ -311,5 +313,4 @@ CORRUPTIONS: dict[str, Callable[[np.ndarray, Generator], np.ndarray]] = {
     "occluded": occluded,
     "noised": noised,
     "missing": missing,
-    "none": missing,
 }

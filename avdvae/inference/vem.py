@@ -42,7 +42,7 @@ class Vem:
     The EM finds the optimum nearest to its start. Here the noise starts at the spectrum that the quieter frames have,
     and the latents at what the encoder makes of the rest; with `paper`, the noise starts anywhere and the encoder hears
     the mixture, as published, which may end with speech and noise in each other's place. Models that can do with some
-    of the modalities may begin from those of `begin_from` alone: noise does not mislead the lips.
+    of the modalities may begin from those of `begin_from` alone, where they are given: noise does not mislead the lips.
     """
 
     estep: EStep
@@ -53,6 +53,11 @@ class Vem:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if unknown := set(self.begin_from or ()) - set(Batch.MODALITIES):
+            raise UserError(
+                f"enhance.begin_from: no modality is called {', '.join(sorted(unknown))}: choose from "
+                f"{', '.join(Batch.MODALITIES)}"
+            )
         for name in ("iterations", "rank"):
             if type(value := getattr(self, name)) is not int or value < 1:
                 raise UserError(f"enhance.{name}={value}: give a whole number of 1 or more")
@@ -173,8 +178,8 @@ def enhance(
         level_B1F, filter_BTF = subtraction(noisy_BTF, batch.mask)
         noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))  # V is this level on average
         heard = replace(batch, power=noisy_BTF * filter_BTF.square())
-    begin = heard if settings.begin_from is None else heard.only(*settings.begin_from)
-    state = settings.estep.start(model.infer(begin, mode="mean"), draws)
+    begin = [name for name in settings.begin_from or () if getattr(heard, name) is not None]
+    state = settings.estep.start(model.infer(heard.only(*begin) if begin else heard, mode="mean"), draws)
 
     def target() -> NoisySpeech:
         return NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BT1)

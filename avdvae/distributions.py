@@ -53,30 +53,6 @@ class Gaussian:
         return 0.5 * (ratio.exp() + moved - 1 - ratio).sum(-1)
 
 
-@dataclass(frozen=True)
-class GaussianMixture:
-    """Some of M Gaussians, chosen anew for each draw."""
-
-    parts: Gaussian  # mean M L
-    weight: Float[Tensor, "*#draws M"]
-
-    def log_joint(self, z: Float[Tensor, "*draws L"]) -> Float[Tensor, "*_draws M"]:
-        """ln p(m) + ln p(z | m)"""
-        return self.parts.log_prob(z[..., None, :]) + self.weight.log()
-
-    def log_prob(self, z: Float[Tensor, "*draws L"]) -> Float[Tensor, "*_draws"]:
-        return self.log_joint(z).logsumexp(-1)
-
-    @property
-    def mean(self) -> Float[Tensor, "*_draws L"]:
-        return self.weight @ self.parts.mean
-
-    @property
-    def log_var(self) -> Float[Tensor, "*_draws L"]:
-        squares = self.weight @ (self.parts.log_var.exp() + self.parts.mean.square())
-        return (squares - self.mean.square()).log()
-
-
 class Components(NamedTuple):
     """What a likelihood averages over, in the light of the power observed.
 
@@ -260,16 +236,3 @@ def _products(log_BTMM: Float[Tensor, "B T M M"]) -> Float[Tensor, "B T M M"]:
         log_BTMM = torch.cat([log_BTMM[:, :reach], (left + right).logsumexp(3)], 1)
         reach *= 2
     return log_BTMM
-
-
-@dataclass(frozen=True)
-class SwitchedPrior(ComplexGaussian):
-    """One component of sound, whose latent came from one of several priors: ln pi_m + ln p(z | m), K B T M."""
-
-    log_weight: Float[Tensor, "K B T M"] | None = None
-    mask: Bool[Tensor, "B T"] | None = None
-
-    def components(self, power: Float[Tensor, "B T F"]) -> Components:
-        assert self.log_weight is not None and self.mask is not None
-        switch = Switch(self.log_weight.softmax(-1).mean(0), self.mask)
-        return super().components(power)._replace(switch=switch)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from avdvae.distributions import Gaussian, GaussianMixture, SpeechLikelihood
+from avdvae.distributions import Gaussian, SpeechLikelihood
 from avdvae.errors import UserError
 from avdvae.objectives import Elbo, Schedule
 
@@ -114,7 +114,7 @@ class Inferred:
 
     z: Latents
     q: Mapping[str, Gaussian]
-    p: Mapping[str, Gaussian | GaussianMixture]
+    p: Mapping[str, Gaussian]
 
 
 @runtime_checkable

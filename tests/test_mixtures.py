@@ -11,7 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from avdvae.distributions import ComplexGaussian, Gaussian, MarkovMixture, Mixture
 from avdvae.errors import UserError
-from avdvae.inference.esteps import build_estep
+from avdvae.inference.esteps import PointEstimate, build_estep
 from avdvae.inference.vem import Vem, enhance
 from avdvae.models.av_vae import AVVAE
 from avdvae.models.min_vae import MINVAE
@@ -159,18 +159,27 @@ def test_min_vae_is_as_published(batch):
         terms.append(said - kl_divergence(Normal(q.mean, torch.exp(q.log_var / 2)), p).sum(-1) + model.pi_M[m].log())
     torch.testing.assert_close(bound, (torch.stack(terms).logsumexp(0) * batch.mask).sum(1))
 
-    mean = {name: model.infer(batch.only(name), mode="mean").z["z"][0] for name in ("power", "lips")}
-    torch.testing.assert_close(mean["power"], vae.encoder(batch.power).mean)
-    torch.testing.assert_close(mean["lips"], v_vae.encoder(batch.lips).mean)
-    for begin, name in ((None, "power"), (["lips"], "lips")):
-        vem = Vem(build_estep("point", steps=1, lr=1e-9), iterations=1, begin_from=begin, paper=True)
-        decoded = model.decode({"z": mean[name][None]}, model.context(batch))["power"]
-        switch = enhance(
-            model.requires_grad_(False), Batch(batch.ids, batch.mask, noisy=batch.power, lips=batch.lips), vem
-        ).switch
-        components = decoded.components(batch.need("power", model)).switch
-        assert switch is not None and components is not None
-        torch.testing.assert_close(switch[batch.mask], components.frames[batch.mask], rtol=0.3, atol=0.05)
+    told = {"sound": vae.encoder(batch.power).mean, "lips": v_vae.encoder(batch.lips).mean}
+    for given, missing in ((("power", "lips"), ""), (("power",), "lips"), (("lips",), "sound")):
+        for m, (name, z) in enumerate(model.infer(batch.only(*given), mode="mean").z.items()):
+            torch.testing.assert_close(z[0], model.prior_mean_ML[m].expand(2, 9, 4) if name == missing else told[name])
+        off = {"sound": [0.0, 1.0], "lips": [1.0, 0.0]}.get(missing, [0.3, 0.7])
+        torch.testing.assert_close(model.context(batch.only(*given)).switch, torch.tensor(off).expand(2, 1, 2))
+
+
+@pytest.mark.parametrize(("begin", "given"), [(None, "power lips"), (["power"], "power"), (["lips"], "lips")])
+def test_enhancement_begins_from_what_it_is_told_to(batch, begin, given, monkeypatch):
+    torch.manual_seed(0)
+    model, seen = MINVAE(**SIZES).requires_grad_(False), []
+    start = PointEstimate.start
+    monkeypatch.setattr(PointEstimate, "start", lambda *all: seen.append(all[1].q) or start(*all))
+    noisy = Batch(batch.ids, batch.mask, noisy=batch.power, lips=batch.lips)
+    enhanced = enhance(model, noisy, Vem(PointEstimate(), iterations=1, begin_from=begin, paper=True))
+    expected = model.infer(batch.only(*given.split())).q
+    assert all(torch.equal(seen[0][name].mean, expected[name].mean) for name in model.components)
+    assert enhanced.switch is not None and enhanced.switch[batch.mask].mean(0).min() > 0  # all is seen later on
+    with pytest.raises(UserError, match=r"begin_from: no modality is called lip: choose from .*lips"):
+        Vem(PointEstimate(), begin_from=["lip"])
 
 
 def test_noise_on_the_sound_lets_the_lips_win_frames_and_pi_follows(batch):

@@ -3,18 +3,20 @@
 M. Sadeghi, X. Alameda-Pineda, "Mixture of inference networks for VAE-based audio-visual speech enhancement", IEEE TSP
 69, 2021 (arXiv 1912.10647).
 
-    p(m_t) = pi_m        p(z_t | m_t = m) = N(mu_m, var_m I)        p(s_ft | z_t) = Nc(0, sigma_f(z_t))
+    p(m_t = m) = pi_m        p(z_t | m_t = m) = N(mu_m, var_m I)        p(s_ft | z_t) = Nc(0, sigma_f(z_t))
     q(m_t, z_t | s_t, v_t) = r(m_t) q(z_t | s_t)^[m_t = sound] q(z_t | v_t)^[m_t = lips]
     ELBO_m(t) = E_q_m[ln p(s_t | z_t)] - KL(q_m(z_t) || p(z_t | m))
     ELBO = sum_t ln sum_m pi_m exp ELBO_m(t), at the best r(m_t), which is in proportion to the terms of this sum
 
 For a share of the training frames the network that hears gets a spectrum with noise added, so that there are frames
 which the other wins. With responsibilities="per_epoch", r is that of the weights with which the epoch began, as in
-the paper, and not that of the present ones. Enhancement starts from what the lips tell: the noise cannot mislead them.
+the paper, and not that of the present ones. Enhancement keeps q(z | m), one z for each network, and starts each from
+what its network tells, for noise cannot mislead the eye, nor a hand the ear; the published code has one z for both
+and starts from the lips. A network that gets nothing is off.
 
     s_t       speech spectrum             power_BTF holds |s_t|^2
     v_t       mouth crop                  lips_BTHW
-    z_t       latent                      z_KBTL
+    z^m_t     latent                      z_KBTL, named sound and lips
     pi        prior of the switch         context.switch_B1M, in the order sound, lips
     mu, var   of the priors               prior_mean_ML, prior_log_var_M1
 """
@@ -29,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.blocks import GaussianHead, LipEncoder, mlp
-from avdvae.distributions import ComplexGaussian, Gaussian, GaussianMixture, SwitchedPrior
+from avdvae.distributions import ComplexGaussian, Gaussian, Mixture
 from avdvae.errors import UserError
 from avdvae.models.v_vae import VVAE
 from avdvae.models.vae import VAE
@@ -56,7 +58,7 @@ class MINVAE(nn.Module):
         super().__init__()
         if responsibilities not in ("optimal", "per_epoch"):
             raise UserError(f"model.responsibilities={responsibilities}: choose optimal or per_epoch")
-        self.latents = (LatentSpec("z", dim, rate=1, modality="audio-visual"),)
+        self.latents = (LatentSpec("sound", dim, 1, "audio"), LatentSpec("lips", dim, 1, "video"))
         self.spoilt, self.loudness = spoilt, loudness
         self.hear = nn.Sequential(*mlp([frequencies, hidden], nn.Tanh), GaussianHead(hidden, dim))
         look = LipEncoder(pixels, features=hidden, dropout=dropout)
@@ -76,30 +78,41 @@ class MINVAE(nn.Module):
         self.hear, self.decoder, self.look = vae.encoder, vae.decoder, v_vae.encoder
 
     def context(self, batch: Batch) -> Context:
-        return Context(batch.mask, switch=self.pi_M.expand(len(batch.mask), 1, 2))
+        given = torch.tensor([batch.power is not None, batch.lips is not None], device=batch.mask.device)
+        if not given.any():
+            batch.need("power", self)
+        pi_M = self.pi_M * given / (self.pi_M * given).sum()
+        return Context(batch.mask, switch=pi_M.expand(len(batch.mask), 1, 2), learns=bool(given.all()))
 
-    def prior(self, context: Context) -> GaussianMixture:
-        assert context.switch is not None
-        return GaussianMixture(Gaussian(self.prior_mean_ML, self.prior_log_var_M1), context.switch)
+    def prior(self, component: int, context: Context) -> Gaussian:
+        mean_BTL = self.prior_mean_ML[component].expand(*context.mask.shape, -1)
+        return Gaussian(mean_BTL, self.prior_log_var_M1[component])
 
     def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred:
-        """What the sound tells or, where there is none, what the lips do."""
-        q = self.look(batch.need("lips", self)) if batch.power is None else self.hear(batch.power)
-        z = q.sample(k) if mode == "sample" else q.mean.expand(k, *q.mean.shape)
-        return Inferred({"z": z}, {"z": q}, {"z": self.prior(self.context(batch))})
+        """Of a network that gets nothing, the prior."""
+        context = self.context(batch)
+        p = {name: self.prior(m, context) for m, name in enumerate(self.components)}
+        q = dict(p)
+        if batch.power is not None:
+            q["sound"] = self.hear(batch.power)
+        if batch.lips is not None:
+            q["lips"] = self.look(batch.lips)
+        z = {name: q[name].sample(k) if mode == "sample" else q[name].mean.expand(k, -1, -1, -1) for name in q}
+        return Inferred(z, q, p)
 
-    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, SwitchedPrior]:
-        log_weight_KBTM = self.prior(context).log_joint(z["z"])
-        return {"power": SwitchedPrior(self.decoder(z["z"]), log_weight=log_weight_KBTM, mask=context.mask)}
+    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Mixture]:
+        parts = tuple(ComplexGaussian(self.decoder(z[name])) for name in self.components)
+        assert context.switch is not None
+        return {"power": Mixture(parts, self._log_priors(z, context), context.switch, context.mask)}
 
     def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]:
-        return self.prior(context).log_prob(z["z"])
+        return self._log_priors(z, context).sum(0)
+
+    def _log_priors(self, z: Latents, context: Context) -> Float[Tensor, "M K B T"]:
+        return torch.stack([self.prior(m, context).log_prob(z[name]) for m, name in enumerate(self.components)])
 
     def sample_prior(self, context: Context, k: int = 1) -> Latents:
-        assert context.switch is not None
-        chosen_KBT = torch.multinomial(context.switch[:, 0], k * context.mask.shape[1], replacement=True)
-        chosen_KBT = chosen_KBT.view(len(context.mask), k, -1).transpose(0, 1)
-        return {"z": Gaussian(self.prior_mean_ML[chosen_KBT], self.prior_log_var_M1[chosen_KBT]).sample()[0]}
+        return {name: self.prior(m, context).sample(k) for m, name in enumerate(self.components)}
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         heard_BTF = batch.need("power", self)
@@ -112,7 +125,7 @@ class MINVAE(nn.Module):
             r_BTM = responsibilities(terms if judge is self else judge._terms(heard_BTF, batch), judge.pi_M.log())
             if self.training and batch.mask.any():
                 self.pi_M = self.pi_M.lerp(r_BTM[batch.mask].mean(0), 0.01).clamp(1e-3, 1)
-        return mixture_elbo(["z", "z"], terms, r_BTM, log_pi_M, batch.mask)
+        return mixture_elbo(self.components, terms, r_BTM, log_pi_M, batch.mask)
 
     def _terms(self, heard_BTF: Tensor, batch: Batch) -> Terms:
         terms = []

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from avdvae.blocks import GaussianHead, LipEncoder, mlp
 from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.models.frame_vae import FrameVAE
+from avdvae.models.vae import VAE
 from avdvae.protocols import Batch, Context, Latents
 
 
@@ -30,7 +31,10 @@ class VVAE(FrameVAE):
         super().__init__(dim, "audio-visual")
         look = LipEncoder(pixels, features=hidden, dropout=dropout)
         self.encoder = nn.Sequential(look, nn.Tanh(), GaussianHead(hidden, dim))
-        self.decoder = nn.Sequential(mlp([dim, hidden], nn.Tanh), nn.Linear(hidden, frequencies))
+        self.decoder = nn.Sequential(*mlp([dim, hidden], nn.Tanh), nn.Linear(hidden, frequencies))
+
+    def start_from(self, vae: VAE) -> None:
+        self.decoder = vae.decoder
 
     def posterior(self, batch: Batch, context: Context) -> Gaussian:
         return self.encoder(batch.need("lips", self))

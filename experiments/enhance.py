@@ -35,7 +35,7 @@ from scipy.io import wavfile
 from scipy.signal import resample_poly
 
 from avdvae.audio import Stft
-from avdvae.data.folder import SOUNDS, VIDEOS
+from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.data.shards import replacing
 from avdvae.errors import UserError
 from avdvae.faces import find_face_model

@@ -3,11 +3,14 @@
 python preprocessing/lips.py                              the embedded corpus, Talker
 python preprocessing/lips.py data=folder data.root=DIR    any folder of videos
 python preprocessing/lips.py data=folder data.root=DIR data.modalities=[audio]    any folder of sound files
+python preprocessing/lips.py data=ntcd_timit data.root=DIR data.split=inria       a corpus of the field: docs/corpora.md
+python preprocessing/lips.py data=timit data.root=DIR check_only=true             look what is there, and stop
 python preprocessing/lips.py shard=3/64 ...               the fourth of 64 tasks on a cluster
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -16,8 +19,10 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from avdvae.data.check import check
 from avdvae.data.corpora import open_corpus, prepared_folder
 from avdvae.data.prepare import Summary, prepare
+from avdvae.data.readers.tree import Tree
 from avdvae.errors import UserError
 from avdvae.faces import find_face_model
 
@@ -51,6 +56,11 @@ def main(config: DictConfig) -> None:
         model = find_face_model(Path(config.face_model)) if config.face_model else None
         data: Any = OmegaConf.to_object(config.data)
         corpus = open_corpus(data)
+        if config.check_only or isinstance(corpus, Tree):
+            checked = check(corpus, config.workers or os.cpu_count() or 1)
+            print("\n".join(checked.report()), flush=True)
+            if config.check_only:
+                sys.exit(f"lips.py: {len(checked.faults)} faults" if checked.faults else 0)
         out = Path(config.out) if config.out else prepared_folder(corpus)
         summary = prepare(corpus, out, model, config.size, config.workers, shard)
         tell(summary)

@@ -19,8 +19,8 @@ from PIL import Image
 
 import avdvae.data.prepare as preparation
 from avdvae.data.corpora import ensure_prepared, open_corpus
-from avdvae.data.folder import Folder
 from avdvae.data.prepare import OUTPUTS, Summary, prepare
+from avdvae.data.readers.folder import Folder
 from avdvae.data.shards import PreparedCorpus
 from avdvae.data.talker.corpus import Talker
 from avdvae.errors import UserError

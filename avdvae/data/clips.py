@@ -14,7 +14,8 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 class Clip:
     """One recording: where its picture and its sound lie and what is known of it.
 
-    `audio` None: the sound is inside the video. `video` None: there is nothing but sound.
+    `audio` None: the sound is inside the video. `video` None: there is nothing but sound, or `crops`, a file of mouths
+    that others have cropped.
     """
 
     id: str
@@ -23,14 +24,28 @@ class Clip:
     speaker: str
     video: Path | None
     audio: Path | None = None
+    crops: Path | None = None
     labels: dict[str, Any] = field(default_factory=dict)
 
     @property
     def source(self) -> Path:
         """The file that reports name."""
-        path = self.video or self.audio
+        path = self.video or self.crops or self.audio
         assert path, f"clip {self.id} has neither a video nor an audio file"
         return path
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for path in (self.video, self.audio, self.crops) if path]
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """How much there is in all of a corpus, as its makers say, or in the part that was asked for."""
+
+    speakers: int
+    clips: int
+    hours: float | None = None
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from avdvae.data.clips import Corpus
-from avdvae.data.folder import Folder
 from avdvae.data.prepare import prepare
+from avdvae.data.readers.folder import Folder
+from avdvae.data.readers.ntcd_timit import NtcdTimit
+from avdvae.data.readers.tcd_timit import TcdTimit
+from avdvae.data.readers.timit import Timit
+from avdvae.data.readers.tree import Tree
 from avdvae.data.talker.corpus import Talker
 from avdvae.errors import UserError
 
-READERS = {"talker": Talker, "folder": Folder}
+_TREES: tuple[type[Tree], ...] = (NtcdTimit, TcdTimit, Timit)
+READERS: dict[str, Callable[..., Any]] = {"talker": Talker, "folder": Folder} | {tree.NAME: tree for tree in _TREES}
 
 
 def open_corpus(config: Mapping[str, Any]) -> Corpus:

@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, fields, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from avdvae.data.clips import Clip, Corpus, Unreadable
+from avdvae.data.crops import FPS, read_crops
 from avdvae.data.shards import (
     PreparedClip,
     PreparedCorpus,
@@ -35,7 +37,7 @@ from avdvae.errors import UserError
 from avdvae.faces import find_face_model
 from avdvae.lips import MIN_PICTURES, draw_overlay, extract_lips
 from avdvae.parallel import in_parallel
-from avdvae.video import probe, read_clip_sound, read_pictures, read_sound
+from avdvae.video import ClipSound, probe, read_clip_sound, read_pictures, read_sound
 from avdvae.viz import contact_sheet, write_png
 
 CLIPS_PER_SHARD = 64
@@ -136,13 +138,13 @@ class _Job:
 
     @property
     def settings(self) -> dict[str, int | str]:
-        return {"size": self.size if self.clip.video else "no pictures", "version": _VERSION}
+        seen = self.clip.video or self.clip.crops
+        return {"size": self.size if seen else "no pictures", "version": _VERSION}
 
     @property
     def source(self) -> list[Any]:
         """Tells a clip from another that was prepared under its id before."""
-        files = [path for path in (self.clip.video, self.clip.audio) if path]
-        lengths = [path.stat().st_size if path.exists() else -1 for path in files]
+        lengths = [path.stat().st_size if path.exists() else -1 for path in self.clip.files]
         return [self.clip.id, self.clip.split, self.clip.speaker, *lengths]
 
     @property
@@ -155,7 +157,7 @@ def _prepare_clip(job: _Job) -> float:
     """Leave the clip, or the reason why it cannot be kept, in staging; return its pictures, or seconds of sound."""
     kept = []
     try:
-        clip, quality = (_film if job.clip.video else _recording)(job)
+        clip, quality = (_film if job.clip.video else _cropped if job.clip.crops else _recording)(job)
         kept.append(clip)
     except (UserError, FFmpegError) as reason:
         quality = Quality(job.clip.id, str(job.clip.source), kept="no", why_not=str(reason))
@@ -177,31 +179,46 @@ def _film(job: _Job) -> tuple[PreparedClip, Quality]:
     assert job.model
     sound = read_clip_sound(video, job.clip.audio, probe(video), RATE)
     lips = extract_lips(video, job.model, job.size)
-    seconds = min(len(sound.samples) / RATE, len(lips.crops) / lips.fps)  # what both have
-    frames, samples = round(seconds * lips.fps), round(seconds * RATE)
+    clip, quality = _speaking(job.clip, sound, lips.crops, lips.confidence, lips.found, lips.fps)
+    return clip, replace(quality, mean_jitter=round(lips.jitter, 4))
+
+
+def _cropped(job: _Job) -> tuple[PreparedClip, Quality]:
+    assert job.clip.crops and job.clip.audio
+    crops = read_crops(job.clip.crops, job.size)
+    samples, _ = read_sound(job.clip.audio, RATE)
+    drift = len(samples) / RATE - float(len(crops) / FPS)
+    sure = np.full(len(crops), 255, np.uint8)
+    return _speaking(job.clip, ClipSound(samples, 0.0, 1000 * drift), crops, sure, sure > 0, FPS)
+
+
+def _speaking(
+    clip: Clip, sound: ClipSound, crops: np.ndarray, confidence: np.ndarray, found: np.ndarray, fps: Fraction
+) -> tuple[PreparedClip, Quality]:
+    """What sound and pictures share."""
+    seconds = min(len(sound.samples) / RATE, len(crops) / fps)
+    frames, samples = round(seconds * fps), round(seconds * RATE)
     if frames < MIN_PICTURES:
         raise UserError(f"sound and picture share {float(seconds):.2f} s: at least {MIN_PICTURES} pictures are needed")
-    found = lips.found[:frames]
-    clip, quality = _sounding(job.clip, sound.samples[:samples])
-    clip = replace(
-        clip,
-        lips=lips.crops[:frames],
-        confidence=lips.confidence[:frames],
-        fps=float(lips.fps),
-        face_rate=round(float(found.mean()), 4),
+    prepared, quality = _sounding(clip, sound.samples[:samples])
+    prepared = replace(
+        prepared,
+        lips=crops[:frames],
+        confidence=confidence[:frames],
+        fps=float(fps),
+        face_rate=round(float(found[:frames].mean()), 4),
     )
     quality = replace(
         quality,
         frames=frames,
-        faces_found=int(found.sum()),
-        interpolated=int((~found).sum()),
-        mean_jitter=round(lips.jitter, 4),
+        faces_found=int(found[:frames].sum()),
+        interpolated=int((~found[:frames]).sum()),
         seconds=round(float(seconds), 3),
-        fps=round(float(lips.fps), 4),
+        fps=round(float(fps), 4),
         sound_starts_late_ms=round(sound.offset_ms, 2),
         sound_ends_late_ms=round(sound.drift_ms, 2),
     )
-    return clip, quality
+    return prepared, quality
 
 
 def _sounding(clip: Clip, samples: np.ndarray) -> tuple[PreparedClip, Quality]:
@@ -279,8 +296,9 @@ def _finish(groups: dict[str, list[_Job]], unreadable: list[Unreadable], out: Pa
     summary = Summary(out, tuple(quality), speed, complete=len(headers) == len(shards))
     # Shards of clips that are gone, and what a kill left half-written.
     stale = {*(out / "shards").iterdir(), *(p for name in OUTPUTS for p in out.glob(f".{name}.*"))} - set(shards)
-    with_video = any(job.clip.video for jobs in groups.values() for job in jobs)
-    outputs = OUTPUTS if with_video else TABLES
+    clips = [job.clip for jobs in groups.values() for job in jobs]
+    seen, filmed = (any(getattr(clip, name) for clip in clips) for name in ("crops", "video"))
+    outputs = OUTPUTS if filmed else OUTPUTS[:-1] if seen else TABLES
     if not summary.complete or (not stale and all((out / name).exists() for name in outputs)):
         return summary
 
@@ -295,7 +313,8 @@ def _finish(groups: dict[str, list[_Job]], unreadable: list[Unreadable], out: Pa
     if summary.kept and (corpus := PreparedCorpus(out, verify=False)).has_lips:
         write_png(out / "contact_sheet.png", contact_sheet(corpus))
         job = next(job for jobs in groups.values() for job in jobs if job.clip.id == summary.kept[0].id)
-        write_png(out / "overlay.png", _overlay(job))
+        if job.clip.video:
+            write_png(out / "overlay.png", _overlay(job))
     return summary
 
 

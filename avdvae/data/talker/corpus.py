@@ -85,7 +85,7 @@ class Talker:
                     known["speaker"],
                     truth.with_suffix(".mp4"),
                     truth.with_suffix(".wav"),
-                    labels,
+                    labels=labels,
                 )
             )
         return clips, []

@@ -1,0 +1,72 @@
+"""Whether a corpus is all there, before hours are spent on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import soundfile
+from av.error import FFmpegError
+
+from avdvae.data.clips import SPLITS, Clip, Corpus, Holdings, Unreadable
+
+
+@dataclass(frozen=True)
+class Checked:
+    clips: list[Clip]
+    faults: list[Unreadable]
+    seconds: float
+    holds: Holdings | None  # None: the corpus has no known extent
+
+    def report(self) -> Iterator[str]:
+        """What was found beside what there should be, and every fault by name."""
+        speakers = len({clip.speaker for clip in self.clips})
+        for name, found, whole in (
+            ("speakers", f"{speakers}", self.holds and self.holds.speakers),
+            ("clips", f"{len(self.clips)}", self.holds and self.holds.clips),
+            ("hours", f"{self.seconds / 3600:.2f}", self.holds and self.holds.hours),
+        ):
+            yield f"{name:<10} {found}{f' of {whole}' if whole else ''}"
+        splits = Counter(clip.split for clip in self.clips)
+        yield f"{'splits':<10} {', '.join(f'{split} {splits[split]}' for split in SPLITS)}"
+        for fault in self.faults:
+            yield f"{'fault':<10} {fault.path}: {fault.reason}"
+
+
+def check(corpus: Corpus, workers: int) -> Checked:
+    """Look at the tree and at the head of every file of sound or pictures."""
+    clips, faults = corpus.clips(workers)
+    faults, seconds = list(faults), 0.0
+    sound = [clip.audio or clip.video for clip in clips]
+    with ThreadPoolExecutor(workers) as pool:
+        for path, found in zip(sound, pool.map(_length, sound), strict=True):
+            if isinstance(found, str):
+                assert path
+                faults.append(Unreadable(path, found))
+            else:
+                seconds += found
+    broken = {fault.path for fault in faults}
+    sane = [clip for clip in clips if not broken & set(clip.files)]
+    return Checked(sane, faults, seconds, getattr(corpus, "holds", None))
+
+
+def _length(path: Path | None) -> float | str:
+    """In seconds, or what is wrong."""
+    assert path
+    if not path.stat().st_size:
+        return "is empty"
+    try:
+        return soundfile.info(path).duration
+    except soundfile.LibsndfileError:
+        pass
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                return "holds no sound"
+            return (container.duration or 0) / av.time_base
+    except FFmpegError as error:
+        return f"cannot be read ({error.strerror})"

@@ -1,0 +1,91 @@
+"""The reader of a corpus whose clips follow from the paths of their files; its kin say how.
+
+A subclass is the description of one corpus: which files are clips, and what their paths tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import ClassVar
+
+from avdvae.data.clips import SPLITS, Clip, Holdings, Split, Unreadable
+from avdvae.errors import UserError
+
+
+@dataclass(frozen=True)
+class Tree:
+    """`CLIP` is matched with the path, below the root, of every file; what matches whole is a clip, unless `clip` says
+    otherwise. A companion of a clip that is not there is a fault, and so is a speaker of `speakers` of whom there is
+    nothing."""
+
+    root: Path
+
+    NAME: ClassVar[str]
+    PLACE: ClassVar[str]  # what CLIP looks for, to be read
+    CLIP: ClassVar[re.Pattern[str]]
+    HOLDS: ClassVar[Holdings]
+
+    @property
+    def holds(self) -> Holdings:
+        """What the whole corpus has, of what these parameters choose."""
+        return self.HOLDS
+
+    @property
+    def speakers(self) -> Mapping[str, Split]:
+        """The split of each speaker, where a list says so."""
+        return {}
+
+    def clip(self, path: Path, match: re.Match[str]) -> Clip | Unreadable | None:
+        """What a file that CLIP matches is; None: not of the part that the parameters choose."""
+        raise NotImplementedError
+
+    @property
+    def key(self) -> str:
+        chosen = [str(self.root.resolve()), *(repr(getattr(self, field.name)) for field in fields(self)[1:])]
+        return f"{self.NAME}-{hashlib.sha256('|'.join(chosen).encode()).hexdigest()[:8]}"
+
+    def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
+        if not self.root.is_dir():
+            raise UserError(f"data.root={self.root} is no folder: give that of {self.NAME}")
+        faults: list[Unreadable] = []
+        clips: list[Clip] = []
+        for path in self._files(faults):
+            if match := self.CLIP.fullmatch(path.relative_to(self.root).as_posix()):
+                found = self.clip(path, match)
+                if isinstance(found, Clip):
+                    clips.append(found)
+                    faults += [Unreadable(p, "is missing") for p in found.files if not p.exists()]
+                elif found:
+                    faults.append(found)
+        if not clips and not faults:
+            raise UserError(
+                f"data.root={self.root} holds nothing of {self.NAME}: its clips lie as {self.PLACE} below it"
+            )
+        there = {clip.speaker for clip in clips}
+        if absent := [f"{speaker} ({split})" for speaker, split in self.speakers.items() if speaker not in there]:
+            faults.append(Unreadable(self.root, f"nothing of {', '.join(absent)} is there"))
+        whole = [clip for clip in clips if all(path.exists() for path in clip.files)]
+        return sorted(whole, key=lambda clip: clip.id), faults
+
+    def _files(self, faults: list[Unreadable]) -> Iterator[Path]:
+        def note(error: OSError) -> None:
+            faults.append(Unreadable(Path(error.filename), str(error.strerror)))
+
+        for folder, folders, names in os.walk(self.root, onerror=note, followlinks=True):
+            folders.sort()
+            yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+
+    def choose(self, name: str, given: str, known: Sequence[str]) -> None:
+        """Refuse a parameter that is none of `known`."""
+        if given not in known:
+            raise UserError(f"data.{name}={given}: choose from {', '.join(known)}")
+
+
+def by_list(lists: Mapping[Split, str]) -> dict[str, Split]:
+    """{"test": "08F 09F"} -> {"08F": "test", "09F": "test"}"""
+    return {speaker: split for split in SPLITS for speaker in lists.get(split, "").split()}

@@ -1,0 +1,106 @@
+"""Every corpus, as a miniature: found, checked, prepared, trained on and measured; and what is wrong with it, named."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from avdvae.audio import Stft
+from avdvae.data.check import check
+from avdvae.data.clips import SPLITS
+from avdvae.data.corpora import READERS, open_corpus
+from avdvae.data.fixtures import MINIATURES, takes
+from avdvae.data.prepare import prepare
+from avdvae.data.shards import PreparedCorpus
+from avdvae.data.talker.corpus import Talker
+from avdvae.errors import UserError
+from avdvae.evaluation import Evaluation, Evaluator
+from avdvae.inference.esteps import PointEstimate
+from avdvae.inference.vem import Vem
+from avdvae.models.av_vae import AVVAE
+from avdvae.models.vae import VAE
+from avdvae.results import read_results
+from avdvae.training import Training, train
+
+
+@pytest.fixture(scope="module")
+def roots(talker: Talker, tmp_path_factory: pytest.TempPathFactory):
+    """The miniature of each corpus, made once."""
+    supply, made = takes(talker.clips(workers=1)[0]), {}
+
+    def root(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            MINIATURES[name].write(made[name], supply)
+        return made[name]
+
+    return root
+
+
+def config(name: str, root: Path) -> dict[str, Any]:
+    return {"reader": name, "root": str(root), **MINIATURES[name].parameters}
+
+
+def test_every_reader_of_a_tree_has_a_miniature():
+    assert set(MINIATURES) == set(READERS) - {"talker", "folder"}
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_from_a_tree_to_a_table_of_results(name, roots, tmp_path):
+    corpus = open_corpus(config(name, roots(name)))
+    clips, _ = corpus.clips(workers=1)
+    assert {clip.split for clip in clips} == set(SPLITS)
+    assert [clip.id for clip in clips] == sorted({clip.id for clip in clips})
+    speakers = {split: {clip.speaker for clip in clips if clip.split == split} for split in SPLITS}
+    assert not speakers["train"] & speakers["test"]
+    summary = prepare(corpus, tmp_path / "prepared", workers=2)
+    assert [row.why_not for row in summary.quality if row.kept == "no" and row.frames] == []
+    splits = {split: PreparedCorpus(tmp_path / "prepared", split) for split in SPLITS}
+    assert sum(len(prepared.utterances) for prepared in splits.values()) == len(clips)
+
+    torch.manual_seed(0)
+    model = AVVAE(hidden=8, dim=4) if splits["train"].has_lips else VAE(hidden=8, dim=4)
+    settings = Training(epochs=1, batch_size=64, accelerator="cpu")
+    train(model, splits["train"], splits["valid"], Stft(533), settings, tmp_path / "run")
+    evaluation = Evaluation(
+        noises=["White"], snrs=[0], lips=["clean"], per_speaker=1, metrics=["si_sdr"], examples=0, workers=1
+    )
+    vem = Vem(PointEstimate(), iterations=2, rank=2)
+    model.eval().requires_grad_(False)
+    Evaluator(model, splits["test"], Stft(533), vem, evaluation, tmp_path / "out", name).run()
+    rows = read_results(tmp_path / "out" / "results.csv")
+    gained = [row for row in rows if row.metric == "si_sdr_improvement"]
+    assert len(gained) == len(speakers["test"]) and all(np.isfinite(row.value) for row in gained)
+    assert {row.corpus for row in rows} == {name}
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_three_faults_are_named_at_once(name, talker, tmp_path):
+    MINIATURES[name].write(tmp_path, takes(talker.clips(workers=1)[0][:4]))
+    corpus = open_corpus(config(name, tmp_path))
+    whole = check(corpus, workers=2)
+    lacking = sorted(tmp_path.glob(MINIATURES[name].lacking))
+    left = [c for c in whole.clips if not set(c.files) & set(lacking) and c.speaker not in str(lacking[0])]
+    empty, broken = (clip.audio or clip.source for clip in left[-2:])
+    empty.write_bytes(b"")
+    broken.write_bytes(b"RIFF no more")
+    for path in lacking:
+        path.unlink()
+    found = check(open_corpus(config(name, tmp_path)), workers=2)
+    told = "\n".join(found.report())
+    assert f"{empty}: is empty" in told and f"{broken}: cannot be read" in told
+    assert any(
+        word in told.replace(str(empty), "") for word in (f"{lacking[0]}: is missing", f"{lacking[0].parts[-4]} (")
+    )
+    assert len(found.clips) <= len(whole.clips) - 3 and len(found.faults) >= 3
+    assert f"clips      {len(found.clips)} of {found.holds.clips}" in told or found.holds is None
+
+
+def test_what_is_no_corpus_is_said_in_a_sentence(tmp_path):
+    for name in MINIATURES:
+        with pytest.raises(UserError, match=f"holds nothing of {name}: its clips lie as"):
+            open_corpus(config(name, tmp_path)).clips(1)
+        with pytest.raises(UserError, match=f"is no folder: give that of {name}"):
+            open_corpus(config(name, tmp_path / "none")).clips(1)

@@ -28,6 +28,7 @@ from avdvae.data.corpora import ensure_prepared
 from avdvae.data.loader import Loader
 from avdvae.data.mixing import NOISES, NoiseFolder
 from avdvae.data.shards import PreparedCorpus, replacing
+from avdvae.data.twins import NoisyTwins
 from avdvae.errors import UserError
 from avdvae.inference.resynth import resynthesise
 from avdvae.inference.separation import RATE, separate
@@ -41,6 +42,7 @@ from avdvae.runs import Run, build_vem
 from avdvae.viz import cost_curves, triptych
 
 TASKS = ("enhancement", "resynthesis")
+Noise = str | NoiseFolder | NoisyTwins
 ENOUGH = 200  # signals that are worth starting processes for
 SHOWN_SNR = 0.0  # the example is taken at the SNR nearest to this
 
@@ -160,14 +162,15 @@ class Evaluator:
     def _enhance(self, block: _Block) -> list[_Measured]:
         s, measured = self.settings, []
         noise = next(noise for noise in s.noises if _label(noise) == block.noise)
-        source = noise if noise in NOISES else NoiseFolder(Path(noise))
-        shown_snr = min(s.snrs, key=lambda snr: abs(snr - SHOWN_SNR))
+        source = self._source(noise)
+        snrs = [None] if isinstance(source, NoisyTwins) and not source.levels else s.snrs
+        shown_snr = min(snrs, key=lambda snr: abs((snr or 0) - SHOWN_SNR))
         shown = [_label(n) for n in s.noises].index(block.noise)
         known = self._known_inputs(block)
         unseen = block.lips == "none" and "lips" not in indispensable(self.model)
         spoilt = None if unseen or block.lips in ("", "clean") else block.lips
-        with _progress("enhancing", len(s.snrs) * len(self.chosen.utterances)) as advance:
-            for snr, batch in self._mixtures(source, spoilt):
+        with _progress("enhancing", len(snrs) * len(self.chosen.utterances)) as advance:
+            for snr, batch in self._mixtures(source, snrs, spoilt):
                 batch = replace(batch, lips=None) if unseen else batch
                 start = time.perf_counter()
                 separated = separate(self.model, batch, self.stft, self.vem)
@@ -182,15 +185,27 @@ class Evaluator:
                     job = ScoreJob(clean[b, :n], estimates, RATE, tuple(s.metrics))
                     measured.append(_Measured(block, item, snr, job, rtf))
                     wanted = self.chosen.utterances[shown % len(self.chosen.utterances)].id
+                    level = None if snr is None else f"{snr:g} dB"
                     if snr == shown_snr and shown < s.examples and item == wanted:
                         signals = {"clean": clean[b, :n], "noisy": mixture[b, :n], "enhanced": speech[b, :n]}
                         self._keep_example(block, item, snr, signals, batch, b, separated.switch)
-                        self.costs[f"{block.noise} {snr:g} dB {block.lips}".strip()] = separated.cost[:, b].tolist()
+                        self.costs[" ".join(filter(None, (block.noise, level, block.lips)))] = separated.cost[
+                            :, b
+                        ].tolist()
                 advance(len(batch.ids))
         return measured
 
-    def _mixtures(self, noise: str | NoiseFolder, lips: str | None) -> Iterator[tuple[float, Batch]]:
-        for snr in self.settings.snrs:
+    def _source(self, noise: str) -> Noise:
+        """A noise by name, or what a folder holds."""
+        if noise in NOISES:
+            return noise
+        own = NoisyTwins.there(Path(noise), self.chosen.utterances[0])
+        return NoisyTwins(Path(noise)) if own else NoiseFolder(Path(noise))
+
+    def _mixtures(
+        self, noise: Noise, snrs: Sequence[float | None], lips: str | None
+    ) -> Iterator[tuple[float | None, Batch]]:
+        for snr in snrs:
             for batch in self._loader(Condition(self.corpus, noise, snr, lips, self.settings.seed)):
                 yield snr, batch
 
@@ -237,7 +252,7 @@ class Evaluator:
         self,
         block: _Block,
         item: str,
-        snr: float,
+        snr: float | None,
         signals: Mapping[str, np.ndarray],
         batch: Batch,
         b: int,
@@ -258,7 +273,8 @@ class Evaluator:
             shares = dict(zip(names, switch_BTM[b].cpu()[frames].numpy().T, strict=False))
         figure = f"figures/{key}.png"
         triptych(signals, RATE, self.stft.hop, lips, sure, shares).savefig(self.out / figure, dpi=150)
-        title = f"{item}, {block.noise} at {snr:g} dB" + (f", {block.lips} lips" if block.lips else "")
+        level = "" if snr is None else f" at {snr:g} dB"
+        title = f"{item}, {block.noise}{level}" + (f", {block.lips} lips" if block.lips else "")
         self.examples.append({"key": key, "title": title, "audio": audio, "figure": figure})
 
 

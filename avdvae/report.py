@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
 import math
@@ -17,13 +16,13 @@ import yaml
 from avdvae.data.shards import replacing
 from avdvae.errors import UserError
 from avdvae.metrics import INPUT, LOOKS, Look
+from avdvae.published import published_on
 from avdvae.results import ALL_NOISES, NOISE_GROUPS, read_results
 from avdvae.viz import metric_curves, training_curves
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-_PUBLISHED = Path(__file__).parent / "data" / "published" / "mixtures.csv"
 _CURVES = ("si_sdr", "pesq_wb", "estoi")
 _POOLED = (ALL_NOISES, *NOISE_GROUPS)
 _Item = Mapping[str, Any]  # of summary.json
@@ -180,31 +179,17 @@ def _other_figures(run: Path, shown: set[str | None]) -> dict[str, str]:
 
 
 def _published(path: Path) -> str:
-    """Beside a comparison of models: what was published on such, on other data."""
-    if not _read_config(path).get("models"):
-        return ""
-    with _PUBLISHED.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    parts = [
-        "<p>As printed elsewhere, on recorded corpora and at other levels: not to be set beside the results above.</p>"
-    ]
-    for source, protocol, metric in dict.fromkeys((row["source"], row["protocol"], row["metric"]) for row in rows):
-        here = [row for row in rows if (row["source"], row["metric"]) == (source, metric)]
-        snrs = list(dict.fromkeys(row["snr"] for row in here))
-        values = {(row["model"], row["lips"], row["snr"]): float(row["value"]) for row in here}
-        head = "".join(f'<th scope="col">{_number(float(snr))} dB</th>' for snr in snrs)
-        lines = "".join(
-            f'<tr><th scope="row">{escape(model)}{escape(lips and f", lips {lips}")}</th>'
-            + "".join(f"<td>{_number(values.get((model, lips, snr)), 2)}</td>" for snr in snrs)
-            + "</tr>\n"
-            for model, lips in dict.fromkeys((row["model"], row["lips"]) for row in here)
+    """What was published on the corpus of a run; beside a comparison of models on another, what was on such models."""
+    config = _read_config(path)
+    tasks, corpus = config.get("evaluate", {}).get("tasks", ()), config.get("data", {}).get("reader", "")
+    if here := published_on(corpus, tasks):
+        return "<p>As printed elsewhere; look at the protocol before you set them beside the results.</p>\n" + here
+    if config.get("models"):
+        elsewhere = (
+            "As printed elsewhere, on recorded corpora and at other levels: not to be set beside the results above."
         )
-        parts.append(
-            f"<h3>{escape(metric)}: {escape(source)}</h3>\n<p>{escape(protocol)}</p>\n"
-            f'<div class="wide"><table>\n<thead><tr><th></th>{head}</tr></thead>\n'
-            f"<tbody>\n{lines}</tbody></table></div>"
-        )
-    return "\n".join(parts)
+        return f"<p>{elsewhere}</p>\n{published_on('ntcd_timit', ['enhancement'], 'mixtures.csv')}"
+    return ""
 
 
 def _config(path: Path) -> str:

@@ -145,7 +145,7 @@ def read_sound(path: Path, rate: int = 16_000) -> tuple[np.ndarray, float]:
         pieces, start = [], None
         try:
             for frame in container.decode(container.streams.audio[0]):
-                start = frame.time if start is None else start
+                start = (frame.time or 0.0) if start is None else start  # frames of some formats carry no times
                 pieces += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
         except FFmpegError as error:
             seconds = sum(map(len, pieces)) / rate
@@ -248,4 +248,5 @@ def _truncated(decoded: int, announced: int) -> UserError:
 
 
 def _upright(picture: np.ndarray, rotation: int) -> np.ndarray:
-    return np.ascontiguousarray(np.rot90(picture, round(rotation / 90))) if rotation else picture
+    """In one piece: rows of some widths come with gaps between them, in which MediaPipe sees no face."""
+    return np.ascontiguousarray(np.rot90(picture, round(rotation / 90)))

@@ -5,13 +5,12 @@ python preprocessing/lips.py data=folder data.root=DIR    any folder of videos
 python preprocessing/lips.py data=folder data.root=DIR data.modalities=[audio]    any folder of sound files
 python preprocessing/lips.py data=ntcd_timit data.root=DIR data.split=inria       a corpus of the field: docs/corpora.md
 python preprocessing/lips.py data=timit data.root=DIR check_only=true             look what is there, and stop
-python preprocessing/lips.py shard=3/64 ...               the fourth of 64 tasks on a cluster
+python preprocessing/lips.py -m shards=64 'shard=range(64)' hydra/launcher=submitit_slurm ...    64 tasks of a cluster
 """
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,6 @@ from avdvae.data.prepare import Summary, prepare
 from avdvae.data.readers.tree import Tree
 from avdvae.errors import UserError
 from avdvae.faces import find_face_model
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    if not (match := re.fullmatch(r"(\d+)/(\d+)", text)):
-        raise UserError(f"shard={text}: give i/n, such as 0/64 for the first of 64 tasks")
-    return int(match[1]), int(match[2])
 
 
 def tell(summary: Summary) -> None:
@@ -52,7 +45,6 @@ def tell(summary: Summary) -> None:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="lips")
 def main(config: DictConfig) -> None:
     try:
-        shard = parse_shard(str(config.shard))
         model = find_face_model(Path(config.face_model)) if config.face_model else None
         data: Any = OmegaConf.to_object(config.data)
         corpus = open_corpus(data)
@@ -62,7 +54,7 @@ def main(config: DictConfig) -> None:
             if config.check_only:
                 sys.exit(f"lips.py: {len(checked.faults)} faults" if checked.faults else 0)
         out = Path(config.out) if config.out else prepared_folder(corpus)
-        summary = prepare(corpus, out, model, config.size, config.workers, shard)
+        summary = prepare(corpus, out, model, config.size, config.workers, (config.shard, config.shards))
         tell(summary)
         summary.usable()
     except UserError as error:

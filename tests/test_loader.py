@@ -241,7 +241,7 @@ def test_batches_left_out_count_where_a_rank_goes_on(corpus):
 
 
 def test_levels_are_drawn_for_every_item(corpus):
-    def condition(utterance, waveform, lips):
+    def condition(utterance, start, waveform, lips):
         return waveform[::-1] + 0.5, lips
 
     settings = {"frames": None, "hop": 533, "condition": condition}
@@ -266,7 +266,7 @@ def test_mere_sound_gives_the_same_batches_without_lips(corpus, tmp_path, frames
     sounds = [corpus.audio(u) for u in corpus.utterances]
     deaf = write_corpus(tmp_path, sounds, [np.zeros((0, 1, 1), np.uint8)] * len(sounds))
 
-    def condition(utterance, waveform, lips):
+    def condition(utterance, start, waveform, lips):
         assert (lips is None) == (not utterance.fps)
         return -waveform, lips
 
@@ -300,7 +300,7 @@ def test_neighbours_in_length_share_a_batch(corpus):
 
 
 def test_a_condition_mixes_noise_and_spoils_lips(corpus):
-    def condition(utterance, waveform, lips):
+    def condition(utterance, start, waveform, lips):
         noise = np.random.default_rng(len(utterance.id)).standard_normal(len(waveform)).astype(np.float32)
         return waveform + noise, 255 - lips
 
@@ -322,7 +322,7 @@ def test_impossible_settings_are_refused(corpus):
         ({"frames": 0}, "window of 0 frames"),
         ({"batch_size": 0}, "batch of 0 items"),
         ({"trim_db": 0}, "trim_db=0 would cut speech"),
-        ({"frames": 9, "condition": lambda *given: given[1:]}, "not into windows of 9 frames"),
+        ({"frames": 9, "condition": lambda *given: given[2:]}, "not into windows of 9 frames"),
         ({"hop": 1024}, "hop is 1024 samples"),
         ({"rank": 2, "world": 2}, "rank=2 of world=2"),
         ({"rank": -1}, "rank=-1 of world=1"),

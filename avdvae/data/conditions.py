@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 
 from avdvae.data.mixing import NoiseFolder, corrupt_lips, make_noise, mix, stream
 from avdvae.data.shards import PreparedCorpus, Utterance
+from avdvae.data.twins import NoisyTwins
 from avdvae.errors import UserError
 
 _TALKERS = 12  # as many voices as any noise is made of
@@ -18,15 +19,16 @@ _TALKERS = 12  # as many voices as any noise is made of
 class Condition:
     """What a `Loader` does to whole utterances: a function of (utterance, seed), so that every run hears the same.
 
-    noise   one of mixing.NOISES, made of the corpus's other speakers where it is made of speech, or a folder of files
+    noise   one of mixing.NOISES, made of the corpus's other speakers where it is made of speech, a folder of noises, or
+            the corpus's own noisy recordings, whose levels `snr_db` then names
     lips    one of mixing.CORRUPTIONS, or None to leave them as they are, as it must be where there are none
 
     At every SNR an utterance meets the same noise, louder or softer.
     """
 
     corpus: PreparedCorpus
-    noise: str | NoiseFolder
-    snr_db: float
+    noise: str | NoiseFolder | NoisyTwins
+    snr_db: float | None  # None: of noisy recordings that have but one level
     lips: str | None = None
     seed: int = 0
 
@@ -37,16 +39,27 @@ class Condition:
             )
 
     def __call__(
-        self, utterance: Utterance, waveform: Float[np.ndarray, " N"], lips: UInt8[np.ndarray, "M H W"] | None
+        self,
+        utterance: Utterance,
+        start: int,
+        waveform: Float[np.ndarray, " N"],
+        lips: UInt8[np.ndarray, "M H W"] | None,
     ) -> tuple[Float[np.ndarray, " N"], UInt8[np.ndarray, "M H W"] | None]:
+        if self.lips is not None:
+            assert lips is not None
+            lips, _ = corrupt_lips(lips, stream(utterance.id, self.seed, "lips"), self.lips)
+        if isinstance(self.noise, NoisyTwins):
+            clean = self.corpus.audio(utterance)
+            here = slice(start, start + len(waveform))
+            noise = self.noise.noise(utterance, clean, self.snr_db)[here]
+            scale = np.abs(waveform).max() / max(np.abs(clean[here].astype(np.float32)).max(), 1)
+            return waveform + scale * noise, lips
+        assert self.snr_db is not None
         rng = stream(utterance.id, self.seed, "noise")
         if isinstance(self.noise, NoiseFolder):
             noise = self.noise(len(waveform), rng)
         else:
             noise = make_noise(self.noise, len(waveform), rng, self._talkers(utterance))
-        if self.lips is not None:
-            assert lips is not None
-            lips, _ = corrupt_lips(lips, stream(utterance.id, self.seed, "lips"), self.lips)
         return mix(waveform, noise, self.snr_db).mixture, lips
 
     def _talkers(self, utterance: Utterance) -> list[Float[np.ndarray, " _"]]:

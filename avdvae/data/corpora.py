@@ -8,15 +8,33 @@ from typing import Any
 
 from avdvae.data.clips import Corpus
 from avdvae.data.prepare import prepare
+from avdvae.data.readers.crema_d import CremaD
 from avdvae.data.readers.folder import Folder
+from avdvae.data.readers.grid import Grid
+from avdvae.data.readers.librispeech import LibriSpeech
+from avdvae.data.readers.lombard_grid import LombardGrid
+from avdvae.data.readers.mead import Mead
 from avdvae.data.readers.ntcd_timit import NtcdTimit
 from avdvae.data.readers.tcd_timit import TcdTimit
 from avdvae.data.readers.timit import Timit
 from avdvae.data.readers.tree import Tree
+from avdvae.data.readers.voicebank_demand import VoicebankDemand
+from avdvae.data.readers.wsj0 import Wsj0
 from avdvae.data.talker.corpus import Talker
 from avdvae.errors import UserError
 
-_TREES: tuple[type[Tree], ...] = (NtcdTimit, TcdTimit, Timit)
+_TREES: tuple[type[Tree], ...] = (
+    NtcdTimit,
+    TcdTimit,
+    Timit,
+    Grid,
+    LombardGrid,
+    Mead,
+    CremaD,
+    VoicebankDemand,
+    Wsj0,
+    LibriSpeech,
+)
 READERS: dict[str, Callable[..., Any]] = {"talker": Talker, "folder": Folder} | {tree.NAME: tree for tree in _TREES}
 
 

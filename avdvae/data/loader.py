@@ -27,10 +27,10 @@ from avdvae.data.shards import PreparedCorpus, Utterance
 from avdvae.errors import UserError
 from avdvae.protocols import Batch
 
-# From an utterance, its clean waveform and its pictures (M H W; None where there is only sound): the mixture, as long
-# as the waveform, and the pictures to see. A function of its arguments alone, or batches would depend on the number of
-# workers.
-Condition = Callable[[Utterance, np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray | None]]
+# From an utterance, the number of its sample with which the clean waveform starts, this waveform, and the pictures (M H
+# W; None where there is only sound): the mixture, as long as the waveform, and the pictures to see. A function of its
+# arguments alone, or batches would depend on the number of workers.
+Condition = Callable[[Utterance, int, np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray | None]]
 
 
 class Loader:
@@ -291,7 +291,8 @@ class _Cutter(Dataset[Batch]):
         for b, u in enumerate(utterance):
             row, length = self.corpus.utterances[u], int(self.length[u])
             seen = None if picture_BT is None else self.corpus.lips(row)
-            mixture, lips = self.condition(row, waveform_BN[b, MARGIN : MARGIN + length].copy(), seen)
+            waveform_N, start = waveform_BN[b, MARGIN : MARGIN + length].copy(), int(self.origin[u]) - row.audio_start
+            mixture, lips = self.condition(row, start, waveform_N, seen)
             mixture_BN[b] = mixture[reflected(around, length)]
             if lips is not None:
                 assert picture_BT is not None and lips_BTHW is not None

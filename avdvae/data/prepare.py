@@ -104,8 +104,8 @@ def prepare(
     if workers < 1:
         raise UserError(f"workers={workers}: give 1 or more")
     index, count = shard
-    if not 0 <= index < count:
-        raise UserError(f"shard={index}/{count}: the first number counts from 0 and stays below the second")
+    if not (type(index) is type(count) is int and 0 <= index < count):
+        raise UserError(f"shard={index} of shards={count}: count from 0 to one less than there are")
     clips, unreadable = corpus.clips(workers)
     if model is None and any(clip.video for clip in clips):
         model = find_face_model()

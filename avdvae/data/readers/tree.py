@@ -70,7 +70,7 @@ class Tree:
         if absent := [f"{speaker} ({split})" for speaker, split in self.speakers.items() if speaker not in there]:
             faults.append(Unreadable(self.root, f"nothing of {', '.join(absent)} is there"))
         whole = [clip for clip in clips if all(path.exists() for path in clip.files)]
-        return sorted(whole, key=lambda clip: clip.id), faults
+        return sorted(whole, key=lambda clip: clip.id), list(dict.fromkeys(faults))  # clips may share what they lack
 
     def _files(self, faults: list[Unreadable]) -> Iterator[Path]:
         def note(error: OSError) -> None:

@@ -1,0 +1,98 @@
+"""LibriSpeech: passages of audiobooks by 2484 volunteers, with their words.
+
+V. Panayotov, G. Chen, D. Povey, S. Khudanpur, "Librispeech: an ASR corpus based on public domain audio books", ICASSP
+2015.
+
+    <subset>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac
+    <subset>/<speaker>/<chapter>/<speaker>-<chapter>.trans.txt    utterance and words, a line each
+    SPEAKERS.TXT    sex, subset, minutes, name
+
+No speaker is in two subsets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from avdvae.data.clips import Clip, Holdings, Split, Unreadable
+from avdvae.data.readers.tree import Tree
+from avdvae.errors import UserError
+
+SUBSETS = {
+    "train-clean-100": Holdings(speakers=251, clips=28539, hours=100.6),
+    "train-clean-360": Holdings(speakers=921, clips=104014, hours=363.6),
+    "train-other-500": Holdings(speakers=1166, clips=148688, hours=496.7),
+    "dev-clean": Holdings(speakers=40, clips=2703, hours=5.4),
+    "dev-other": Holdings(speakers=33, clips=2864, hours=5.1),
+    "test-clean": Holdings(speakers=40, clips=2620, hours=5.4),
+    "test-other": Holdings(speakers=33, clips=2939, hours=5.3),
+}
+
+
+@dataclass(frozen=True)
+class LibriSpeech(Tree):
+    """`train`, `valid`, `test`: the subsets of each split."""
+
+    train: Sequence[str] = ("train-clean-100",)
+    valid: Sequence[str] = ("dev-clean",)
+    test: Sequence[str] = ("test-clean",)
+
+    NAME = "librispeech"
+    PLACE = "<subset>/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac"
+    CLIP = re.compile(
+        r"(?:LibriSpeech/)?(?P<subset>[a-z]+-[a-z]+(-\d+)?)/(?P<speaker>\d+)/(?P<chapter>\d+)/(?P<name>[\d-]+)\.flac"
+    )
+
+    def __post_init__(self) -> None:
+        chosen = [*self.train, *self.valid, *self.test]
+        for split in ("train", "valid", "test"):
+            for subset in getattr(self, split):
+                self.choose(split, subset, list(SUBSETS))
+                if chosen.count(subset) > 1:
+                    raise UserError(f"data.{split}={subset}: it is named twice: give each subset to one split")
+
+    @property
+    def splits(self) -> Mapping[str, Split]:
+        """Of the chosen subsets."""
+        return {
+            **dict.fromkeys(self.train, "train"),
+            **dict.fromkeys(self.valid, "valid"),
+            **dict.fromkeys(self.test, "test"),
+        }
+
+    @property
+    def holds(self) -> Holdings:
+        parts = [SUBSETS[subset] for subset in self.splits]
+        return Holdings(
+            speakers=sum(part.speakers for part in parts),
+            clips=sum(part.clips for part in parts),
+            hours=round(sum(part.hours or 0 for part in parts), 1),
+        )
+
+    @cached_property
+    def sexes(self) -> dict[str, str]:
+        lines = [line for path in self.root.rglob("SPEAKERS.TXT") for line in path.read_text("utf-8").splitlines()]
+        rows = [line.split("|") for line in lines if not line.startswith(";") and "|" in line]
+        return {row[0].strip(): row[1].strip() for row in rows}
+
+    def clip(self, path: Path, match: re.Match[str]) -> Clip | Unreadable | None:
+        if match["subset"] not in self.splits:
+            return None
+        speaker, name = match["speaker"], match["name"]
+        transcript = path.with_name(f"{speaker}-{match['chapter']}.trans.txt")
+        if not transcript.exists():
+            return Unreadable(transcript, "is missing")
+        if (text := read_words(transcript).get(name)) is None:
+            return Unreadable(transcript, f"has no line for {name}")
+        labels = {"text": text} | ({"sex": self.sexes[speaker]} if speaker in self.sexes else {})
+        return Clip(f"{speaker}/{name}", self.NAME, self.splits[match["subset"]], speaker, None, path, labels=labels)
+
+
+@lru_cache(maxsize=1)  # the utterances of a chapter come one after another
+def read_words(path: Path) -> dict[str, str]:
+    """What is said in each utterance of a chapter."""
+    return dict(line.split(" ", 1) for line in path.read_text(encoding="utf-8").splitlines() if " " in line)

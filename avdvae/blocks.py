@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from avdvae.distributions import Gaussian
@@ -17,6 +18,36 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
     """Linear layers, each followed by the activation: mlp([513, 128], nn.Tanh)."""
     layers = [(nn.Linear(a, b), activation()) for a, b in pairwise(sizes)]
     return nn.Sequential(*(layer for pair in layers for layer in pair))
+
+
+class Recurrent(nn.Module):
+    """An LSTM along time, forward, backward, or both beside each other, which frames that pad do not disturb."""
+
+    def __init__(self, inputs: int, hidden: int, direction: Literal["forward", "backward", "both"] = "forward"):
+        super().__init__()
+        self.forth = nn.LSTM(inputs, hidden, batch_first=True) if direction != "backward" else None
+        self.back = nn.LSTM(inputs, hidden, batch_first=True) if direction != "forward" else None
+
+    def forward(self, x: Float[Tensor, "*draws T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "*draws T H"]:
+        flat, mask = x.flatten(end_dim=-3), mask_BT.expand(*x.shape[:-2], -1).flatten(end_dim=-2)
+        told = []
+        if self.forth:
+            told.append(self.forth(flat)[0])
+        if self.back:
+            told.append(backwards(self.back(backwards(flat, mask))[0], mask))
+        return torch.cat(told, -1).unflatten(0, x.shape[:-2])
+
+
+def backwards(x_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B T M"]:
+    """From the last frame that does not pad to the first; those that pad stay where they are."""
+    frame_T = torch.arange(x_BTM.shape[1], device=x_BTM.device)
+    source_BT = torch.where(mask_BT, mask_BT.sum(1, keepdim=True) - 1 - frame_T, frame_T)
+    return x_BTM.gather(1, source_BT[..., None].expand_as(x_BTM))
+
+
+def before(x: Float[Tensor, "*draws T M"]) -> Float[Tensor, "*draws T M"]:
+    """x_{t-1} at t, and 0 at the start."""
+    return nn.functional.pad(x[..., :-1, :], (0, 0, 1, 0))
 
 
 def silence(layer: nn.Module) -> None:

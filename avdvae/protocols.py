@@ -90,7 +90,7 @@ class LatentSpec:
     modality: Literal["audio", "video", "audio-visual"]
 
 
-Latents = Mapping[str, Tensor]  # z_KBTL by the name of the latent; z_KBL where the rate is None
+Latents = Mapping[str, Tensor]  # z_KBTL by the name of the latent; z_KB1L where the rate is None
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,14 @@ class Context:
     mask    B T    true where a frame holds data
     video   B T M  features of the lips, for models that are conditioned on them
     switch  B S C  prior of the switch between components, for mixtures; an EM run `learns` it anew, or does not
+    past    B T F  power spectra, for models that hear the past of the sound: clean, or what is taken for it
     """
 
     mask: Bool[Tensor, "B T"]
     video: Float[Tensor, "B T M"] | None = None
     switch: Float[Tensor, "B S C"] | None = None
     learns: bool = True
+    past: Float[Tensor, "B T F"] | None = None
 
 
 @dataclass(frozen=True)

@@ -144,9 +144,9 @@ def test_shapes_are_those_that_the_latents_declare(model, batch):
     assert named == set(inferred.z) == set(inferred.q) == set(inferred.p) == set(drawn)
     for spec in model.latents:
         z = inferred.z[spec.name]
-        frames = () if spec.rate is None else (12,) if spec.rate == 1 else z.shape[2:-1]
+        frames = (1,) if spec.rate is None else (12,) if spec.rate == 1 else z.shape[2:-1]
         assert z.shape == drawn[spec.name].shape == (3, 2, *frames, spec.dim)
-        assert z.ndim == (3 if spec.rate is None else 4)
+        assert z.ndim == 4
         for gaussian in (inferred.q[spec.name], inferred.p[spec.name]):
             for tensor in (gaussian.mean, gaussian.log_var):
                 assert torch.broadcast_shapes(tensor.shape, z.shape) == z.shape

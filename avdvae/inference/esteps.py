@@ -59,8 +59,9 @@ class Draws:
             return draw(like.shape, generator=self.generators[0]).to(like.device)
         drawn = torch.zeros_like(like)
         for b, (generator, frames) in enumerate(zip(self.generators, self.frames, strict=True)):
-            numbers = draw((*like.shape[:-3], frames, like.shape[-1]), generator=generator)
-            drawn[..., b, :frames, :] = numbers.to(like.device)
+            count = min(frames, like.shape[-2])  # a latent of the whole utterance has but one
+            numbers = draw((*like.shape[:-3], count, like.shape[-1]), generator=generator)
+            drawn[..., b, :count, :] = numbers.to(like.device)
         return drawn
 
 
@@ -78,7 +79,7 @@ def _begin(inferred: Inferred, start: Start) -> dict[str, Tensor]:
     if start not in ("posterior", "prior"):
         raise UserError(f"enhance.estep.begin={start}: choose posterior or prior")
     chosen = inferred.q if start == "posterior" else inferred.p
-    return {name: gaussian.mean[None].clone() for name, gaussian in chosen.items()}
+    return {name: gaussian.mean.expand(1, *gaussian.mean.shape[-3:]).clone() for name, gaussian in chosen.items()}
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,11 @@ class MetropolisHastings:
         return target.likelihood(self._walk(target, state, draws, self.final_draws, self.final_burn_in))
 
     def _walk(self, target: Target, z: Chains, draws: Draws, count: int, burn_in: int) -> Chains:
+        if whole := [name for name, value in z.items() if value.shape[-2] < max(draws.frames)]:
+            raise UserError(
+                f"metropolis_hastings moves frame by frame and {', '.join(whole)} is one for all of them: choose "
+                "enhance.estep.name=langevin, free_gaussian or point"
+            )
         moves = {name: self.step_size * draws.normal(value.expand(count, *value.shape)) for name, value in z.items()}
         here = target.log_joint(z)
         log_uniform = draws.uniform(here[..., None].expand(count, *here.shape, 1))[..., 0].log_()
@@ -236,7 +242,7 @@ class FreeGaussian:
     def start(self, inferred: Inferred, draws: Draws) -> _Free:
         mean = _begin(inferred, self.begin)
         chosen = inferred.q if self.begin == "posterior" else inferred.p
-        log_var = {name: chosen[name].log_var.expand_as(z[0])[None].clone() for name, z in mean.items()}
+        log_var = {name: chosen[name].log_var.expand_as(z).clone() for name, z in mean.items()}
         return _Free(mean, log_var, _adam([*mean.values(), *log_var.values()], self.lr))
 
     def step(self, target: Target, state: _Free, draws: Draws) -> tuple[_Free, SpeechLikelihood]:

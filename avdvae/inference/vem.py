@@ -191,13 +191,19 @@ def enhance(
         if switch and context.learns:
             context = replace(context, switch=switch.learned())
         noise.update(noisy_BTF, speech_RBTF, weight_RBT1)
+        if context.past is not None:  # what passes for the speech by now
+            past_BTF = _wiener(noise, speech_RBTF, weight_RBT1).square().mul_(noisy_BTF)
+            context = replace(context, past=past_BTF)
         cost_BT = noise.cost(noisy_BTF, speech_RBTF, weight_RBT1) * batch.mask
         costs.append(cost_BT.sum(1) / (frames * noisy_BTF.shape[2]))
         progress(iteration)
 
     speech_RBTF, weight_RBT1, switch = settings.estep.final(target(), state, draws).components(noisy_BTF)
-    share_RBTF = noise.gain_BT1 * speech_RBTF / noise.mixture(speech_RBTF)
-    return Enhanced(_average(share_RBTF, weight_RBT1), torch.stack(costs), switch and switch.frames)
+    return Enhanced(_wiener(noise, speech_RBTF, weight_RBT1), torch.stack(costs), switch and switch.frames)
+
+
+def _wiener(noise: Noise, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> Float[Tensor, "B T F"]:
+    return _average(noise.gain_BT1 * speech_RBTF / noise.mixture(speech_RBTF), weight_RBT1)
 
 
 def subtraction(noisy_BTF: Tensor, mask_BT: Tensor) -> tuple[Float[Tensor, "B 1 F"], Float[Tensor, "B T F"]]:

@@ -1,0 +1,153 @@
+"""Dynamical VAEs: sizes, what depends on what, and exact cases."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from avdvae.blocks import Recurrent, backwards
+from avdvae.errors import UserError
+from avdvae.inference.esteps import build_estep
+from avdvae.inference.vem import Vem, enhance
+from avdvae.models.dkf import DKF
+from avdvae.models.dsae import DSAE
+from avdvae.models.dynamical_vae import DynamicalVAE
+from avdvae.models.rvae import RVAE
+from avdvae.models.srnn import SRNN
+from avdvae.models.storn import STORN
+from avdvae.models.vae import VAE
+from avdvae.models.vrnn import VRNN
+from avdvae.objectives import Schedule
+from avdvae.protocols import Batch
+
+SMALL: Any = {"frequencies": 17, "hidden": 8, "dim": 3}
+MODELS: list[type[DynamicalVAE]] = [DKF, STORN, VRNN, SRNN, RVAE, DSAE]
+T = 9
+
+
+def small(kind: type[DynamicalVAE], **options: Any) -> Any:
+    torch.manual_seed(0)
+    model = kind(**SMALL, **options)
+    for parameter in model.parameters():  # the usual start is too timid for what depends on what to show
+        parameter.data *= 2
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    g = torch.Generator().manual_seed(0)
+    power, noisy = (torch.randn((2, T, 17), generator=g).exp() for _ in range(2))
+    return Batch(("a", "b"), torch.ones(2, T, dtype=torch.bool), power=power, noisy=noisy)
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [
+        (VAE(dim=16), 138_273),
+        (DKF(), 516_641),
+        (STORN(), 870_113),
+        (VRNN(), 480_097),
+        (SRNN(), 884_993),
+        (RVAE(causal=True), 553_121),
+        (RVAE(causal=False), 1_026_849),
+        (DSAE(), 1_650_241),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, int) else "",
+)
+def test_they_have_as_many_parameters_as_the_reference_models(model, count):
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def reach(outputs: Tensor, inputs: Tensor) -> Tensor:
+    """T x T: whether the outputs at a time, the first axis, depend on the inputs at another."""
+    rows = [
+        torch.autograd.grad(outputs[..., t, :].square().sum(), inputs, retain_graph=True, allow_unused=True)[0]
+        for t in range(T)
+    ]
+    found = [torch.zeros(T) if row is None else row.abs().movedim(-2, 0).flatten(1).sum(1) for row in rows]
+    return torch.stack(found) > 0
+
+
+NOW, PAST, SO_FAR = torch.eye(T) > 0, torch.ones(T, T).tril(-1) > 0, torch.ones(T, T).tril() > 0
+NEXT, ALL, NONE = torch.eye(T).roll(1, 0).tril(-1) > 0, torch.ones(T, T) > 0, torch.zeros(T, T) > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "x_of_z", "x_of_x", "p_of_z", "p_of_x", "q_of_x"),
+    [
+        (small(DKF), NOW, NONE, NEXT, NONE, ALL),  # q hears the future itself, and the past in z
+        (small(STORN), SO_FAR, PAST, NONE, NONE, SO_FAR),
+        (small(VRNN), SO_FAR, PAST, PAST, PAST, SO_FAR),
+        (small(SRNN), NOW, PAST, NEXT, PAST, ALL),
+        (small(RVAE, causal=True), SO_FAR, NONE, NONE, NONE, ALL),
+        (small(RVAE, causal=False), ALL, NONE, NONE, NONE, ALL),
+        (small(DSAE), NOW, NONE, PAST, NONE, ALL),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, DynamicalVAE) else "",
+)
+def test_each_depends_on_what_its_paper_says(model, x_of_z, x_of_x, p_of_z, p_of_x, q_of_x, batch):
+    torch.manual_seed(1)
+    heard = batch.power.requires_grad_()
+    context = model.context(batch)
+    inferred = model.infer(batch, mode="mean")
+    z = {name: value.detach().requires_grad_() for name, value in inferred.z.items()}
+    made = model.decode(z, context)["power"].log_var
+    p = model.prior(z, context)["z"]
+    told = torch.cat([p.mean, p.log_var], -1)
+    assert torch.equal(reach(made, z["z"]), x_of_z)
+    assert torch.equal(reach(made, heard), x_of_x)
+    assert torch.equal(reach(told, z["z"]) if told.requires_grad else NONE, p_of_z)
+    assert torch.equal(reach(told, heard) if told.requires_grad else NONE, p_of_x)
+    assert torch.equal(reach(inferred.q["z"].mean, heard), q_of_x)
+
+
+def test_a_recurrence_backward_starts_at_the_last_frame_of_each_utterance():
+    torch.manual_seed(0)
+    mask = torch.arange(T) < torch.tensor([[T], [4]])
+    x = torch.randn(2, T, 3)
+    layer = Recurrent(3, 5, "both")
+    assert layer.back is not None
+    alone = torch.cat([layer.forth(x[1:, :4])[0], layer.back(x[1:, :4].flip(1))[0].flip(1)], -1)  # type: ignore[misc]
+    torch.testing.assert_close(layer(x[None], mask)[0, 1, :4], alone[0])
+    torch.testing.assert_close(backwards(backwards(x, mask), mask), x)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_draws_from_the_prior_are_what_the_prior_says(kind, batch):
+    """Of many draws, each latent given those before it has mean 0 and variance 1 when it is standardised."""
+    model, context = small(kind), small(kind).context(batch)
+    z = model.sample_prior(context, 600)
+    for name, p in model.prior(z, context).items():
+        standard = (z[name] - p.mean) / torch.exp(p.log_var / 2)
+        assert standard.shape == z[name].shape
+        assert standard.mean(0).abs().max() < 0.25 and (standard.var(0) - 1).abs().max() < 0.35
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_bound_is_below_the_likelihood(kind, batch):
+    """Which importance sampling estimates: with many draws it lies above the bound."""
+    model = small(kind)
+    torch.manual_seed(0)
+    bound = torch.stack([model(batch, Schedule()).bound for _ in range(40)]).mean(0)
+    inferred, context = model.infer(batch, 2000), model.context(batch)
+    log_q = sum(q.log_prob(inferred.z[name]).sum(-1) for name, q in inferred.q.items())
+    log_p = model.log_prior(inferred.z, context).sum(-1)
+    log_x = model.decode(inferred.z, context)["power"].log_prob(batch.power).sum(-1)
+    likely = (log_x + log_p - log_q).logsumexp(0) - torch.tensor(2000.0).log()
+    assert (bound < likely).all()
+
+
+def test_what_passes_for_speech_is_what_an_autoregressive_model_hears(batch):
+    """In enhancement the past is not the noisy one: louder noise that the filter takes out is not heard."""
+    model, heard = small(SRNN), []
+    state = model._state
+    model._state = lambda context, like: heard.append(context.past) or state(context, like)
+    enhance(model, batch, Vem(build_estep("point", steps=1), iterations=4, paper=True))
+    assert torch.equal(heard[0], batch.noisy) and (heard[-1] <= batch.noisy).all()
+    assert heard[-1].sum() < 0.9 * batch.noisy.sum()
+
+
+def test_a_walk_frame_by_frame_is_refused_for_what_is_one_for_all(batch):
+    with pytest.raises(UserError, match="moves frame by frame and v is one for all of them: choose"):
+        enhance(small(DSAE), batch, Vem(build_estep("metropolis_hastings"), iterations=1))

@@ -18,7 +18,7 @@ from avdvae.errors import UserError
 from avdvae.metrics import INPUT, LOOKS, Look
 from avdvae.published import published_on
 from avdvae.results import ALL_NOISES, NOISE_GROUPS, read_results
-from avdvae.viz import metric_curves, training_curves
+from avdvae.viz import difference_curves, metric_curves, training_curves
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -37,7 +37,7 @@ def write_report(run: Path) -> Path:
     examples = _read_json(run / "examples.json", [])
     sections = {
         "Results": _results(own),
-        "By signal-to-noise ratio": _curves(own),
+        "By signal-to-noise ratio": _curves(own, [item for item in summary if "compared_with" in item]),
         "Compared with other runs": _comparisons([item for item in summary if "compared_with" in item]),
         "Examples": "".join(_example(run, example) for example in examples),
         "Training": _training(run / "metrics.jsonl"),
@@ -130,7 +130,15 @@ def _each_noise(items: Sequence[_Item], cell: _Cell) -> str:
     return f"<details><summary>Each noise by itself</summary>\n{table}</details>"
 
 
-def _curves(own: Sequence[_Item]) -> str:
+def _curves(own: Sequence[_Item], compared: Sequence[_Item]) -> str:
+    """Of several models, how far they lie above the first, for the curves themselves would lie on each other."""
+    models = list(dict.fromkeys(item["model"] for item in own))
+    if len(models) > 1:
+        above = [item for item in compared if Path(item["compared_with"]).name == models[0]]
+        metrics = [metric for metric in _CURVES if any(item["metric"] == metric for item in above)]
+        figures = [_figure(difference_curves(above, metric), Look.of(metric).name) for metric in metrics]
+        about = f"Above {models[0]}, on the same mixtures, all noises together. Bands are 95 % intervals."
+        return f"<p>{escape(about)}</p>\n{''.join(figures)}" if figures else ""
     measured = {item["metric"] for item in own if item["snr"] is not None}
     figures = [_figure(metric_curves(own, metric), Look.of(metric).name) for metric in _CURVES if metric in measured]
     return f"<p>Bands are 95 % intervals.</p>\n{''.join(figures)}" if figures else ""

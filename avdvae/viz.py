@@ -216,6 +216,32 @@ def metric_curves(summary: Sequence[Mapping[str, Any]], metric: str) -> matplotl
     return figure
 
 
+def difference_curves(compared: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:
+    """How far models lie above one, on the same mixtures of all noises, against the SNR: a panel for each state of the
+    lips, a line with its interval for each model. `compared`: items of a summary, all compared with the one."""
+    from matplotlib import rc_context
+
+    shown = [item for item in compared if item["metric"] == metric and item["snr"] is not None]
+    pooled = [item for item in shown if item["noise"] == ALL_NOISES] or shown
+    states, models = (list(dict.fromkeys(item[key] for item in pooled)) for key in ("lips", "model"))
+    with rc_context(_STYLE):
+        figure, axes = _panels(len(states), sharey=True)
+        for ax, lips in zip(axes, states, strict=True):
+            ax.axhline(0, color=_GREY, linestyle=(0, (4, 3)))
+            for colour, model in zip(cycle(_LINES), models, strict=False):
+                own = [item for item in pooled if (item["lips"], item["model"]) == (lips, model)]
+                snrs, means, lows, highs = _curve(own)
+                ax.fill_between(snrs, lows, highs, color=colour, alpha=0.2, linewidth=0)
+                ax.plot(snrs, means, color=colour, marker="o", markersize=4, label=model)
+            ax.set(title=f"lips {lips}" if lips else "", xticks=sorted({item["snr"] for item in pooled}))
+        _legend_above(figure, axes[0])
+        look = Look.of(metric)
+        figure.supxlabel("SNR of the input in dB", fontsize=10)
+        base = Path(pooled[0]["compared_with"]).name
+        figure.supylabel(f"{look.name} above {base}{f', {look.unit}' if look.unit else ''}", fontsize=10)
+    return figure
+
+
 def _curve(items: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "4 snrs"]:
     """SNRs, means, lower and upper ends. The input is the same for all lips, so the first of each SNR will do."""
     first = {item["snr"]: item for item in reversed(items)}

@@ -121,7 +121,7 @@ def compare_models(run: Run, trained: dict[str, Run], prepared: Path) -> None:
     parts: dict[str, Path] = {}
     for name, model in trained.items():
         print(f"model      {name}, of {model.path}", flush=True)
-        config = {**model.config, "evaluate": run.config["evaluate"], "start": []}
+        config = {**model.config, "exp": name, "evaluate": run.config["evaluate"], "start": []}
         part = Run(run.path / name, config) if (run.path / name).exists() else create_run(run.path / name, config)
         evaluate_run(Run(model.path, config), part.path, prepared, [str(path) for path in parts.values()])
         parts[name] = part.path

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,16 @@ from avdvae.audio import write_wav
 from avdvae.errors import UserError
 from avdvae.report import write_report
 from avdvae.results import Result, compare, summarise, write_results, write_summary
-from avdvae.viz import cost_curves, lip_strip, metric_curves, spectrogram, training_curves, triptych, write_png
+from avdvae.viz import (
+    cost_curves,
+    difference_curves,
+    lip_strip,
+    metric_curves,
+    spectrogram,
+    training_curves,
+    triptych,
+    write_png,
+)
 
 HOSTILE = "<script>alert('x')</script>\"&"
 RNG = np.random.default_rng(0)
@@ -220,3 +230,18 @@ def test_curves_show_the_means(run: Path) -> None:
     assert _lines(few) == {"a": [[1, 3], [2, 2], [3, 1]], "b": [[1, 4]]}
     (many,) = cost_curves({str(i): [i, i] for i in range(20)}).axes
     assert len({line.get_color() for line in many.lines}) == 1
+
+
+def test_of_several_models_the_page_shows_how_far_they_lie_above_the_first(tmp_path: Path) -> None:
+    first = _rows(1.5, "both/vae")
+    other = [replace(row, model="vae_mm", lips=lips) for lips in ("clean", "none") for row in _rows(4, "both/vae_mm")]
+    first = [replace(row, model="vae") for row in first]
+    summary = [*summarise([*first, *other]), *compare(other, first)]
+    write_summary(tmp_path / "summary.json", summary)
+    page = write_report(tmp_path).read_text()
+    assert "Above vae, on the same mixtures" in page and "unprocessed input" not in page
+    figure = difference_curves([item for item in summary if "compared_with" in item], "si_sdr")
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["lips clean", "lips none"]
+    for ax in figure.axes:
+        curve = next(line for line in ax.get_lines() if line.get_label() == "vae_mm")
+        np.testing.assert_allclose(np.asarray(curve.get_ydata()), 2.5)

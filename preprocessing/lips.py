@@ -64,8 +64,8 @@ def main(config: DictConfig) -> None:
     if not summary.complete:
         print(f"prepared   a part of {out}; the other tasks of the array have the rest")
     else:
-        pictures = any(row.frames for row in summary.kept)
-        print(f"prepared   {out}{' (look at contact_sheet.png and overlay.png there)' if pictures else ''}")
+        look = " and ".join(name for name in ("contact_sheet.png", "overlay.png") if (out / name).exists())
+        print(f"prepared   {out}{f' (look at {look} there)' if look else ''}")
 
 
 if __name__ == "__main__":

@@ -290,9 +290,7 @@ def _finish(groups: dict[str, list[_Job]], unreadable: list[Unreadable], out: Pa
     shards = [out / "shards" / name for name in groups]
     headers = [read_header(path) for path in shards if path.exists()]
     quality = [Quality(**row) for _, notes in headers for row in notes["quality"]]
-    quality += [
-        Quality(str(p.path), str(p.path), kept="no", why_not=f"cannot be opened ({p.reason})") for p in unreadable
-    ]
+    quality += [Quality(str(p.path), str(p.path), kept="no", why_not=p.reason) for p in unreadable]
     summary = Summary(out, tuple(quality), speed, complete=len(headers) == len(shards))
     # Shards of clips that are gone, and what a kill left half-written.
     stale = {*(out / "shards").iterdir(), *(p for name in OUTPUTS for p in out.glob(f".{name}.*"))} - set(shards)

@@ -74,7 +74,7 @@ class Tree:
 
     def _files(self, faults: list[Unreadable]) -> Iterator[Path]:
         def note(error: OSError) -> None:
-            faults.append(Unreadable(Path(error.filename), str(error.strerror)))
+            faults.append(Unreadable(Path(error.filename), f"cannot be opened ({error.strerror})"))
 
         for folder, folders, names in os.walk(self.root, onerror=note, followlinks=True):
             folders.sort()

@@ -56,7 +56,10 @@ class Folder:
         unreadable: list[Unreadable] = []
         sources: list[Path] = []
         wavs: dict[Path, Path] = {}
-        note = lambda error: unreadable.append(Unreadable(Path(error.filename), f"cannot be opened ({error.strerror})"))  # noqa: E731
+
+        def note(error: OSError) -> None:
+            unreadable.append(Unreadable(Path(error.filename), f"cannot be opened ({error.strerror})"))
+
         for folder, _, names in os.walk(self.root, onerror=note):
             paths = [Path(folder, name) for name in names if not name.startswith(".")]
             sources += [path for path in paths if path.suffix.lower() in self.suffixes]

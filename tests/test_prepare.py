@@ -301,7 +301,8 @@ def test_a_folder_that_may_not_be_opened_is_named(zoo: Path, monkeypatch) -> Non
     monkeypatch.setattr(os, "scandir", scandir)
     clips, unreadable = Folder(zoo).clips(workers=1)
     assert {clip.speaker for clip in clips} == {"anna", "Žofie Müller"}
-    assert [(place.path.name, place.reason) for place in unreadable] == [("odd", "cannot be opened (Permission denied)")]
+    (place,) = unreadable
+    assert (place.path.name, place.reason) == ("odd", "cannot be opened (Permission denied)")
 
 
 def test_a_folder_of_splits_gives_the_splits(zoo: Path, tmp_path: Path) -> None:

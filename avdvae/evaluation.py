@@ -185,13 +185,11 @@ class Evaluator:
                     job = ScoreJob(clean[b, :n], estimates, RATE, tuple(s.metrics))
                     measured.append(_Measured(block, item, snr, job, rtf))
                     wanted = self.chosen.utterances[shown % len(self.chosen.utterances)].id
-                    level = None if snr is None else f"{snr:g} dB"
                     if snr == shown_snr and shown < s.examples and item == wanted:
                         signals = {"clean": clean[b, :n], "noisy": mixture[b, :n], "enhanced": speech[b, :n]}
                         self._keep_example(block, item, snr, signals, batch, b, separated.switch)
-                        self.costs[" ".join(filter(None, (block.noise, level, block.lips)))] = separated.cost[
-                            :, b
-                        ].tolist()
+                        label = filter(None, (block.noise, "" if snr is None else f"{snr:g} dB", block.lips))
+                        self.costs[" ".join(label)] = separated.cost[:, b].tolist()
                 advance(len(batch.ids))
         return measured
 
@@ -199,8 +197,7 @@ class Evaluator:
         """A noise by name, or what a folder holds."""
         if noise in NOISES:
             return noise
-        own = NoisyTwins.there(Path(noise), self.chosen.utterances[0])
-        return NoisyTwins(Path(noise)) if own else NoiseFolder(Path(noise))
+        return NoisyTwins.of(Path(noise), self.chosen.utterances[0]) or NoiseFolder(Path(noise))
 
     def _mixtures(
         self, noise: Noise, snrs: Sequence[float | None], lips: str | None

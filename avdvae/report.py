@@ -34,11 +34,12 @@ def write_report(run: Path) -> Path:
         raise UserError(f"there is no run in {run}: name the directory that a run has written")
     summary = _read_json(run / "summary.json", [])
     own = [item for item in summary if "compared_with" not in item]
+    compared = [item for item in summary if "compared_with" in item]
     examples = _read_json(run / "examples.json", [])
     sections = {
         "Results": _results(own),
-        "By signal-to-noise ratio": _curves(own, [item for item in summary if "compared_with" in item]),
-        "Compared with other runs": _comparisons([item for item in summary if "compared_with" in item]),
+        "By signal-to-noise ratio": _curves(own, compared),
+        "Compared with other runs": _comparisons(compared),
         "Examples": "".join(_example(run, example) for example in examples),
         "Training": _training(run / "metrics.jsonl"),
         **_other_figures(run, {example.get("figure") for example in examples}),

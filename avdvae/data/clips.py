@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -54,6 +56,17 @@ class Unreadable:
 
     path: Path
     reason: str
+
+
+def files_below(root: Path, unreadable: list[Unreadable], follow_links: bool = False) -> Iterator[Path]:
+    """Every file that is not hidden, in order; folders that cannot be opened are noted."""
+
+    def note(error: OSError) -> None:
+        unreadable.append(Unreadable(Path(error.filename), f"cannot be opened ({error.strerror})"))
+
+    for folder, folders, names in os.walk(root, onerror=note, followlinks=follow_links):
+        folders.sort()
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
 @runtime_checkable

@@ -24,9 +24,10 @@ class NoisyTwins:
         self.levels = {float(path.name): path for path in folder.iterdir() if path.is_dir() and _is_number(path.name)}
 
     @classmethod
-    def there(cls, folder: Path, utterance: Utterance) -> bool:
-        """Whether a folder holds twins, and not noise."""
-        return folder.is_dir() and cls(folder)._find(utterance) is not None
+    def of(cls, folder: Path, utterance: Utterance) -> NoisyTwins | None:
+        """Those in a folder; None where it holds noise."""
+        twins = cls(folder) if folder.is_dir() else None
+        return twins if twins and twins._find(utterance) else None
 
     def noise(
         self, utterance: Utterance, clean: Int16[np.ndarray, " N"], level: float | None

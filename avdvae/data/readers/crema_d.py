@@ -40,7 +40,7 @@ class CremaD(Tree):
     )
     HOLDS = Holdings(speakers=91, clips=7442, hours=5.3)
 
-    @property
+    @cached_property
     def speakers(self) -> Mapping[str, Split]:
         return {**dict.fromkeys(ACTORS, "train"), **by_list({"valid": VALID, "test": TEST})}
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from avdvae.data.clips import SPLITS, Clip, Split, Unreadable
+from avdvae.data.clips import SPLITS, Clip, Split, Unreadable, files_below
 from avdvae.errors import UserError
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
@@ -56,14 +55,11 @@ class Folder:
         unreadable: list[Unreadable] = []
         sources: list[Path] = []
         wavs: dict[Path, Path] = {}
-
-        def note(error: OSError) -> None:
-            unreadable.append(Unreadable(Path(error.filename), f"cannot be opened ({error.strerror})"))
-
-        for folder, _, names in os.walk(self.root, onerror=note):
-            paths = [Path(folder, name) for name in names if not name.startswith(".")]
-            sources += [path for path in paths if path.suffix.lower() in self.suffixes]
-            wavs |= {path.with_suffix(""): path for path in paths if path.suffix.lower() == ".wav"}
+        for path in files_below(self.root, unreadable):
+            if path.suffix.lower() in self.suffixes:
+                sources.append(path)
+            if path.suffix.lower() == ".wav":
+                wavs[path.with_suffix("")] = path
         if not sources and not unreadable:
             kind, instead = (
                 ("video", "[audio] reads sounds") if self.has_lips else ("sound", "[audio,lips] reads videos")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from avdvae.data.clips import Clip, Holdings, Split
@@ -44,7 +45,7 @@ class Grid(Tree):
     CLIP = re.compile(rf"(?P<speaker>s\d+)/(?P<name>{CODE})\.mpg")
     HOLDS = Holdings(speakers=33, clips=33_000, hours=27.5)
 
-    @property
+    @cached_property
     def speakers(self) -> Mapping[str, Split]:
         return {**dict.fromkeys(FILMED, "train"), **by_list({"valid": VALID, "test": TEST})}
 

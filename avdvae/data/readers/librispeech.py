@@ -55,7 +55,7 @@ class LibriSpeech(Tree):
                 if chosen.count(subset) > 1:
                     raise UserError(f"data.{split}={subset}: it is named twice: give each subset to one split")
 
-    @property
+    @cached_property
     def splits(self) -> Mapping[str, Split]:
         """Of the chosen subsets."""
         return {

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from avdvae.data.clips import Clip, Holdings, Split
@@ -49,7 +50,7 @@ class LombardGrid(Tree):
         conditions = 2 if self.condition == "both" else 1
         return Holdings(speakers=len(SPEAKERS), clips=len(SPEAKERS) * conditions * UTTERANCES)
 
-    @property
+    @cached_property
     def speakers(self) -> Mapping[str, Split]:
         return {**dict.fromkeys(SPEAKERS, "train"), **by_list({"valid": VALID, "test": TEST})}
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from avdvae.data.clips import Clip, Holdings, Split
@@ -59,7 +60,7 @@ class Mead(Tree):
         neutral = NEUTRAL_SENTENCES if "neutral" in self.emotions and 1 in self.levels else 0
         return Holdings(speakers=len(self.speakers), clips=len(self.speakers) * (felt + neutral))
 
-    @property
+    @cached_property
     def speakers(self) -> Mapping[str, Split]:
         return by_list({"train": TRAIN, "valid": VALID, "test": TEST})
 

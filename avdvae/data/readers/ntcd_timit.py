@@ -52,7 +52,7 @@ class NtcdTimit(Tree):
         """Under which folder of matlab_raw each speaker is."""
         return {path.name: folder for folder in FOLDERS for path in (self.root / "matlab_raw" / folder).glob("*")}
 
-    @property
+    @cached_property
     def speakers(self) -> Mapping[str, Split]:
         if self.split == "release":
             return {speaker: FOLDERS[folder] for speaker, folder in self.folders.items()}

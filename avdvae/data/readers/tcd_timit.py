@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from avdvae.data.clips import Clip, Holdings, Split
@@ -51,7 +52,7 @@ class TcdTimit(Tree):
             return Holdings(speakers=56, clips=56 * UTTERANCES, hours=7.6)
         return Holdings(speakers=3, clips=6913 - 59 * UTTERANCES)
 
-    @property
+    @cached_property
     def speakers(self) -> Mapping[str, Split]:
         if self.part == "lipspeakers":
             return by_list({"train": LIPSPEAKERS})

@@ -6,14 +6,14 @@ A subclass is the description of one corpus: which files are clips, and what the
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from avdvae.data.clips import SPLITS, Clip, Holdings, Split, Unreadable
+from avdvae.data.clips import SPLITS, Clip, Holdings, Split, Unreadable, files_below
 from avdvae.errors import UserError
 
 
@@ -35,7 +35,7 @@ class Tree:
         """What the whole corpus has, of what these parameters choose."""
         return self.HOLDS
 
-    @property
+    @cached_property
     def speakers(self) -> Mapping[str, Split]:
         """The split of each speaker, where a list says so."""
         return {}
@@ -50,35 +50,33 @@ class Tree:
         return f"{self.NAME}-{hashlib.sha256('|'.join(chosen).encode()).hexdigest()[:8]}"
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
+        return self._found
+
+    @cached_property
+    def _found(self) -> tuple[list[Clip], list[Unreadable]]:
+        """Looked for once: to check a corpus and then to prepare it takes the same files."""
         if not self.root.is_dir():
             raise UserError(f"data.root={self.root} is no folder: give that of {self.NAME}")
-        faults: list[Unreadable] = []
         clips: list[Clip] = []
-        for path in self._files(faults):
+        faults: list[Unreadable] = []
+        there = set()
+        for path in files_below(self.root, faults, follow_links=True):
             if match := self.CLIP.fullmatch(path.relative_to(self.root).as_posix()):
                 found = self.clip(path, match)
                 if isinstance(found, Clip):
-                    clips.append(found)
-                    faults += [Unreadable(p, "is missing") for p in found.files if not p.exists()]
+                    there.add(found.speaker)
+                    missing = [Unreadable(p, "is missing") for p in found.files if not p.exists()]
+                    faults += missing
+                    clips += [] if missing else [found]
                 elif found:
                     faults.append(found)
-        if not clips and not faults:
+        if not there and not faults:
             raise UserError(
                 f"data.root={self.root} holds nothing of {self.NAME}: its clips lie as {self.PLACE} below it"
             )
-        there = {clip.speaker for clip in clips}
         if absent := [f"{speaker} ({split})" for speaker, split in self.speakers.items() if speaker not in there]:
             faults.append(Unreadable(self.root, f"nothing of {', '.join(absent)} is there"))
-        whole = [clip for clip in clips if all(path.exists() for path in clip.files)]
-        return sorted(whole, key=lambda clip: clip.id), list(dict.fromkeys(faults))  # clips may share what they lack
-
-    def _files(self, faults: list[Unreadable]) -> Iterator[Path]:
-        def note(error: OSError) -> None:
-            faults.append(Unreadable(Path(error.filename), f"cannot be opened ({error.strerror})"))
-
-        for folder, folders, names in os.walk(self.root, onerror=note, followlinks=True):
-            folders.sort()
-            yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        return sorted(clips, key=lambda clip: clip.id), list(dict.fromkeys(faults))  # clips may share what they lack
 
     def choose(self, name: str, given: str, known: Sequence[str]) -> None:
         """Refuse a parameter that is none of `known`."""

@@ -37,7 +37,7 @@ class VoicebankDemand(Tree):
     CLIP = re.compile(r"clean_(?P<part>trainset_28spk|testset)_wav/(?P<name>(?P<speaker>p\d+)_\d+)\.wav")
     HOLDS = Holdings(speakers=30, clips=11572 + 824, hours=10.0)
 
-    @property
+    @cached_property
     def speakers(self) -> Mapping[str, Split]:
         return by_list({"train": TRAIN, "valid": VALID, "test": TEST})
 

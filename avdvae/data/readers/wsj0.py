@@ -34,7 +34,7 @@ class Wsj0(Tree):
     )
     HOLDS = Holdings(speakers=101 + 10 + 8, clips=12776 + 1206 + 651, hours=28.6)
 
-    @property
+    @cached_property
     def speakers(self) -> Mapping[str, Split]:
         """Of those who train there is no list."""
         return by_list({"valid": VALID, "test": TEST})

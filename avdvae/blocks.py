@@ -50,6 +50,20 @@ def before(x: Float[Tensor, "*draws T M"]) -> Float[Tensor, "*draws T M"]:
     return nn.functional.pad(x[..., :-1, :], (0, 0, 1, 0))
 
 
+def beside(*parts: Float[Tensor, "... _"]) -> Float[Tensor, "... _"]:
+    """The features of all parts in one tensor; draws that a part has once are repeated."""
+    lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return torch.cat([part.expand(*lead, -1) for part in parts], -1)
+
+
+def hoisted(layer: nn.Linear | GaussianHead, early: Float[Tensor, "... M"]) -> tuple[Float[Tensor, "... N"], Tensor]:
+    """What the first inputs of a layer add to its output, for all frames at once, and the weight that awaits the other
+    inputs in a loop: torch.addmm(early, late, weight)."""
+    bias_N, weight_MN = layer.joined() if isinstance(layer, GaussianHead) else (layer.bias, layer.weight.t())
+    first, rest = weight_MN.tensor_split([early.shape[-1]])
+    return early @ first + bias_N, rest
+
+
 def silence(layer: nn.Module) -> None:
     """Let its output be 0 until training says otherwise."""
     for parameter in layer.parameters():
@@ -65,6 +79,11 @@ class GaussianHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "... M"]) -> Gaussian:
         return Gaussian.floored(self.mean(features), self.log_var(features))
+
+    def joined(self) -> tuple[Float[Tensor, " N"], Float[Tensor, "M N"]]:
+        """Bias and weight of mean and log-variance side by side: torch.addmm(bias, features, weight)."""
+        bias = torch.cat([self.mean.bias, self.log_var.bias])
+        return bias, torch.cat([self.mean.weight, self.log_var.weight]).t()
 
 
 class LipEncoder(nn.Module):

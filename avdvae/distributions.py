@@ -38,8 +38,11 @@ class Gaussian:
 
     def sample(self, k: int = 1) -> Float[Tensor, "K *draws L"]:
         """Reparameterised draws."""
-        noise = torch.randn((k, *self.mean.shape), device=self.mean.device)
-        return self.mean + noise * torch.exp(self.log_var / 2)
+        return self.moved(torch.randn((k, *self.mean.shape), device=self.mean.device))
+
+    def moved(self, noise: Float[Tensor, "*some L"]) -> Float[Tensor, "*some L"]:
+        """What standard normal noise becomes."""
+        return torch.addcmul(self.mean, noise, torch.exp(self.log_var / 2))
 
     def log_prob(self, z: Float[Tensor, "*draws L"]) -> Float[Tensor, "*_draws"]:
         """Summed over the last axis."""
@@ -103,6 +106,11 @@ class ComplexGaussian:
         """The variance of speech, before the floor."""
         return self.log_var.float().exp()
 
+    @property
+    def expected(self) -> Float[Tensor, "*draws B T F"]:
+        """The mean of the power of clean speech."""
+        return self.speech
+
     def add_noise(self, gain: Float[Tensor, "B T 1"], noise: Float[Tensor, "B T F"]) -> ComplexGaussian:
         """The likelihood of sqrt(gain) * speech + Gaussian noise of this variance."""
         return replace(self, gain=gain, noise=noise)
@@ -142,6 +150,32 @@ class _NoisyLogProb(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
         return slope * grads[0][..., None], None, None, None, None
+
+
+@dataclass(frozen=True)
+class Joints:
+    """Places of joints in space, in metres, each off by a distance that is as probable in every direction:
+
+        p(x) = exp(-|x - m| / b) / (8 pi b^3)        b = 1 cm
+
+    To make this large is to make the mean distance, MPJPE, small.
+    """
+
+    expected: Float[Tensor, "*draws B T D"]
+    SPREAD = 0.01
+
+    def log_prob(self, pose: Float[Tensor, "B T D"]) -> Float[Tensor, "*draws B T"]:
+        constant = pose.shape[-1] // 3 * math.log(8 * math.pi * self.SPREAD**3)
+        return -self.distances(pose).sum(-1) / self.SPREAD - constant
+
+    def distances(self, pose: Float[Tensor, "B T D"]) -> Float[Tensor, "*draws B T J"]:
+        """Of each joint from its expected place."""
+        return (pose - self.expected.float()).unflatten(-1, (-1, 3)).norm(dim=-1)
+
+
+def likelihood_of(modality: str, output: Float[Tensor, "*draws B T D"]) -> ComplexGaussian | Joints:
+    """From the output of a network."""
+    return ComplexGaussian(output) if modality == "power" else Joints(output)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ class Schedule:
 
     beta   weight of the KL terms
     coin   uniform in 0..1, drawn anew for each step, the same in every process: for choices that a whole batch shares
+    own    share of the frames in which a model that hears the past is given what it said itself
     epoch  how many have gone before
     """
 
     beta: float = 1.0
+    own: float = 0.0
     coin: float = 1.0
     epoch: int = 0
 

@@ -81,15 +81,16 @@ class LatentSpec:
     """One latent variable of a model: transfer and control find it by its name.
 
     rate      1: a vector a frame; s: one every s inputs; None: one an utterance
-    modality  what it explains: audio, video or audio-visual
+    modality  what it explains: audio, video or both, or motion
     """
 
     name: str
     dim: int
     rate: int | None
-    modality: Literal["audio", "video", "audio-visual"]
+    modality: Literal["audio", "video", "audio-visual", "motion"]
 
 
+Observed = Literal["power", "pose"]  # what a model may explain: speech or motion
 Latents = Mapping[str, Tensor]  # z_KBTL by the name of the latent; z_KB1L where the rate is None
 
 
@@ -100,14 +101,15 @@ class Context:
     mask    B T    true where a frame holds data
     video   B T M  features of the lips, for models that are conditioned on them
     switch  B S C  prior of the switch between components, for mixtures; an EM run `learns` it anew, or does not
-    past    B T F  power spectra, for models that hear the past of the sound: clean, or what is taken for it
+    past    B T F  for models that hear the past of what they explain: that itself, or what is taken for it;
+                   K B T F where each draw has a past of its own
     """
 
     mask: Bool[Tensor, "B T"]
     video: Float[Tensor, "B T M"] | None = None
     switch: Float[Tensor, "B S C"] | None = None
     learns: bool = True
-    past: Float[Tensor, "B T F"] | None = None
+    past: Float[Tensor, "*draws B T F"] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Dynamical VAEs: sizes, what depends on what, and exact cases."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,12 +8,13 @@ import torch
 from torch import Tensor
 
 from avdvae.blocks import Recurrent, backwards
+from avdvae.distributions import ComplexGaussian
 from avdvae.errors import UserError
 from avdvae.inference.esteps import build_estep
 from avdvae.inference.vem import Vem, enhance
 from avdvae.models.dkf import DKF
 from avdvae.models.dsae import DSAE
-from avdvae.models.dynamical_vae import DynamicalVAE
+from avdvae.models.dynamical_vae import AutoregressiveVAE, DynamicalVAE
 from avdvae.models.rvae import RVAE
 from avdvae.models.srnn import SRNN
 from avdvae.models.storn import STORN
@@ -21,7 +23,7 @@ from avdvae.models.vrnn import VRNN
 from avdvae.objectives import Schedule
 from avdvae.protocols import Batch
 
-SMALL: Any = {"frequencies": 17, "hidden": 8, "dim": 3}
+SMALL: Any = {"features": 17, "hidden": 8, "dim": 3}
 MODELS: list[type[DynamicalVAE]] = [DKF, STORN, VRNN, SRNN, RVAE, DSAE]
 T = 9
 
@@ -141,11 +143,54 @@ def test_the_bound_is_below_the_likelihood(kind, batch):
 def test_what_passes_for_speech_is_what_an_autoregressive_model_hears(batch):
     """In enhancement the past is not the noisy one: louder noise that the filter takes out is not heard."""
     model, heard = small(SRNN), []
-    state = model._state
-    model._state = lambda context, like: heard.append(context.past) or state(context, like)
+    states = model.states
+    model.states = lambda z, context: heard.append(context.past) or states(z, context)
     enhance(model, batch, Vem(build_estep("point", steps=1), iterations=4, paper=True))
     assert torch.equal(heard[0], batch.noisy) and (heard[-1] <= batch.noisy).all()
     assert heard[-1].sum() < 0.9 * batch.noisy.sum()
+
+
+AUTOREGRESSIVE: list[type[AutoregressiveVAE]] = [STORN, VRNN, SRNN]
+
+
+@pytest.mark.parametrize("kind", AUTOREGRESSIVE)
+def test_given_what_it_said_it_says_the_same_again(kind, batch):
+    model, context = small(kind), small(kind).context(batch)
+    z = model.infer(batch, k=2).z
+    past = model.own_past(z, context)
+    again = model.decode(z, context, feedback=past)["power"].expected
+    torch.testing.assert_close(again, past)
+    # With a past of which a part is true, that part is as it was, and what is said after it is said in its light.
+    own = [t % 3 > 0 for t in range(T)]
+    mixed = model.own_past(z, context, own)
+    said = model.decode(z, context, feedback=mixed)["power"].expected
+    for t in range(T):
+        torch.testing.assert_close(
+            mixed[:, :, t], said[:, :, t] if own[t] else batch.power[:, t].expand_as(said[:, :, t])
+        )
+    assert not torch.allclose(mixed, past)
+
+
+@pytest.mark.parametrize("kind", AUTOREGRESSIVE)
+def test_scheduled_sampling_goes_from_the_true_past_to_its_own(kind, batch):
+    model = small(kind).requires_grad_(True)
+
+    def bound(own: float) -> Tensor:
+        torch.manual_seed(3)
+        return model(batch, Schedule(own=own)).bound
+
+    def expected(own: bool) -> Tensor:
+        torch.manual_seed(3)
+        context = model.context(batch)
+        z, q = model._draw(batch, context, 1, "sample")
+        p, output = model.explain(z, replace(context, past=model.own_past(z, context)) if own else context)
+        return (ComplexGaussian(output).log_prob(batch.power) - q["z"].kl(p["z"]))[0].sum(1)
+
+    for own in (False, True):
+        torch.testing.assert_close(bound(float(own)), expected(own))
+        slopes = [torch.autograd.grad(value.sum(), list(model.parameters())) for value in (bound(own), expected(own))]
+        torch.testing.assert_close(*slopes)
+    assert not torch.allclose(bound(0.0), bound(1.0)) and not torch.allclose(bound(0.5), bound(1.0))
 
 
 def test_a_walk_frame_by_frame_is_refused_for_what_is_one_for_all(batch):

@@ -10,23 +10,25 @@ R. Krishnan, U. Shalit, D. Sontag, "Structured inference networks for nonlinear 
            var = softplus(D relu(new))
     q: from the average of what is heard of x_t:T, g_t, and of what z_t-1 tells
 
-    x_t   speech spectrum     power_KBTF holds |x_t|^2
+    x_t   speech spectrum     observed_BTF holds |x_t|^2
     z_t   latent              z_KBTL
-    g_t   what is heard       g_KBTM
+    g_t   what is heard       g_1BTM
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from avdvae.blocks import GaussianHead, Recurrent, before, mlp
 from avdvae.distributions import Gaussian
-from avdvae.models.dynamical_vae import Draw, DynamicalVAE, along
-from avdvae.protocols import Context, Latents
+from avdvae.models.dynamical_vae import DynamicalVAE, along
+from avdvae.protocols import Context, Latents, Observed
 
 
 class GatedTransition(nn.Module):
@@ -44,25 +46,43 @@ class GatedTransition(nn.Module):
 
 
 class DKF(DynamicalVAE):
-    def __init__(self, frequencies: int = 513, hidden: int = 128, dim: int = 16):
-        super().__init__(dim)
-        self.listen = mlp([frequencies, 2 * hidden], nn.Tanh)
-        self.hear = Recurrent(2 * hidden, hidden, "backward")
-        self.recall = mlp([dim, 32, hidden], nn.Tanh)
+    def __init__(
+        self,
+        features: int = 513,
+        hidden: int = 128,
+        dim: int = 16,
+        wide: int = 256,
+        recall: int = 32,
+        narrow: Sequence[int] = (32, 64, 128, 256),
+        observes: Observed = "power",
+    ):
+        super().__init__(dim, observes)
+        self.listen = mlp([features, wide], nn.Tanh)
+        self.hear = Recurrent(wide, hidden, "backward")
+        self.recall = mlp([dim, recall, hidden], nn.Tanh)
         self.head = nn.Sequential(*mlp([hidden, 32], nn.Tanh), GaussianHead(32, dim))
         self.transition = GatedTransition(dim)
-        self.speak = nn.Sequential(*mlp([dim, 32, 64, hidden, 2 * hidden], nn.Tanh), nn.Linear(2 * hidden, frequencies))
+        self.speak = nn.Sequential(*mlp([dim, *narrow], nn.Tanh), nn.Linear(narrow[-1], features))
 
-    def posterior(self, power_KBTF: Tensor, context: Context, draw: Draw) -> tuple[Latents, Mapping[str, Gaussian]]:
-        g_KBTM = self.hear(self.listen(power_KBTF), context.mask)
+    def posterior(
+        self, observed_BTF: Tensor, context: Context, noise: Latents
+    ) -> tuple[Latents, Mapping[str, Gaussian]]:
+        return self.averaging(self.hear(self.listen(observed_BTF[None]), context.mask), noise)
 
-        def step(g_NM: Tensor, z_NL: Tensor) -> Gaussian:
-            return self.head((g_NM + self.recall(z_NL)) / 2)
+    def averaging(self, g_1BTM: Tensor, noise: Latents) -> tuple[Latents, Mapping[str, Gaussian]]:
+        layers: Any = self.head
+        first, squash, head = layers
+        told = nn.functional.linear(g_1BTM / 2, first.weight, first.bias)
+        bias, weight = head.joined()
 
-        return along(g_KBTM, step, draw, self.latents[0].dim)
+        def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
+            features_NM = squash(torch.addmm(told_NM, self.recall(z_NL), first.weight.t(), alpha=0.5))
+            return torch.addmm(bias, features_NM, weight)
+
+        return along(told, noise["z"], step)
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
         return {"z": self.transition(before(z["z"]))}
 
-    def log_variance(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
+    def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
         return self.speak(z["z"])

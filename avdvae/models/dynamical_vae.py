@@ -1,62 +1,77 @@
-"""What the dynamical VAEs of speech share: latents z_1:T that depend on each other, on the past of the sound, or both.
+"""What the dynamical VAEs share: latents z_1:T that depend on each other, on the past of what they explain, or both.
 
 L. Girin, S. Leglaive, X. Bie, J. Diard, T. Hueber, X. Alameda-Pineda, "Dynamical variational autoencoders: a
 comprehensive review", Foundations and Trends in Machine Learning 15, 2021 (arXiv 2008.12595).
 
     ELBO = sum_t E_q[ln p(x_t | z_1:T, x_1:t-1)] - E_q[KL(q(z_t | z_1:t-1, x_1:T) || p(z_t | z_1:t-1, x_1:t-1))]
 
-with one draw of z_1:T; the divergences are those along its path. Not to be used itself.
+with one draw of z_1:T; the divergences are those along its path. Not to be used themselves.
+
+    x   what is explained: speech, of which power_BTF holds |x|^2, or pose_BTD      observed_BTF
+    z   latents                                                                   z_KBTL; z_KB1L of a whole utterance
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.distributions import ComplexGaussian, Gaussian
+from avdvae.blocks import before
+from avdvae.distributions import Gaussian, likelihood_of
 from avdvae.objectives import Elbo, Schedule
-from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec
-
-Draw = Callable[[Gaussian], Tensor]  # one value of a distribution, random or its mean
+from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
 
 class DynamicalVAE(nn.Module):
-    sees: tuple[str, ...] = ("power",)
-    hears_the_past = False
-
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, observes: Observed = "power"):
         super().__init__()
-        self.latents = (LatentSpec("z", dim, rate=1, modality="audio"),)
+        self.observes: Observed = observes
+        self.sees: tuple[str, ...] = (observes,)
+        self.latents = (LatentSpec("z", dim, rate=1, modality="audio" if observes == "power" else "motion"),)
 
-    def posterior(self, power_KBTF: Tensor, context: Context, draw: Draw) -> tuple[Latents, Mapping[str, Gaussian]]:
-        """Latents drawn one after another, and the q of each on the way."""
+    def posterior(
+        self, observed_BTF: Tensor, context: Context, noise: Latents
+    ) -> tuple[Latents, Mapping[str, Gaussian]]:
+        """Draws of the latents that standard normal noise becomes, and the q of each on the way."""
         raise NotImplementedError
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
         """p of each latent on the path z, here N(0, I)."""
         return {name: Gaussian.standard(*value.shape, like=value) for name, value in z.items()}
 
-    def log_variance(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
+    def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
+        """What the likelihood is made of: log-variances of speech, or places of joints."""
         raise NotImplementedError
 
+    def explain(self, z: Latents, context: Context) -> tuple[Mapping[str, Gaussian], Float[Tensor, "K B T F"]]:
+        """Prior and output, for those who share work to do so."""
+        return self.prior(z, context), self.output(z, context)
+
     def context(self, batch: Batch) -> Context:
-        return Context(batch.mask, past=batch.power if self.hears_the_past else None)
+        return Context(batch.mask)
 
     def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred:
-        power_BTF, context = batch.need("power", self), self.context(batch)
-        draw: Draw = (lambda q: q.sample()[0]) if mode == "sample" else (lambda q: q.mean)
-        z, q = self.posterior(power_BTF.expand(k, -1, -1, -1), context, draw)
+        context = self.context(batch)
+        z, q = self._draw(batch, context, k, mode)
         return Inferred(z, q, self.prior(z, context))
 
-    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, ComplexGaussian]:
-        if feedback is not None and self.hears_the_past:
-            context = replace(context, past=feedback)
-        return {"power": ComplexGaussian(self.log_variance(z, context))}
+    def _draw(self, batch: Batch, context: Context, k: int, mode: str) -> tuple[Latents, Mapping[str, Gaussian]]:
+        observed_BTF = batch.need(self.observes, self)
+        draw = torch.randn if mode == "sample" else torch.zeros
+        noise = {name: draw(size, device=batch.mask.device) for name, size in self._sizes(context, k).items()}
+        return self.posterior(observed_BTF, context, noise)
+
+    def _sizes(self, context: Context, k: int) -> dict[str, tuple[int, ...]]:
+        utterances, frames = context.mask.shape
+        return {s.name: (k, utterances, 1 if s.rate is None else frames, s.dim) for s in self.latents}
+
+    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
+        return {self.observes: likelihood_of(self.observes, self.output(z, context))}
 
     def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]:
         """That of a latent of the whole utterance is spread evenly over the frames."""
@@ -66,43 +81,115 @@ class DynamicalVAE(nn.Module):
 
     def sample_prior(self, context: Context, k: int = 1) -> Latents:
         """One frame after another, each from the prior that those before it give."""
-        utterances, frames = context.mask.shape
-        lengths = {spec.name: 1 if spec.rate is None else frames for spec in self.latents}
-        sizes = {spec.name: (k, utterances, lengths[spec.name], spec.dim) for spec in self.latents}
+        sizes = self._sizes(context, k)
         z = {name: torch.zeros(size, device=context.mask.device) for name, size in sizes.items()}
-        for t in range(frames):
+        for t in range(context.mask.shape[1]):
             for name, p in self.prior(z, context).items():
-                if t < lengths[name]:
+                if t < sizes[name][2]:
                     z[name][:, :, t] = p.sample()[0][:, :, t]
         return z
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
-        inferred, context = self.infer(batch), self.context(batch)
-        likelihood_BT = self.decode(inferred.z, context)["power"].log_prob(batch.need("power", self)).mean(0)
-        kl = {name: q.kl(inferred.p[name]).mean(0) for name, q in inferred.q.items()}
+        context = self.context(batch)
+        z, q = self._draw(batch, context, 1, "sample")
+        p, output = self.explain(z, self.in_training(z, context, schedule))
+        likelihood_BT = likelihood_of(self.observes, output).log_prob(batch.need(self.observes, self)).mean(0)
+        kl = {name: q[name].kl(p[name]).mean(0) for name in q}
         return Elbo(
-            recon={"power": (likelihood_BT * batch.mask).sum(1)},
+            recon={self.observes: (likelihood_BT * batch.mask).sum(1)},
             kl={s.name: (kl[s.name] if s.rate is None else kl[s.name] * batch.mask).sum(1) for s in self.latents},
             n=batch.mask.sum(1).float(),
         )
 
+    def in_training(self, z: Latents, context: Context, schedule: Schedule) -> Context:
+        """What conditions the generation of a batch that is trained on."""
+        return context
+
+
+class AutoregressiveVAE(DynamicalVAE):
+    """Hears the past of what it explains: the true one, `context.past`, or its own where nobody has that."""
+
+    def __init__(self, features: int, dim: int, observes: Observed = "power"):
+        super().__init__(dim, observes)
+        self.features = features
+
+    def proceed(
+        self, heard: Float[Tensor, "#K B T F"], z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any
+    ) -> tuple[Float[Tensor, "#K B T M"], Any]:
+        """h_t from x_t-1, z_t-1 and z_t, for frames that follow those which left `state`; and the state after them."""
+        raise NotImplementedError
+
+    def prior_at(self, h: Float[Tensor, "#K B T M"], z_before_KBTL: Tensor) -> Gaussian:
+        """p(z_t | h_t, z_t-1), here N(0, I)"""
+        return Gaussian.standard(*z_before_KBTL.shape, like=z_before_KBTL)
+
+    def output_at(self, h: Float[Tensor, "#K B T M"], z_KBTL: Tensor) -> Float[Tensor, "K B T F"]:
+        """What the likelihood of x_t is made of."""
+        raise NotImplementedError
+
+    def states(self, z: Latents, context: Context) -> Float[Tensor, "#K B T M"]:
+        assert context.past is not None
+        heard = before(context.past if context.past.ndim == 4 else context.past[None])
+        return self.proceed(heard, before(z["z"]), z["z"], None)[0]
+
+    def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
+        return {"z": self.prior_at(self.states(z, context), before(z["z"]))}
+
+    def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
+        return self.output_at(self.states(z, context), z["z"])
+
+    def explain(self, z: Latents, context: Context) -> tuple[Mapping[str, Gaussian], Float[Tensor, "K B T F"]]:
+        h = self.states(z, context)
+        return {"z": self.prior_at(h, before(z["z"]))}, self.output_at(h, z["z"])
+
+    def context(self, batch: Batch) -> Context:
+        return Context(batch.mask, past=getattr(batch, self.observes))
+
+    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
+        return super().decode(z, context if feedback is None else replace(context, past=feedback))
+
+    @torch.no_grad()
+    def own_past(self, z: Latents, context: Context, own: Sequence[bool] | None = None) -> Float[Tensor, "K B T F"]:
+        """What stands for the past when x_t is what the model says itself, in the frames that are its `own`, or all."""
+        z_KBTL, z_before_KBTL = z["z"], before(z["z"])
+        said = z_KBTL.new_zeros(*z_KBTL.shape[:2], 1, self.features)
+        state, past = None, []
+        for t in range(z_KBTL.shape[2]):
+            now = slice(t, t + 1)
+            h, state = self.proceed(said, z_before_KBTL[:, :, now], z_KBTL[:, :, now], state)
+            if own is None or own[t]:
+                said = likelihood_of(self.observes, self.output_at(h, z_KBTL[:, :, now])).expected
+            else:
+                assert context.past is not None
+                said = context.past[:, now].expand_as(said)
+            past.append(said)
+        return torch.cat(past, 2)
+
+    def in_training(self, z: Latents, context: Context, schedule: Schedule) -> Context:
+        """Scheduled sampling: what the model says is taken for what it heard, and does not train what said it."""
+        if not schedule.own:
+            return context
+        own = (torch.rand(context.mask.shape[1]) < schedule.own).tolist()
+        return replace(context, past=self.own_past(z, context, own))
+
 
 def along(
-    told_KBTM: Float[Tensor, "K B T M"], step: Callable[[Tensor, Tensor], Gaussian], draw: Draw, dim: int
+    told: Float[Tensor, "#K B T M"], noise_KBTL: Tensor, step: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Latents, Mapping[str, Gaussian]]:
-    """z_t drawn from step(what is told at t, z_{t-1}), one after another from z_0 = 0.
-
-    For `step`, draws and utterances are in one axis."""
-    z_NL = torch.zeros(told_KBTM.shape[0] * told_KBTM.shape[1], dim, device=told_KBTM.device)
-    path, on_the_way = [], []
-    for told_NM in told_KBTM.flatten(end_dim=1).unbind(1):
-        q = step(told_NM, z_NL)
-        z_NL = draw(q)
+    """z_t one after another from z_0 = 0: `step`, of what is told at t and of z_t-1, gives mean and log-variance of q
+    side by side. For it, draws and utterances are in one axis."""
+    told_NTM = told.expand(len(noise_KBTL), -1, -1, -1).flatten(end_dim=1)
+    noise_NTL = noise_KBTL.flatten(end_dim=1)
+    z_NL, path, on_the_way = torch.zeros_like(noise_NTL[:, 0]), [], []
+    for told_NM, noise_NL in zip(told_NTM.unbind(1), noise_NTL.unbind(1), strict=True):
+        mean_NL, log_var_NL = step(told_NM, z_NL).chunk(2, -1)
+        q = Gaussian.floored(mean_NL, log_var_NL)
+        z_NL = q.moved(noise_NL)
         path.append(z_NL)
         on_the_way.append(q)
 
     def stacked(parts: list[Tensor]) -> Tensor:
-        return torch.stack(parts, 1).unflatten(0, told_KBTM.shape[:2])
+        return torch.stack(parts, 1).view_as(noise_KBTL)
 
     q = Gaussian(stacked([q.mean for q in on_the_way]), stacked([q.log_var for q in on_the_way]))
     return {"z": stacked(path)}, {"z": q}

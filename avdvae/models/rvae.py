@@ -9,9 +9,9 @@ ICASSP 2020 (arXiv 1910.10942).
 
 Causal is how the sound is made; to infer its latents takes the future in both.
 
-    x_t   speech spectrum                power_KBTF holds |x_t|^2
+    x_t   speech spectrum                observed_BTF holds |x_t|^2
     z_t   latent                         z_KBTL
-    g_t   what is heard of x at t        g_KBTM
+    g_t   what is heard of x at t        g_1BTM
     h_t   what is kept of z_1:t-1        h_NM, draws and utterances in one axis
 """
 
@@ -23,31 +23,42 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, Recurrent
+from avdvae.blocks import GaussianHead, Recurrent, hoisted
 from avdvae.distributions import Gaussian
-from avdvae.models.dynamical_vae import Draw, DynamicalVAE, along
-from avdvae.protocols import Context, Latents
+from avdvae.models.dynamical_vae import DynamicalVAE, along
+from avdvae.protocols import Context, Latents, Observed
 
 
 class RVAE(DynamicalVAE):
-    def __init__(self, frequencies: int = 513, hidden: int = 128, dim: int = 16, causal: bool = True):
-        super().__init__(dim)
+    def __init__(
+        self,
+        features: int = 513,
+        hidden: int = 128,
+        dim: int = 16,
+        causal: bool = True,
+        observes: Observed = "power",
+        told: int = 0,  # features of something else that encoder and decoder are told beside x and z
+    ):
+        super().__init__(dim, observes)
         sides = 1 if causal else 2
-        self.hear = Recurrent(frequencies, hidden, "backward" if causal else "both")
+        self.hear = Recurrent(features + told, hidden, "backward" if causal else "both")
         self.remember = nn.LSTMCell(dim, hidden)
         self.head = GaussianHead((sides + 1) * hidden, dim)
-        self.speak = Recurrent(dim, hidden, "forward" if causal else "both")
-        self.out = nn.Linear(sides * hidden, frequencies)
+        self.speak = Recurrent(dim + told, hidden, "forward" if causal else "both")
+        self.out = nn.Linear(sides * hidden, features)
 
-    def posterior(self, power_KBTF: Tensor, context: Context, draw: Draw) -> tuple[Latents, Mapping[str, Gaussian]]:
-        g_KBTM, state = self.hear(power_KBTF, context.mask), None
+    def posterior(
+        self, observed_BTF: Tensor, context: Context, noise: Latents
+    ) -> tuple[Latents, Mapping[str, Gaussian]]:
+        g_1BTM, state = self.hear(observed_BTF[None], context.mask), None
+        told, weight = hoisted(self.head, g_1BTM)
 
-        def step(g_NM: Tensor, z_NL: Tensor) -> Gaussian:
+        def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
             nonlocal state
             state = self.remember(z_NL, state)
-            return self.head(torch.cat([g_NM, state[0]], -1))
+            return torch.addmm(told_NM, state[0], weight)
 
-        return along(g_KBTM, step, draw, self.latents[0].dim)
+        return along(told, noise["z"], step)
 
-    def log_variance(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
+    def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
         return self.out(self.speak(z["z"], context.mask))

@@ -8,52 +8,70 @@ M. Fraccaro, S. K. Sønderby, U. Paquet, O. Winther, "Sequential neural models w
     q(z | x) = prod_t N(z_t; mu, diag var (g_t, z_t-1)),  where g_t hears h_t:T and x_t:T from the end on
     ELBO: dynamical_vae.py
 
-    x_t   speech spectrum     power_KBTF holds |x_t|^2; what is heard of x_t-1: context.past, a frame late
+    x_t   speech spectrum     observed_BTF holds |x_t|^2; what is heard of x_t-1: context.past, a frame late
     z_t   latent              z_KBTL
-    h_t   state               h_BTM
+    h_t   state               h_1BTM, or h_KBTM where each draw has a past of its own
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, Recurrent, before, mlp
+from avdvae.blocks import GaussianHead, Recurrent, beside, hoisted, mlp
 from avdvae.distributions import Gaussian
-from avdvae.models.dynamical_vae import Draw, DynamicalVAE, along
-from avdvae.protocols import Context, Latents
+from avdvae.models.dynamical_vae import AutoregressiveVAE, along
+from avdvae.protocols import Context, Latents, Observed
 
 
-class SRNN(DynamicalVAE):
-    hears_the_past = True
+class SRNN(AutoregressiveVAE):
+    def __init__(
+        self,
+        features: int = 513,
+        hidden: int = 128,
+        dim: int = 16,
+        wide: int = 256,
+        narrow: Sequence[int] = (64, 32),
+        observes: Observed = "power",
+    ):
+        super().__init__(features, dim, observes)
+        self.listen = mlp([features, wide], nn.Tanh)
+        self.remember = nn.LSTM(wide, hidden, batch_first=True)
+        self.hear = mlp([hidden + features, wide], nn.Tanh)
+        self.hear_on = Recurrent(wide, hidden, "backward")
+        self.q_head = nn.Sequential(*mlp([hidden + dim, *narrow], nn.Tanh), GaussianHead(narrow[-1], dim))
+        self.p_head = nn.Sequential(*mlp([hidden + dim, *narrow], nn.Tanh), GaussianHead(narrow[-1], dim))
+        self.out = nn.Sequential(*mlp([hidden + dim, wide], nn.Tanh), nn.Linear(wide, features))
 
-    def __init__(self, frequencies: int = 513, hidden: int = 128, dim: int = 16):
-        super().__init__(dim)
-        self.listen = mlp([frequencies, 2 * hidden], nn.Tanh)
-        self.remember = Recurrent(2 * hidden, hidden)
-        self.hear = mlp([hidden + frequencies, 2 * hidden], nn.Tanh)
-        self.hear_on = Recurrent(2 * hidden, hidden, "backward")
-        self.q_head = nn.Sequential(*mlp([hidden + dim, 64, 32], nn.Tanh), GaussianHead(32, dim))
-        self.p_head = nn.Sequential(*mlp([hidden + dim, 64, 32], nn.Tanh), GaussianHead(32, dim))
-        self.out = nn.Sequential(*mlp([hidden + dim, 2 * hidden], nn.Tanh), nn.Linear(2 * hidden, frequencies))
+    def proceed(
+        self, heard: Tensor, z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any
+    ) -> tuple[Float[Tensor, "#K B T M"], Any]:
+        h, state = self.remember(self.listen(heard).flatten(end_dim=1), state)
+        return h.unflatten(0, heard.shape[:2]), state
 
-    def _state(self, context: Context, like: Tensor) -> Float[Tensor, "K B T M"]:
-        assert context.past is not None
-        return self.remember(self.listen(before(context.past)), context.mask).expand(len(like), -1, -1, -1)
+    def posterior(
+        self, observed_BTF: Tensor, context: Context, noise: Latents
+    ) -> tuple[Latents, Mapping[str, Gaussian]]:
+        heard = self.hear(beside(self.states(noise, context), observed_BTF[None]))
+        layers: Any = self.q_head
+        first, *others, head = layers
+        told, late = hoisted(first, self.hear_on(heard, context.mask))
+        bias, weight = head.joined()
 
-    def posterior(self, power_KBTF: Tensor, context: Context, draw: Draw) -> tuple[Latents, Mapping[str, Gaussian]]:
-        heard_KBTM = self.hear(torch.cat([self._state(context, power_KBTF), power_KBTF], -1))
+        def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
+            features_NM = torch.addmm(told_NM, z_NL, late)
+            for layer in others:
+                features_NM = layer(features_NM)
+            return torch.addmm(bias, features_NM, weight)
 
-        def step(g_NM: Tensor, z_NL: Tensor) -> Gaussian:
-            return self.q_head(torch.cat([g_NM, z_NL], -1))
+        return along(told, noise["z"], step)
 
-        return along(self.hear_on(heard_KBTM, context.mask), step, draw, self.latents[0].dim)
+    def prior_at(self, h: Tensor, z_before_KBTL: Tensor) -> Gaussian:
+        return self.p_head(beside(h, z_before_KBTL))
 
-    def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
-        return {"z": self.p_head(torch.cat([self._state(context, z["z"]), before(z["z"])], -1))}
-
-    def log_variance(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
-        return self.out(torch.cat([self._state(context, z["z"]), z["z"]], -1))
+    def output_at(self, h: Tensor, z_KBTL: Tensor) -> Float[Tensor, "K B T F"]:
+        return self.out(beside(h, z_KBTL))

@@ -7,42 +7,55 @@ dynamical_vae.py), section 7.
     q(z | x) = prod_t N(z_t; mu, diag var (x_1:t))
     ELBO: dynamical_vae.py
 
-    x_t   speech spectrum     power_KBTF holds |x_t|^2; what is heard of x_t-1: context.past, a frame late
+    x_t   speech spectrum     observed_BTF holds |x_t|^2; what is heard of x_t-1: context.past, a frame late
     z_t   latent              z_KBTL
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, Recurrent, before, mlp
+from avdvae.blocks import GaussianHead, Recurrent, beside, mlp
 from avdvae.distributions import Gaussian
-from avdvae.models.dynamical_vae import Draw, DynamicalVAE
-from avdvae.protocols import Context, Latents
+from avdvae.models.dynamical_vae import AutoregressiveVAE
+from avdvae.protocols import Context, Latents, Observed
 
 
-class STORN(DynamicalVAE):
-    hears_the_past = True
+class STORN(AutoregressiveVAE):
+    def __init__(
+        self,
+        features: int = 513,
+        hidden: int = 128,
+        dim: int = 16,
+        wide: int = 256,
+        narrow: Sequence[int] = (64, 32),
+        observes: Observed = "power",
+    ):
+        super().__init__(features, dim, observes)
+        self.listen = mlp([features, wide], nn.Tanh)
+        self.hear = Recurrent(wide, hidden)
+        self.head = nn.Sequential(*mlp([hidden, *narrow], nn.Tanh), GaussianHead(narrow[-1], dim))
+        self.want = mlp([dim, *reversed(narrow)], nn.Tanh)
+        self.listen_back = mlp([features, wide], nn.Tanh)
+        self.speak = nn.LSTM(wide + narrow[0], hidden, batch_first=True)
+        self.out = nn.Sequential(*mlp([hidden, wide], nn.Tanh), nn.Linear(wide, features))
 
-    def __init__(self, frequencies: int = 513, hidden: int = 128, dim: int = 16):
-        super().__init__(dim)
-        self.listen = mlp([frequencies, 2 * hidden], nn.Tanh)
-        self.hear = Recurrent(2 * hidden, hidden)
-        self.head = nn.Sequential(*mlp([hidden, 64, 32], nn.Tanh), GaussianHead(32, dim))
-        self.want = mlp([dim, 32, 64], nn.Tanh)
-        self.listen_back = mlp([frequencies, 2 * hidden], nn.Tanh)
-        self.speak = Recurrent(2 * hidden + 64, hidden)
-        self.out = nn.Sequential(*mlp([hidden, 2 * hidden], nn.Tanh), nn.Linear(2 * hidden, frequencies))
+    def posterior(
+        self, observed_BTF: Tensor, context: Context, noise: Latents
+    ) -> tuple[Latents, Mapping[str, Gaussian]]:
+        q = self.head(self.hear(self.listen(observed_BTF[None]), context.mask))
+        return {"z": q.moved(noise["z"])}, {"z": q}
 
-    def posterior(self, power_KBTF: Tensor, context: Context, draw: Draw) -> tuple[Latents, Mapping[str, Gaussian]]:
-        q = self.head(self.hear(self.listen(power_KBTF), context.mask))
-        return {"z": draw(q)}, {"z": q}
+    def proceed(
+        self, heard: Tensor, z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any
+    ) -> tuple[Float[Tensor, "#K B T M"], Any]:
+        told_KBTM = beside(self.want(z_KBTL), self.listen_back(heard))
+        h, state = self.speak(told_KBTM.flatten(end_dim=1), state)
+        return h.unflatten(0, told_KBTM.shape[:2]), state
 
-    def log_variance(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
-        assert context.past is not None
-        past_KBTM = self.listen_back(before(context.past)).expand(len(z["z"]), -1, -1, -1)
-        return self.out(self.speak(torch.cat([self.want(z["z"]), past_KBTM], -1), context.mask))
+    def output_at(self, h: Tensor, z_KBTL: Tensor) -> Float[Tensor, "K B T F"]:
+        return self.out(h)

@@ -8,60 +8,69 @@ Girin et al. (see dynamical_vae.py), section 8.
     q(z | x) = prod_t N(z_t; mu, diag var (h_t, x_t))
     ELBO: dynamical_vae.py
 
-    x_t   speech spectrum     power_KBTF holds |x_t|^2; what is heard of x_t-1: context.past, a frame late
+    x_t   speech spectrum     observed_BTF holds |x_t|^2; what is heard of x_t-1: context.past, a frame late
     z_t   latent              z_KBTL
     h_t   state               h_KBTM
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, before, mlp
+from avdvae.blocks import GaussianHead, before, beside, hoisted, mlp
 from avdvae.distributions import Gaussian
-from avdvae.models.dynamical_vae import Draw, DynamicalVAE, along
-from avdvae.protocols import Context, Latents
+from avdvae.models.dynamical_vae import AutoregressiveVAE, along
+from avdvae.protocols import Context, Latents, Observed
 
 
-class VRNN(DynamicalVAE):
-    hears_the_past = True
-
-    def __init__(self, frequencies: int = 513, hidden: int = 128, dim: int = 16):
-        super().__init__(dim)
-        self.listen = mlp([frequencies, 2 * hidden], nn.Tanh)
-        self.want = mlp([dim, 32, 64], nn.Tanh)
-        self.remember = nn.LSTM(2 * hidden + 64, hidden, batch_first=True)
-        self.q_head = GaussianHead(3 * hidden, dim)
+class VRNN(AutoregressiveVAE):
+    def __init__(
+        self,
+        features: int = 513,
+        hidden: int = 128,
+        dim: int = 16,
+        wide: int = 256,
+        narrow: Sequence[int] = (32, 64),
+        observes: Observed = "power",
+    ):
+        super().__init__(features, dim, observes)
+        self.listen = mlp([features, wide], nn.Tanh)
+        self.want = mlp([dim, *narrow], nn.Tanh)
+        self.remember = nn.LSTM(wide + narrow[-1], hidden, batch_first=True)
+        self.q_head = GaussianHead(wide + hidden, dim)
         self.p_head = GaussianHead(hidden, dim)
-        self.out = nn.Linear(hidden + 64, frequencies)
+        self.out = nn.Linear(hidden + narrow[-1], features)
 
-    def posterior(self, power_KBTF: Tensor, context: Context, draw: Draw) -> tuple[Latents, Mapping[str, Gaussian]]:
+    def posterior(
+        self, observed_BTF: Tensor, context: Context, noise: Latents
+    ) -> tuple[Latents, Mapping[str, Gaussian]]:
         assert context.past is not None
-        now_KBTM = self.listen(power_KBTF)
-        past_KBTM = self.listen(before(context.past)).expand_as(now_KBTM)
+        told, weight = hoisted(self.q_head, self.listen(observed_BTF))
+        past_BTM = self.listen(before(context.past))
         state = None
 
-        def step(told_NM: Tensor, z_NL: Tensor) -> Gaussian:
+        def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
             nonlocal state
-            now_NM, past_NM = told_NM.chunk(2, -1)
+            now_NM, past_NM = told_NM.split([told.shape[-1], past_BTM.shape[-1]], -1)
             h_N1M, state = self.remember(torch.cat([past_NM, self.want(z_NL)], -1)[:, None], state)
-            return self.q_head(torch.cat([now_NM, h_N1M[:, 0]], -1))
+            return torch.addmm(now_NM, h_N1M[:, 0], weight)
 
-        return along(torch.cat([now_KBTM, past_KBTM], -1), step, draw, self.latents[0].dim)
+        return along(torch.cat([told, past_BTM], -1)[None], noise["z"], step)
 
-    def _state(self, z: Latents, context: Context) -> Float[Tensor, "K B T M"]:
-        assert context.past is not None
-        z_KBTL = z["z"]
-        past_KBTM = self.listen(before(context.past)).expand(len(z_KBTL), -1, -1, -1)
-        heard = torch.cat([past_KBTM, self.want(before(z_KBTL))], -1)
-        return self.remember(heard.flatten(end_dim=1))[0].unflatten(0, z_KBTL.shape[:2])
+    def proceed(
+        self, heard: Tensor, z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any
+    ) -> tuple[Float[Tensor, "#K B T M"], Any]:
+        told_KBTM = beside(self.listen(heard), self.want(z_before_KBTL))
+        h, state = self.remember(told_KBTM.flatten(end_dim=1), state)
+        return h.unflatten(0, told_KBTM.shape[:2]), state
 
-    def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
-        return {"z": self.p_head(self._state(z, context))}
+    def prior_at(self, h: Tensor, z_before_KBTL: Tensor) -> Gaussian:
+        return self.p_head(h)
 
-    def log_variance(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
-        return self.out(torch.cat([self._state(z, context), self.want(z["z"])], -1))
+    def output_at(self, h: Tensor, z_KBTL: Tensor) -> Float[Tensor, "K B T F"]:
+        return self.out(beside(h, self.want(z_KBTL)))

@@ -1,8 +1,10 @@
 """The tasks that a model is measured on, condition by condition.
 
-enhancement   the split's utterances in each noise, at each SNR, with each state of the lips: separated, then scored
-              beside the mixture that was heard
-resynthesis   the clean utterances through the latents and back
+enhancement              the split's utterances in each noise, at each SNR, with each state of the lips: separated, then
+                         scored beside the mixture that was heard
+resynthesis              the clean utterances through the latents and back; a model that hears the past hears its own
+resynthesis_true_past    the same where such a model is given the true past (teacher forcing): it need not remember, and
+                         its figures stand beside no others
 
 Blocks (a task, a state of the lips, a noise) are written to results.csv as soon as they are scored, and an evaluation
 that was interrupted goes on from there.
@@ -34,14 +36,14 @@ from avdvae.inference.resynth import resynthesise
 from avdvae.inference.separation import RATE, separate
 from avdvae.inference.vem import Vem
 from avdvae.metrics import INPUT, METRICS, ScoreJob, score_all
-from avdvae.protocols import Batch, SpeechPrior, indispensable
+from avdvae.protocols import Autoregressive, Batch, SpeechPrior, indispensable
 from avdvae.report import write_report
 from avdvae.results import Result, read_results, summarise, write_results, write_summary
 from avdvae.results import compare as compare_rows
 from avdvae.runs import Run, build_vem
 from avdvae.viz import cost_curves, triptych
 
-TASKS = ("enhancement", "resynthesis")
+TASKS = ("enhancement", "resynthesis", "resynthesis_true_past")
 Noise = str | NoiseFolder | NoisyTwins
 ENOUGH = 200  # signals that are worth starting processes for
 SHOWN_SNR = 0.0  # the example is taken at the SNR nearest to this
@@ -140,10 +142,10 @@ class Evaluator:
     def _blocks(self) -> Iterator[_Block]:
         states = self.settings.lips if "lips" in self.model.sees else ("",)
         for task in self.settings.tasks:
-            if task == "resynthesis":
-                yield _Block(task, lips=states[0] and "clean")
-            else:
+            if task == "enhancement":
                 yield from (_Block(task, lips, _label(noise)) for lips in states for noise in self.settings.noises)
+            elif task == "resynthesis" or isinstance(self.model, Autoregressive):
+                yield _Block(task, lips=states[0] and "clean")
 
     def _loader(self, condition: Condition | None) -> Loader:
         s = self.settings
@@ -207,15 +209,19 @@ class Evaluator:
                 yield snr, batch
 
     def _resynthesise(self, block: _Block) -> list[_Measured]:
-        measured = []
+        measured, shown = [], {utterance.id for utterance in self.chosen.utterances[: self.settings.examples]}
         torch.manual_seed(self.settings.seed)
         for batch in self._loader(None):
-            speech = resynthesise(self.model, batch, self.stft).cpu().numpy()
+            true_past = block.task == "resynthesis_true_past"
+            speech = resynthesise(self.model, batch, self.stft, true_past).cpu().numpy()
             assert batch.waveform is not None and batch.lengths is not None
             clean = batch.waveform.cpu().numpy()
             for b, (item, n) in enumerate(zip(batch.ids, batch.lengths.tolist(), strict=True)):
                 job = ScoreJob(clean[b, :n], {"": speech[b, :n]}, RATE, (*self.settings.metrics, "rmse"))
                 measured.append(_Measured(block, item, None, job))
+                if item in shown:
+                    signals = {"clean": clean[b, :n], "resynthesised": speech[b, :n]}
+                    self._keep_example(block, item, None, signals, batch, b, None)
         return measured
 
     def _known_inputs(self, block: _Block) -> dict[tuple[str, float | None], dict[str, float]]:
@@ -271,7 +277,8 @@ class Evaluator:
         figure = f"figures/{key}.png"
         triptych(signals, RATE, self.stft.hop, lips, sure, shares).savefig(self.out / figure, dpi=150)
         level = "" if snr is None else f" at {snr:g} dB"
-        title = f"{item}, {block.noise}{level}" + (f", {block.lips} lips" if block.lips else "")
+        what = block.noise or block.task.replace("_", " ")
+        title = f"{item}, {what}{level}" + (f", {block.lips} lips" if block.lips else "")
         self.examples.append({"key": key, "title": title, "audio": audio, "figure": figure})
 
 
@@ -345,5 +352,5 @@ def _label(noise: str) -> str:
 
 
 def _key(block: _Block, item: str, snr: float | None) -> str:
-    parts = (item.replace("/", "_"), block.noise, "" if snr is None else f"{snr:g}dB", block.lips)
+    parts = (item.replace("/", "_"), block.noise or block.task, "" if snr is None else f"{snr:g}dB", block.lips)
     return "_".join(filter(None, parts))

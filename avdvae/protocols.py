@@ -7,7 +7,7 @@ a second batch axis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -147,6 +147,15 @@ class LatentModel(Model, Protocol):
     def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]: ...
 
     def sample_prior(self, context: Context, k: int = 1) -> Latents: ...
+
+
+@runtime_checkable
+class Autoregressive(LatentModel, Protocol):
+    """A LatentModel that hears the past of what it explains."""
+
+    def own_past(self, z: Latents, context: Context, own: Sequence[bool] | None = None) -> Float[Tensor, "K B T F"]:
+        """What stands for the past when x_t is what the model says itself, in the frames that are its `own`, or all."""
+        ...
 
 
 def indispensable(model: LatentModel) -> set[str]:

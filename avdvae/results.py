@@ -84,26 +84,24 @@ def compare(
     groups: Mapping[str, Sequence[str]] = NOISE_GROUPS,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Means of this run minus the other on the same item, noise and SNR; also over all noises and over each group.
+    """Means of this run minus the other in the same task, item, noise and SNR; also over all noises and each group.
 
     A lips condition that the other run lacks is held against its rows without one, those of an audio-only model; and
     an audio-only model against clean lips. Left out are metrics of the input, which both runs heard alike, and
     improvements on it, which differ as the outputs do.
     """
-    theirs = {(row.item, row.noise, row.snr, row.metric, row.lips): row.value for row in other_rows}
+    theirs = {(row.task, row.item, row.noise, row.snr, row.metric, row.lips): row.value for row in other_rows}
     their_lips = {row.lips for row in other_rows}
     differences = []
     for row in rows:
         lips = row.lips if row.lips in their_lips else ("" if row.lips else "clean")
-        other = theirs.get((row.item, row.noise, row.snr, row.metric, lips))
+        other = theirs.get((row.task, row.item, row.noise, row.snr, row.metric, lips))
         if other is not None and not row.metric.startswith(INPUT) and not row.metric.endswith("_improvement"):
             key = row.model, row.task, row.lips, row.metric
             differences.append((key, row.noise, row.snr, row.item, row.value - other))
     if not differences:
         mine, other = (sides[0].run if sides else "an empty run" for sides in (rows, other_rows))
-        raise UserError(
-            f"{mine} and {other} have no item, noise, SNR and metric in common: evaluate both on the same conditions"
-        )
+        raise UserError(f"{mine} and {other} have no task, item, noise, SNR and metric in common: evaluate both alike")
     return [
         {"model": model, "task": task, "noise": noise, "snr": snr, "lips": lips, "metric": metric, **mean}
         | {"compared_with": other_rows[0].run}

@@ -110,7 +110,8 @@ _NO_MATTER = ("accelerator", "compile", "devices", "nodes", "strategy", "workers
 def _what_decides(config: dict[str, Any]) -> dict[str, Any]:
     """What the weights depend on, rounding aside."""
     names = ("data", "prepared", "lips", "hop", "model", "start", "seed")
-    train = {name: value for name, value in config["train"].items() if name not in _NO_MATTER}
+    # What is null may be missing from a run that is older than the setting.
+    train = {name: value for name, value in config["train"].items() if name not in _NO_MATTER and value is not None}
     return {**{name: config.get(name) for name in names}, "train": train}
 
 

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, field
@@ -39,7 +39,7 @@ from avdvae.data.mixing import stream
 from avdvae.data.shards import PreparedCorpus, replacing
 from avdvae.errors import UserError
 from avdvae.objectives import Elbo, Schedule
-from avdvae.protocols import Batch, LatentModel
+from avdvae.protocols import Autoregressive, Batch, LatentModel
 
 _STATE, _WEIGHTS = Path("last", "state.pt"), "weights.safetensors"
 _REMEDY = (
@@ -59,6 +59,7 @@ class Training:
     schedule: str = "constant"  # of lr; or cosine: down to 0 over all epochs
     beta: float = 1.0  # weight of the KL terms
     warmup_epochs: int = 0  # in which beta rises from 0
+    own_past: Sequence[int] | None = None  # (from, to): epochs over which a model comes to hear itself alone
     clip_norm: float | None = None  # length of the longest gradient
     ema: float | None = None  # decay of an average of the weights, which is then validated and kept in their place
     precision: str = "32-true"  # or bf16-mixed
@@ -82,8 +83,8 @@ class Training:
         def real(value: Any) -> bool:
             return type(value) in (int, float) and math.isfinite(value)
 
-        def is_range(value: Any) -> bool:
-            return isinstance(value, Sequence) and len(value) == 2 and all(map(real, value)) and value[0] <= value[1]
+        def is_range(value: Any, fits: Callable[[Any], bool] = real) -> bool:
+            return isinstance(value, Sequence) and len(value) == 2 and all(map(fits, value)) and value[0] <= value[1]
 
         rules = (
             ("batch_size accumulate devices nodes log_every", "1, 2, 3, ...", lambda v: whole(v, 1)),
@@ -94,6 +95,11 @@ class Training:
             ("clip_norm trim_db", "a number above 0, or null", lambda v: v is None or (real(v) and v > 0)),
             ("ema", "a number between 0 and 1, or null", lambda v: v is None or (real(v) and 0 < v < 1)),
             ("level_db", "a range such as [-20, 0], or null", lambda v: v is None or is_range(v)),
+            (
+                "own_past",
+                "two epochs such as [10, 30], or null",
+                lambda v: v is None or is_range(v, lambda e: whole(e, 0)),
+            ),
             ("schedule", "constant or cosine", ("constant", "cosine").__contains__),
             ("precision", "32-true or bf16-mixed", ("32-true", "bf16-mixed").__contains__),
             ("accelerator", "auto, cpu or cuda", ("auto", "cpu", "cuda").__contains__),
@@ -186,6 +192,9 @@ class _Loop:
                 known = ", ".join(child for child, _ in model.named_children())
                 raise UserError(f"train.freeze={name}: {type(model).__name__} has no such part; it has {known}")
             parts[name].requires_grad_(False)
+        if settings.own_past is not None and not isinstance(model, Autoregressive):
+            given = list(settings.own_past)
+            raise UserError(f"train.own_past={given}: {type(model).__name__} does not hear the past, so give null")
         self.fabric = _launch(settings)
         share = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
         level_db = None if settings.level_db is None else tuple(settings.level_db)
@@ -245,7 +254,7 @@ class _Loop:
     def _step(self, batches: Sequence[Batch]) -> None:
         s, at, fabric = self.settings, self.at, self.fabric
         rng = stream("step", s.seed, at.step)
-        schedule = Schedule(self._beta(at.step), coin=rng.random(), epoch=at.epoch)
+        schedule = Schedule(self._beta(at.step), coin=rng.random(), own=self._own(at.step), epoch=at.epoch)
         self._seed(int(rng.integers(2**62)))
         self.optimiser.param_groups[0]["lr"] = self._lr(at.step)
         self.optimiser.zero_grad()
@@ -279,6 +288,12 @@ class _Loop:
     def _beta(self, step: int) -> float:
         rise = self.settings.warmup_epochs * self.at.steps_per_epoch
         return self.settings.beta * (min(step / rise, 1.0) if rise else 1.0)
+
+    def _own(self, step: int) -> float:
+        if self.settings.own_past is None:
+            return 0.0
+        first, last = (epoch * self.at.steps_per_epoch for epoch in self.settings.own_past)
+        return float(step >= last) if first == last else min(max((step - first) / (last - first), 0.0), 1.0)
 
     def _lr(self, step: int) -> float:
         if self.settings.schedule == "constant":
@@ -323,6 +338,7 @@ class _Loop:
         at, last = self.at, self.at.step - 1
         if self.log:
             rates = {"lr": self._lr(last), "beta": self._beta(last)}
+            rates |= {} if self.settings.own_past is None else {"own_past": self._own(last)}
             self.log.write("train", last // at.steps_per_epoch + 1, at.step, _per_frame(at.sums), rates)
         at.sums = {}
 
@@ -336,7 +352,8 @@ class _Loop:
             raise UserError(f"the validation loss is not finite after step {at.step} of epoch {epoch}: {_REMEDY}")
         if better := loss < at.best_loss:
             at.best_epoch, at.best_loss = epoch, loss
-        at.epoch, at.stale = epoch, 0 if better or epoch <= self.settings.warmup_epochs else at.stale + 1
+        settled = max(self.settings.warmup_epochs, *(self.settings.own_past or (0,)))
+        at.epoch, at.stale = epoch, 0 if better or epoch <= settled else at.stale + 1
         at.seconds = time.monotonic() - self.started
         if self.log:
             self.log.write("valid", epoch, at.step, means, {"seconds": at.seconds})
@@ -349,10 +366,11 @@ class _Loop:
 
     @torch.inference_mode()
     def _validate(self) -> dict[str, float]:
-        """Means per frame, with the full beta and the same noise every time."""
+        """Means per frame, with the full beta, as the last epochs will hear the past, and the same noise every time."""
         self.judged.eval()
         self._seed(self.settings.seed)
-        schedule, rows, parts = Schedule(self.settings.beta), [], ()
+        own = 0.0 if self.settings.own_past is None else 1.0
+        schedule, rows, parts = Schedule(self.settings.beta, own=own), [], ()
         for batch in self.held_out:
             with self.fabric.autocast():
                 elbo = self.judged(batch, schedule)

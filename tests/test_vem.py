@@ -22,10 +22,11 @@ from avdvae.metrics import si_sdr
 from avdvae.models.cvae import CVAE
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.vae import VAE
-from avdvae.protocols import Batch, Context, Inferred, Latents, SpeechPrior
+from avdvae.protocols import Batch, Context, LatentModel, Latents, SpeechPrior
 
 STFT = Stft(533)
 EVERY_ESTEP = pytest.mark.parametrize("name", list(ESTEPS))
+BATCHED = pytest.mark.parametrize("name", [name for name in ESTEPS if name != "encoder"])
 SHORT_WALK = {"draws": 4, "burn_in": 2, "final_draws": 4, "final_burn_in": 2}
 
 
@@ -165,7 +166,7 @@ def explored(estep: EStep, steps: int) -> tuple[Linear, Tensor, Any]:
     """The final draws (K N L) of the frames, and the E-step's state."""
     model, batch, target, draws = toy()
     with torch.no_grad():
-        state, likelihood = estep.start(model.infer(batch, mode="mean"), draws), None
+        state, likelihood = estep.start(model, batch, draws), None
         for _ in range(steps):
             state, likelihood = estep.step(target, state, draws)
         z = seen(estep.final(target, state, draws)).z
@@ -190,10 +191,10 @@ def test_latents_begin_where_they_are_told(begin):
     point, free = build_estep("point", begin=begin), build_estep("free_gaussian", begin=begin)
     langevin = build_estep("langevin", begin=begin, spread=0.3)
     walk = build_estep("metropolis_hastings", begin=begin)
-    assert torch.equal(seen(point.final(target, point.start(inferred, draws), draws)).z, chosen.mean[None])
-    assert torch.equal(walk.start(inferred, draws)["z"], chosen.mean[None])
+    assert torch.equal(seen(point.final(target, point.start(model, batch, draws), draws)).z, chosen.mean[None])
+    assert torch.equal(walk.start(model, batch, draws)["z"], chosen.mean[None])
     for estep, deviation in ((langevin, 0.3), (free, torch.exp(chosen.log_var / 2).mean())):
-        z = seen(estep.final(target, estep.start(inferred, draws), draws)).z - chosen.mean
+        z = seen(estep.final(target, estep.start(model, batch, draws), draws)).z - chosen.mean
         z = z[:, batch.mask]
         assert z.mean().abs() < 0.05 * deviation and (z.std() / deviation - 1).abs() < 0.05
 
@@ -213,7 +214,7 @@ def test_metropolis_hastings_throws_its_first_draws_away_and_goes_on_from_its_la
     assert_mean(z_1NL[0], model.posterior_mean, 0.03)
     assert_mean((z_1NL[0] - model.posterior_mean).square(), model.precision.inverse().diag(), 0.03)
     model, batch, target, draws = toy()
-    state, likelihood = estep.step(target, estep.start(model.infer(batch), draws), draws)
+    state, likelihood = estep.step(target, estep.start(model, batch, draws), draws)
     assert len(seen(likelihood).mean) == 2
     torch.testing.assert_close(state["z"] @ model.A_FL.mT, seen(likelihood).mean[-1:])
 
@@ -246,6 +247,44 @@ def test_the_free_gaussian_is_the_best_one_with_independent_dimensions():
     assert not torch.allclose(model.precision.inverse().diag(), 1 / model.precision.diag(), rtol=0.1)
     moved = ((z_KNL - mean_NL) / variance_NL.sqrt()).flatten()
     assert moved.mean().abs() < 0.03 and (moved.var() - 1).abs() < 0.05
+
+
+class Encoding(Linear):
+    """Its encoder can learn; the map it shares with the decoder is not the encoder's to change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.log_var = torch.nn.Parameter(torch.full((2,), 0.5)), torch.nn.Parameter(torch.full((2,), -1.0))
+        self.shared = torch.nn.Parameter(torch.eye(2))
+
+    def posterior(self, batch: Batch, context: Context) -> Gaussian:
+        shape = (*batch.mask.shape, 2)
+        return Gaussian((self.mean @ self.shared).expand(shape), self.log_var.expand(shape))
+
+    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> Any:
+        return super().decode({"z": z["z"] @ self.shared}, context)
+
+
+def test_a_fine_tuned_encoder_becomes_the_best_of_its_kind():
+    model, mask = Encoding().requires_grad_(False), torch.ones(1, 400, dtype=torch.bool)
+    noisy, draws = model.x_F.expand(1, 400, 3), Draws(generators(1), [400])
+    batch = Batch(("a",), mask, power=noisy)
+    target = NoisySpeech(model, model.context(batch), noisy, torch.zeros(1, 400, 3), torch.ones(1, 400, 1))
+    estep = build_estep("encoder", lr=0.02)
+    with torch.no_grad():
+        state = estep.start(model, batch, draws)
+        for _ in range(400):
+            state, _ = estep.step(target, state, draws)
+    assert torch.equal(state.model.shared, torch.eye(2)) and torch.equal(model.mean, torch.full((2,), 0.5))
+    torch.testing.assert_close(state.model.mean.detach(), model.posterior_mean, rtol=0, atol=0.03)
+    torch.testing.assert_close(state.model.log_var.exp().detach(), 1 / model.precision.diag(), rtol=0.1, atol=0)
+
+
+def test_a_fine_tuned_encoder_is_that_of_one_utterance():
+    with pytest.raises(UserError, match=r"one utterance and was given 2: give enhance\.batch_size=1"):
+        enhance(vaes()["vae"], sounds(7, 5), few_steps("encoder"))
+    with pytest.raises(UserError, match="Linear has no layers for inference alone: choose another"):
+        enhance(Linear(), replace(sounds(7), noisy=Linear.x_F.expand(1, 7, 3)), few_steps("encoder"))
 
 
 def test_the_target_and_its_gradient_agree():
@@ -323,7 +362,7 @@ def few_steps(name: str, **settings: Any) -> Vem:
     )
 
 
-@EVERY_ESTEP
+@BATCHED
 @pytest.mark.parametrize(("kind", "paper"), [("vae", True), ("cvae", False)])
 def test_an_utterance_gets_the_same_alone_and_in_any_batch(name, kind, paper):
     model, vem = vaes()[kind], few_steps(name, paper=paper)
@@ -340,7 +379,7 @@ def test_an_utterance_gets_the_same_alone_and_in_any_batch(name, kind, paper):
 
 @EVERY_ESTEP
 def test_the_seed_decides(name):
-    model, batch = vaes()["vae"], sounds(7, 5)
+    model, batch = vaes()["vae"], sounds(7) if name == "encoder" else sounds(7, 5)
     first, same, other = (enhance(model, batch, few_steps(name, seed=seed)) for seed in (0, 0, 1))
     assert torch.equal(first.filter, same.filter) and torch.equal(first.cost, same.cost)
     assert (first.cost != other.cost).all()
@@ -350,7 +389,7 @@ def test_the_filter_is_that_of_the_final_draws_and_the_final_noise():
     model, batch, drawn, targets = vaes()["vae"], sounds(7, 5), torch.randn((3, 2, 7, 4), generator=seeded(0)), []
 
     class Counting:
-        def start(self, inferred: Inferred, draws: Draws) -> int:
+        def start(self, model: LatentModel, heard: Batch, draws: Draws) -> int:
             return 0
 
         def step(self, target: Target, state: int, draws: Draws) -> tuple[int, SpeechLikelihood]:
@@ -373,14 +412,15 @@ def test_the_filter_is_that_of_the_final_draws_and_the_final_noise():
 @EVERY_ESTEP
 def test_the_em_lowers_its_cost_and_reports_its_progress(name):
     seen: list[int] = []
-    cost = enhance(vaes()["vae"], sounds(30, 20), few_steps(name, iterations=20), seen.append).cost
+    batch = sounds(30) if name == "encoder" else sounds(30, 20)
+    cost = enhance(vaes()["vae"], batch, few_steps(name, iterations=20), seen.append).cost
     assert (cost[-1] < cost[0] - 0.1).all() and seen == list(range(20))
 
 
 @EVERY_ESTEP
 @pytest.mark.parametrize("level", [0.0, -25.0, -200.0])  # of the speech that the model expects
 def test_silence_has_a_finite_filter(name, level):
-    model, batch = vaes()["vae"], sounds(8, 5)
+    model, batch = vaes()["vae"], sounds(8) if name == "encoder" else sounds(8, 5)
     model.decoder[-1].bias += level
     holes = batch.need("noisy", model).clone()
     holes[:, 2:4] = 0
@@ -422,7 +462,7 @@ def mixed(*samples: int, width: int | None = None) -> tuple[Batch, Tensor]:
     return Batch(ids, mask, mixture=mixtures, noisy=noisy, lengths=lengths), voices
 
 
-@EVERY_ESTEP
+@BATCHED
 def test_knowing_the_speech_frees_it_of_noise(name):
     batch, voices = mixed(24_000, 16_000)
     assert batch.mixture is not None

@@ -1,8 +1,9 @@
 """E-steps: ways to explore the posterior of a model's latents given noisy speech.
 
-Each is a frozen set of settings with three verbs. `start` puts the latents where the model's encoder, or its prior,
-would; `step` moves them and returns the likelihood at draws of the posterior, over which the M-step averages; `final`
-returns it at those for the Wiener filter. They know the target by its value and gradient in z alone, so any model does.
+Each is a frozen set of settings with three verbs. `start` puts the latents where the model's encoder, of what it has
+`heard`, or its prior would; `step` moves them and returns the likelihood at draws of the posterior, over which the
+M-step averages; `final` returns it at those for the Wiener filter. They know the target by its value and gradient in z
+alone, so any model does.
 
     z   latents, z_KBTL by name; K chains or draws
     x   noisy speech, of which the target holds |x|^2
@@ -10,7 +11,9 @@ returns it at those for the Wiener filter. They know the target by its value and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from avdvae.distributions import Gaussian, SpeechLikelihood
 from avdvae.errors import UserError
-from avdvae.protocols import Inferred, Latents
+from avdvae.protocols import Batch, LatentModel, Latents
 
 Start = Literal["posterior", "prior"]
 Chains = dict[str, Tensor]  # z_KBTL by name, to be moved
@@ -38,6 +41,9 @@ class Target(Protocol):
 
     def likelihood(self, z: Latents) -> SpeechLikelihood: ...
 
+    @property
+    def noisy_BTF(self) -> Tensor: ...
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -53,6 +59,13 @@ class Draws:
     def uniform(self, like: Float[Tensor, "*lead B T D"]) -> Float[Tensor, "*lead B T D"]:
         return self._fill(torch.rand, like)
 
+    @contextmanager
+    def of_torch(self) -> Iterator[None]:
+        """Within, torch's own random numbers follow from the first utterance's generator."""
+        with torch.random.fork_rng():
+            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generators[0])))
+            yield
+
     def _fill(self, draw: Callable[..., Tensor], like: Tensor) -> Tensor:
         """Numbers of the shape of `like`, zero where its frames pad."""
         if like.shape[-3:-1] == (1, self.frames[0]):  # nothing pads
@@ -67,19 +80,21 @@ class Draws:
 
 @runtime_checkable
 class EStep(Protocol):
-    def start(self, inferred: Inferred, draws: Draws) -> Any: ...
+    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> Any: ...
 
     def step(self, target: Target, state: Any, draws: Draws) -> tuple[Any, SpeechLikelihood]: ...
 
     def final(self, target: Target, state: Any, draws: Draws) -> SpeechLikelihood: ...
 
 
-def _begin(inferred: Inferred, start: Start) -> dict[str, Tensor]:
-    """One copy of the means: K = 1."""
+def _begin(model: LatentModel, heard: Batch, start: Start) -> tuple[dict[str, Tensor], Mapping[str, Gaussian]]:
+    """One copy of the means, K = 1, and the distributions that they are of."""
     if start not in ("posterior", "prior"):
         raise UserError(f"enhance.estep.begin={start}: choose posterior or prior")
+    inferred = model.infer(heard, mode="mean")
     chosen = inferred.q if start == "posterior" else inferred.p
-    return {name: gaussian.mean.expand(1, *gaussian.mean.shape[-3:]).clone() for name, gaussian in chosen.items()}
+    means = {name: gaussian.mean.expand(1, *gaussian.mean.shape[-3:]).clone() for name, gaussian in chosen.items()}
+    return means, chosen
 
 
 @dataclass(frozen=True)
@@ -105,8 +120,8 @@ class MetropolisHastings:
                     f"{burn_in}={getattr(self, burn_in)} that are thrown away"
                 )
 
-    def start(self, inferred: Inferred, draws: Draws) -> Chains:
-        return _begin(inferred, self.begin)
+    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> Chains:
+        return _begin(model, heard, self.begin)[0]
 
     def step(self, target: Target, state: Chains, draws: Draws) -> tuple[Chains, SpeechLikelihood]:
         kept = self._walk(target, state, draws, self.draws, self.burn_in)
@@ -151,8 +166,8 @@ class Langevin:
     total_variation: float = 0.0
     begin: Start = "posterior"
 
-    def start(self, inferred: Inferred, draws: Draws) -> Chains:
-        means = _begin(inferred, self.begin)
+    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> Chains:
+        means, _ = _begin(model, heard, self.begin)
         return {name: z + self.spread * draws.normal(z.expand(self.chains, -1, -1, -1)) for name, z in means.items()}
 
     def step(self, target: Target, state: Chains, draws: Draws) -> tuple[Chains, SpeechLikelihood]:
@@ -195,8 +210,8 @@ class PointEstimate:
     lr: float = 0.01
     begin: Start = "posterior"
 
-    def start(self, inferred: Inferred, draws: Draws) -> _Point:
-        z = _begin(inferred, self.begin)
+    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> _Point:
+        z, _ = _begin(model, heard, self.begin)
         return _Point(z, _adam(z.values(), self.lr))
 
     def step(self, target: Target, state: _Point, draws: Draws) -> tuple[_Point, SpeechLikelihood]:
@@ -222,8 +237,13 @@ class _Free(NamedTuple):
             for name, mean in self.mean.items()
         }
 
-    def log_density(self, z: Latents) -> dict[str, Tensor]:
-        return {name: Gaussian(mean, self.log_var[name]).log_prob(z[name]) for name, mean in self.mean.items()}
+    @property
+    def q(self) -> dict[str, Gaussian]:
+        return {name: Gaussian(mean, self.log_var[name]) for name, mean in self.mean.items()}
+
+
+def _log_density(q: Mapping[str, Gaussian], z: Latents) -> dict[str, Tensor]:
+    return {name: q[name].log_prob(value) for name, value in z.items()}
 
 
 @dataclass(frozen=True)
@@ -239,9 +259,8 @@ class FreeGaussian:
     final_draws: int = 10
     begin: Start = "posterior"
 
-    def start(self, inferred: Inferred, draws: Draws) -> _Free:
-        mean = _begin(inferred, self.begin)
-        chosen = inferred.q if self.begin == "posterior" else inferred.p
+    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> _Free:
+        mean, chosen = _begin(model, heard, self.begin)
         log_var = {name: chosen[name].log_var.expand_as(z).clone() for name, z in mean.items()}
         return _Free(mean, log_var, _adam([*mean.values(), *log_var.values()], self.lr))
 
@@ -249,7 +268,7 @@ class FreeGaussian:
         for _ in range(self.steps):
             z = state.sample(self.draws, draws)
             slopes, likelihood = target.gradient(z)
-            likelihood = likelihood.drawn(state.log_density(z))
+            likelihood = likelihood.drawn(_log_density(state.q, z))
             for name, slope in slopes.items():
                 mean, log_var = state.mean[name], state.log_var[name]
                 log_var.grad = 0.5 * (slope * (z[name] - mean)).mean(0, keepdim=True) + 0.5
@@ -259,7 +278,75 @@ class FreeGaussian:
 
     def final(self, target: Target, state: _Free, draws: Draws) -> SpeechLikelihood:
         z = state.sample(self.final_draws, draws)
-        return target.likelihood(z).drawn(state.log_density(z))
+        return target.likelihood(z).drawn(_log_density(state.q, z))
+
+
+class _Tuned(NamedTuple):
+    model: Any
+    heard: Batch
+    adam: torch.optim.Adam
+
+
+@dataclass(frozen=True)
+class FineTunedEncoder:
+    """q stays what the encoder makes of the sound; the encoder learns it anew for every utterance. The VEM of S.
+    Leglaive et al., ICASSP 2020 (arXiv 1910.10942), and X. Bie et al., IEEE/ACM TASLP 30, 2022 (arXiv 2106.12271).
+
+    What it learns is what inference has for itself: not the layers that the decoder or the prior use too.
+    """
+
+    steps: int = 1
+    lr: float = 1e-3
+    draws: int = 1
+    final_draws: int = 1
+
+    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> _Tuned:
+        if len(heard.ids) > 1:
+            raise UserError(
+                f"enhance.estep.name=encoder adapts the encoder to one utterance and was given {len(heard.ids)}: give "
+                "enhance.batch_size=1"
+            )
+        own: Any = deepcopy(model)
+        own.requires_grad_(True)
+        with torch.enable_grad(), draws.of_torch():
+            z, context = own.infer(heard).z, own.context(heard)
+            found = {name: value.detach() for name, value in z.items()}
+            likely = own.decode(found, context)["power"].log_prob(heard.need("power", own))
+            generates = _depends(likely.sum() + own.log_prior(found, context).sum(), own)
+            infers = _depends(sum(value.sum() for value in z.values()), own)
+        own.requires_grad_(False)
+        tuned = [parameter.requires_grad_() for parameter in own.parameters() if parameter in infers - generates]
+        if not tuned:
+            raise UserError(
+                f"enhance.estep.name=encoder: {type(model).__name__} has no layers for inference alone: choose another"
+            )
+        return _Tuned(own, heard, _adam(tuned, self.lr))
+
+    def step(self, target: Target, state: _Tuned, draws: Draws) -> tuple[_Tuned, SpeechLikelihood]:
+        for _ in range(self.steps):
+            with torch.enable_grad(), draws.of_torch():
+                inferred = state.model.infer(state.heard, self.draws)
+                likelihood = target.likelihood(inferred.z)
+                kl = torch.stack([q.kl(inferred.p[name]).sum() for name, q in inferred.q.items()]).sum()
+                bound = likelihood.log_prob(target.noisy_BTF).sum() - kl
+            state.adam.zero_grad()
+            bound.backward()
+            state.adam.step()
+        return state, likelihood.drawn(_log_density(inferred.q, inferred.z))
+
+    def final(self, target: Target, state: _Tuned, draws: Draws) -> SpeechLikelihood:
+        with draws.of_torch():
+            inferred = state.model.infer(state.heard, self.final_draws)
+        return target.likelihood(inferred.z).drawn(_log_density(inferred.q, inferred.z))
+
+
+def _depends(value: Any, model: Any) -> set[Tensor]:
+    """The parameters on which a value depends."""
+    parameters = list(model.parameters())
+    slopes = (
+        torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else [None] * len(parameters)
+    )
+    return {parameter for parameter, slope in zip(parameters, slopes, strict=True) if slope is not None}
 
 
 ESTEPS: dict[str, type] = {
@@ -267,6 +354,7 @@ ESTEPS: dict[str, type] = {
     "langevin": Langevin,
     "point": PointEstimate,
     "free_gaussian": FreeGaussian,
+    "encoder": FineTunedEncoder,
 }
 
 

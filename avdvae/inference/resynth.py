@@ -7,14 +7,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from avdvae.audio import Stft
-from avdvae.protocols import Batch, SpeechPrior
+from avdvae.protocols import Autoregressive, Batch, SpeechPrior
 
 
 @torch.no_grad()
-def resynthesise(model: SpeechPrior, batch: Batch, stft: Stft) -> Float[Tensor, "B N"]:
-    """A draw of the latents, decoded: the standard deviation it gives each bin, with the phase of the original."""
+def resynthesise(model: SpeechPrior, batch: Batch, stft: Stft, true_past: bool = False) -> Float[Tensor, "B N"]:
+    """A draw of the latents, decoded: the standard deviation it gives each bin, with the phase of the original.
+
+    A model that hears the past hears what it said itself or, if so asked, the `true_past`, which needs no latents."""
     waveform_BN = batch.need("waveform", model)
-    likelihood = model.decode(model.infer(batch).z, model.context(batch))["power"]
+    z, context = model.infer(batch).z, model.context(batch)
+    past = model.own_past(z, context) if isinstance(model, Autoregressive) and not true_past else None
+    likelihood = model.decode(z, context, feedback=past)["power"]
     magnitude_BTF = likelihood.components(batch.need("power", model)).mean().sqrt()
     speech_BN = torch.zeros_like(waveform_BN)
     assert batch.lengths is not None

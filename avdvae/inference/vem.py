@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from avdvae.distributions import SpeechLikelihood
 from avdvae.errors import UserError
@@ -179,7 +179,11 @@ def enhance(
         noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))  # V is this level on average
         heard = replace(batch, power=noisy_BTF * filter_BTF.square())
     begin = [name for name in settings.begin_from or () if getattr(heard, name) is not None]
-    state = settings.estep.start(model.infer(heard.only(*begin) if begin else heard, mode="mean"), draws)
+    if isinstance(model, nn.Module):
+        for layer in model.modules():
+            if isinstance(layer, nn.RNNBase):
+                layer.train()  # cuDNN gives gradients in no other mode; without dropout it is the same
+    state = settings.estep.start(model, heard.only(*begin) if begin else heard, draws)
 
     def target() -> NoisySpeech:
         return NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BT1)

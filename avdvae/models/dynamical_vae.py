@@ -52,6 +52,9 @@ class DynamicalVAE(nn.Module):
         """Prior and output, for those who share work to do so."""
         return self.prior(z, context), self.output(z, context)
 
+    def start_from(self, trained: nn.Module) -> None:
+        self.load_state_dict(trained.state_dict())
+
     def context(self, batch: Batch) -> Context:
         return Context(batch.mask)
 
@@ -150,7 +153,7 @@ class AutoregressiveVAE(DynamicalVAE):
 
     @torch.no_grad()
     def own_past(self, z: Latents, context: Context, own: Sequence[bool] | None = None) -> Float[Tensor, "K B T F"]:
-        """What stands for the past when x_t is what the model says itself, in the frames that are its `own`, or all."""
+        """See protocols.Autoregressive."""
         z_KBTL, z_before_KBTL = z["z"], before(z["z"])
         said = z_KBTL.new_zeros(*z_KBTL.shape[:2], 1, self.features)
         state, past = None, []

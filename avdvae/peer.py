@@ -39,7 +39,9 @@ class Peer:
     def __init__(self, path: Path):
         self.configs = path / "config" / "speech"
         if not self.configs.is_dir() or not (path / "dvae" / "model").is_dir():
-            raise UserError(f"peer={path} is no checkout of the DVAE benchmark: its dvae/model and config/speech lack")
+            raise UserError(
+                f"peer={path} is no checkout of the DVAE benchmark: give one, with dvae/model and config/speech"
+            )
         sys.path.insert(0, str(path.resolve()))
         try:
             self.models, self.losses = (_import(f"dvae.{part}") for part in ("model", "utils"))
@@ -48,9 +50,9 @@ class Peer:
 
     def trainee(self, name: str, power_BTF: Float[Tensor, "B T F"]) -> Trainee | None:
         """Its counterpart of our experiment `name`, if it has one."""
-        if name not in MODELS:
+        builder, file = MODELS.get(name, ("", ""))
+        if not hasattr(self.models, builder):
             return None
-        builder, file = MODELS[name]
         config = ConfigParser()
         config.optionxform = str  # type: ignore[assignment,method-assign]  # its keys have capitals
         config.read(self.configs / file)
@@ -80,4 +82,4 @@ def _import(name: str) -> Any:
                 sys.modules[lacking] = stand_ins[lacking] = MagicMock()
     finally:
         for stand_in in stand_ins:
-            del sys.modules[stand_in]
+            sys.modules.pop(stand_in)

@@ -1,6 +1,7 @@
 """What the parts of the house hand to each other, and what a model must offer. Read this first.
 
-Shapes: B utterances, N samples, T STFT frames, F frequencies, H x W pixels of a mouth crop, K draws of L latents.
+Shapes: B utterances, N samples, T STFT frames, F frequencies, H x W pixels of a mouth crop, D coordinates of a figure's
+joints, K draws of L latents.
 Batch first, time second, everywhere; draws lead: z_KBTL. A static model is a sequence model without memory: to it T is
 a second batch axis.
 """
@@ -22,7 +23,8 @@ from avdvae.objectives import Elbo, Schedule
 
 @dataclass(frozen=True)
 class Batch:
-    """Utterances, or windows of them, on the clock of the STFT. A modality that is absent is None.
+    """Utterances, or windows of them, on the clock of the STFT; sequences of poses on their own. A modality that is
+    absent is None.
 
     ids       B names of utterances
     mask      B T      true where a frame holds data, false where it pads
@@ -32,6 +34,7 @@ class Batch:
     noisy     B T F    |STFT|^2 of the mixture
     lips      B T H W  grey mouth crops, each STFT frame with the picture nearest to its centre in time
     sure      B T      confidence of the lips in 0..1; 0 where no face was found
+    pose      B T D    poses in metres: of each joint right, forward and up of the hips; see data/poses.py
     lengths   B        samples of waveform and mixture that hold data; the rest pads
     labels    B dicts  speaker, sex, emotion, ... as the corpus has them
     """
@@ -44,10 +47,11 @@ class Batch:
     noisy: Float[Tensor, "B T F"] | None = None
     lips: UInt8[Tensor, "B T H W"] | None = None
     sure: Float[Tensor, "B T"] | None = None
+    pose: Float[Tensor, "B T D"] | None = None
     lengths: Int64[Tensor, " B"] | None = None
     labels: tuple[dict[str, Any], ...] = ()
 
-    MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "sure")
+    MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "sure", "pose")
 
     def only(self, *names: str) -> Batch:
         """The same batch with no modality but these: for ablations and missing video."""

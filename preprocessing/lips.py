@@ -1,9 +1,11 @@
-"""Prepare a corpus: find the mouths in its videos, crop them, and write them with their sound as shards.
+"""Prepare a corpus: find the mouths in its videos, crop them, and write them with their sound as shards. Or write sound
+alone, or the poses of moving figures.
 
 python preprocessing/lips.py                              the embedded corpus, Talker
 python preprocessing/lips.py data=folder data.root=DIR    any folder of videos
 python preprocessing/lips.py data=folder data.root=DIR data.modalities=[audio]    any folder of sound files
 python preprocessing/lips.py data=ntcd_timit data.root=DIR data.split=inria       a corpus of the field: docs/corpora.md
+python preprocessing/lips.py data=gait                    moving figures, generated like Talker
 python preprocessing/lips.py data=timit data.root=DIR check_only=true             look what is there, and stop
 python preprocessing/lips.py -m shards=64 'shard=range(64)' hydra/launcher=submitit_slurm ...    64 tasks of a cluster
 """
@@ -30,12 +32,15 @@ def tell(summary: Summary) -> None:
     kept = summary.kept
     frames, hours = sum(row.frames for row in kept), sum(row.seconds for row in kept) / 3600
     print(f"clips      {len(kept)} of {len(summary.quality)} kept, {hours:.3f} hours")
-    if frames:
+    joints = max((row.joints for row in kept), default=0)
+    if joints:
+        print(f"poses      {frames} of {joints} joints, {kept[0].fps:g} a second")
+    elif frames:
         start = max(abs(row.sound_starts_late_ms) for row in kept)
         end = max(abs(row.sound_ends_late_ms) for row in kept)
         print(f"faces      found in {sum(row.faces_found for row in kept) / frames:.2%} of {frames} pictures")
         print(f"sync       sound starts within {start:.0f} ms of the picture and ends within {end:.0f} ms of it")
-    unit = "pictures" if frames else "seconds of sound"
+    unit = "poses" if joints else "pictures" if frames else "seconds of sound"
     print(f"speed      {f'{summary.speed:.0f} {unit} a second' if summary.speed else 'nothing was left to do'}")
     for row in summary.quality:
         if row.kept == "no":

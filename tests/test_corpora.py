@@ -45,10 +45,10 @@ def config(name: str, root: Path) -> dict[str, Any]:
 
 
 def test_every_reader_of_a_tree_has_a_miniature():
-    assert set(MINIATURES) == set(READERS) - {"talker", "folder"}
+    assert set(MINIATURES) == set(READERS) - {"talker", "gait", "folder"}
 
 
-@pytest.mark.parametrize("name", MINIATURES)
+@pytest.mark.parametrize("name", sorted(set(MINIATURES) - {"h36m"}))  # which has no speech; see test_motion.py
 def test_from_a_tree_to_a_table_of_results(name, roots, tmp_path):
     corpus = open_corpus(config(name, roots(name)))
     clips, _ = corpus.clips(workers=1)

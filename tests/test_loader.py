@@ -70,7 +70,7 @@ def assert_same(one: list[Batch], two: list[Batch]) -> None:
     assert len(one) == len(two) > 0
     for a, b in zip(one, two, strict=True):
         assert a.ids == b.ids and a.labels == b.labels
-        for name in ("mask", "lengths", "waveform", "power", "lips", "sure"):
+        for name in ("mask", "lengths", "waveform", "power", "lips", "sure", "pose"):
             one, two = getattr(a, name), getattr(b, name)
             assert one is two is None or torch.equal(one, two), name
 
@@ -276,6 +276,63 @@ def test_mere_sound_gives_the_same_batches_without_lips(corpus, tmp_path, frames
             assert_same([one.only("waveform", "power")], [two])
             if "condition" in settings:
                 assert torch.equal(two.mixture, -two.waveform)
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory) -> PreparedCorpus:
+    """Five sequences of 3 to 60 poses of two joints, no two of which are alike."""
+    root = tmp_path_factory.mktemp("figures")
+    (root / "shards").mkdir()
+    rng, rows, counts = np.random.default_rng(0), [], (20, 60, 3, 41, 7)
+    for n, count in enumerate(counts):
+        pose = rng.normal(size=(count, 2, 3)).astype(np.float32)
+        clip = PreparedClip(f"clip{n}", "made", "train", f"s{n}", {"number": n}, pose=pose, fps=25.0)
+        other = PreparedClip(f"other{n}", "made", "valid", "s", {}, pose=pose + 1, fps=25.0)
+        rows += write_shard(root / "shards" / f"{n}.safetensors", [other, clip], {})
+    write_manifest(root / "manifest.csv", rows)
+    return PreparedCorpus(root, "train")
+
+
+@pytest.mark.parametrize("frames", [1, 7, 500, None])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_windows_of_poses_are_pieces_of_the_whole(figures, frames, shuffle):
+    unseen = {u.id: np.ones(u.pose_stop - u.pose_start, int) for u in figures.utterances}
+    loader = load(figures, 533, frames, shuffle=shuffle, trim_db=30, workers=1)
+    for items, batch in zip(loader._batches(), loader, strict=True):
+        assert batch.only("pose") == batch and batch.pose.shape[2] == 6
+        for b, (utterance, first) in enumerate(items):
+            row = figures.utterances[utterance]
+            whole = torch.from_numpy(figures.poses(row).reshape(-1, 6).copy())
+            window = whole[first:] if frames is None else whole[first : first + frames]
+            real, length = len(window), batch.mask.shape[1]
+            assert batch.ids[b] == row.id and batch.labels[b] == {"speaker": row.speaker, "number": utterance}
+            assert batch.mask[b].tolist() == [True] * real + [False] * (length - real)
+            assert torch.equal(batch.pose[b, :real], window) and not batch.pose[b, real:].any()
+            assert frames is None or length == frames
+            unseen[row.id][first : first + real] -= 1
+    for missed in unseen.values():
+        assert missed.min() >= 0
+        assert missed.sum() == (len(missed) % frames if shuffle and frames and len(missed) >= frames else 0)
+
+
+def test_poses_resume_and_are_shared_as_sound_is(figures):
+    settings = {"frames": 7, "batch_size": 5}
+    alone = load(figures, **settings)
+    first, second = list(alone), list(alone)
+    assert_same(first, list(load(figures, **settings)))
+    assert not torch.equal(first[0].pose, second[0].pose)
+    resumed = load(figures, **settings)
+    resumed.load_state_dict({"epoch": 1, "batches": 2})
+    assert_same(list(resumed), second[2:])
+    for rank in (0, 1):
+        for whole, share in zip(first, load(figures, **settings, rank=rank, world=2), strict=True):
+            assert share.ids == whole.ids[rank::2] and torch.equal(share.pose, whole.pose[rank::2])
+
+
+def test_poses_take_no_noise_and_no_levels(figures):
+    for settings in ({"frames": None, "condition": lambda *given: given[2:]}, {"level_db": (-20.0, 0.0)}):
+        with pytest.raises(UserError, match="has poses and no sound: give neither a condition nor a level_db"):
+            load(figures, **settings)
 
 
 def test_company_changes_nothing(corpus):

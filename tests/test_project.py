@@ -29,6 +29,7 @@ def test_the_core_imports_with_four_packages_only() -> None:
     others = [re.split("[=\\[]", need)[0] for need in PYPROJECT["dependencies"]]
     blocked = {
         "av",
+        "cdflib",
         "cv2",
         "hydra",
         "mediapipe",
@@ -87,7 +88,7 @@ def test_make_refuses_an_old_python_in_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(path.stem for path in PROJECT.glob("configs/data/*.yaml")))
 def test_every_data_config_opens_its_corpus(name: str) -> None:
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-        config = compose("lips", [f"data={name}", *([] if name.startswith("talker") else ["data.root=."])])
+        config = compose("lips", [f"data={name}", *([] if name.startswith(("talker", "gait")) else ["data.root=."])])
     data: Any = OmegaConf.to_object(config.data)
     assert isinstance(open_corpus(data), Corpus)
 

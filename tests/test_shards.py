@@ -1,12 +1,15 @@
 """A prepared corpus comes back as it was written, or says which part of it is damaged."""
 
+import csv
 import hashlib
+import json
 import pickle
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
 from avdvae.data import shards
@@ -68,7 +71,8 @@ def test_a_corpus_comes_back(tmp_path, clips):
     assert rows == list(corpus.utterances[2:4]) and notes == {"made by": "a test"}
     assert read_manifest(tmp_path / "manifest.csv") == list(corpus.utterances)
     columns = (
-        "id,corpus,split,speaker,shard,audio_start,audio_stop,lips_start,lips_stop,rate,fps,face_rate,labels,sha256"
+        "id,corpus,split,speaker,shard,audio_start,audio_stop,lips_start,lips_stop,rate,fps,face_rate,labels,sha256,"
+        "pose_start,pose_stop"
     )
     assert (tmp_path / "manifest.csv").read_text("utf-8").startswith(columns + "\n")
 
@@ -113,6 +117,50 @@ def test_a_corpus_has_pictures_or_not(tmp_path, clips):
     assert PreparedCorpus(mixed.root, "train").has_lips
 
 
+def make_figure(number: int, split: str = "train", poses: int = 30, joints: int = 4) -> PreparedClip:
+    pose = np.random.default_rng(number).normal(size=(poses + number, joints, 3)).astype(np.float32)
+    return PreparedClip(f"figure {number}", "made", split, f"s{number % 2}", {"action": "walk"}, pose=pose, fps=25.0)
+
+
+def test_a_corpus_of_poses_comes_back(tmp_path, clips):
+    figures = [make_figure(n, split) for n, split in enumerate(["train", "valid", "test"])]
+    corpus = PreparedCorpus(write_corpus(tmp_path / "seen", figures))
+    assert corpus.has_poses and not corpus.has_lips
+    for figure, row in zip(figures, corpus.utterances, strict=True):
+        assert corpus.poses(row).dtype == np.float32
+        np.testing.assert_array_equal(corpus.poses(row), figure.pose)
+        assert len(corpus.audio(row)) == len(corpus.lips(row)) == row.rate == 0 and row.fps == 25
+        assert row.sha256 == hashlib.sha256(figure.pose.tobytes()).hexdigest()
+    assert [row.seconds for row in corpus.utterances] == [30 / 25, 31 / 25, 32 / 25]
+    assert corpus.hours == pytest.approx(93 / 25 / 3600)
+    assert corpus.choose(None, 1.23).utterances == corpus.utterances[1:]
+    read, _ = read_shard(tmp_path / "seen" / "shards" / "00000.safetensors")
+    np.testing.assert_array_equal(read[1].pose, figures[1].pose)
+    mixed = PreparedCorpus(write_corpus(tmp_path / "mixed", [*figures[:2], clips[0]]))
+    with pytest.raises(UserError, match=r"clips with poses and 1 without, such as š0"):
+        _ = mixed.has_poses
+    assert not PreparedCorpus(write_corpus(tmp_path / "heard", clips)).has_poses
+
+
+def test_what_was_prepared_before_there_were_poses_is_read(tmp_path, clips):
+    corpus = PreparedCorpus(write_corpus(tmp_path, clips))
+    manifest = tmp_path / "manifest.csv"
+    with manifest.open(encoding="utf-8", newline="") as file:
+        table = [row[:-2] for row in csv.reader(file)]
+    with manifest.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(table)
+    for path in (tmp_path / "shards").iterdir():
+        with safetensors.safe_open(path, framework="numpy") as shard:
+            header = json.loads(shard.metadata()["avdvae"])
+        for row in header["rows"]:
+            del row["pose_start"], row["pose_stop"]
+        tensors = {name: array for name, array in safetensors.numpy.load_file(path).items() if name != "pose"}
+        safetensors.numpy.save_file(tensors, path, {"avdvae": json.dumps(header)})
+    old = PreparedCorpus(tmp_path)  # every checksum holds
+    assert old.utterances == corpus.utterances and not old.has_poses
+    np.testing.assert_array_equal(old.audio(old.utterances[1]), clips[1].audio)
+
+
 def test_choosing_takes_the_first_long_enough_of_each_speaker(tmp_path, monkeypatch):
     lengths = [4000, 8000, 16_000, 15_999, 16_000, 20_000, 32_000, 16_000, 16_000]  # of speakers 0 1 2 0 1 2 0 1 2
     made = [replace(make_clip(n), audio=np.full(samples, n, np.int16)) for n, samples in enumerate(lengths)]
@@ -150,8 +198,10 @@ def test_a_failure_leaves_what_was_there(tmp_path, clips, monkeypatch):
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == before
 
 
-@pytest.mark.parametrize("tensor", ["audio", "lips", "confidence"])
+@pytest.mark.parametrize("tensor", ["audio", "lips", "confidence", "pose"])
 def test_a_flipped_bit_is_named(tmp_path, clips, tensor):
+    if tensor == "pose":
+        clips = [replace(make_figure(n, clip.split), id=clip.id) for n, clip in enumerate(clips)]
     root = write_corpus(tmp_path, clips)
     path = root / "shards" / "00001.safetensors"
     tensors = safetensors.numpy.load_file(path)
@@ -192,10 +242,14 @@ def test_a_wrong_root_says_how_to_prepare_one(tmp_path):
 
 def test_clips_that_do_not_fit_are_refused(tmp_path, clips):
     path = tmp_path / "00000.safetensors"
-    with pytest.raises(UserError, match="0 samples, 7 pictures and 7 confidences"):
+    with pytest.raises(UserError, match="0 samples, 0 poses, 7 pictures and 7 confidences"):
         write_shard(path, [replace(clips[0], audio=clips[0].audio[:0])], {})
     with pytest.raises(UserError, match=r"(?s)5 x 6 pixels and .* 6 x 5 pixels"):
         write_shard(path, [clips[0], replace(clips[1], lips=clips[1].lips.swapaxes(1, 2))], {})
+    with pytest.raises(UserError, match="4000 samples, 30 poses"):
+        write_shard(path, [replace(clips[0], pose=make_figure(0).pose)], {})
+    with pytest.raises(UserError, match="figure 0 of 4 joints and figure 1 of 5 joints"):
+        write_shard(path, [make_figure(0), make_figure(1, joints=5)], {})
 
 
 def test_workers_are_sent_rows_not_data(tmp_path):

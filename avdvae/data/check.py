@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ import soundfile
 from av.error import FFmpegError
 
 from avdvae.data.clips import SPLITS, Clip, Corpus, Holdings, Unreadable
+from avdvae.data.poses import FPS, read_poses
+from avdvae.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class Checked:
     def report(self) -> Iterator[str]:
         """What was found beside what there should be, and every fault by name."""
         speakers = len({clip.speaker for clip in self.clips})
+        who = "subjects" if any(clip.poses for clip in self.clips) else "speakers"
         for name, found, whole in (
-            ("speakers", f"{speakers}", self.holds and self.holds.speakers),
+            (who, f"{speakers}", self.holds and self.holds.speakers),
             ("clips", f"{len(self.clips)}", self.holds and self.holds.clips),
             ("hours", f"{self.seconds / 3600:.2f}", self.holds and self.holds.hours),
         ):
@@ -38,20 +41,32 @@ class Checked:
 
 
 def check(corpus: Corpus, workers: int) -> Checked:
-    """Look at the tree and at the head of every sound and film. Damage further on shows when they are prepared."""
+    """Look at the tree, at all poses, and at the head of every sound and film. Damage further on shows when they are
+    prepared."""
     clips, faults = corpus.clips(workers)
     faults, lengths = list(faults), dict[Path, float]()
-    paths = list(dict.fromkeys(path for clip in clips for path in (clip.audio, clip.video) if path))
+    measures: dict[Path, Callable[[Path], float | str]] = {
+        path: _length for clip in clips for path in (clip.audio, clip.video) if path
+    }
+    measures |= {clip.poses: _length_of_poses for clip in clips if clip.poses}
     with ThreadPoolExecutor(workers) as pool:
-        for path, found in zip(paths, pool.map(_length, paths), strict=True):
+        for path, found in zip(measures, pool.map(lambda path: measures[path](path), measures), strict=True):
             if isinstance(found, str):
                 faults.append(Unreadable(path, found))
             else:
                 lengths[path] = found
     broken = {fault.path for fault in faults}
     sane = [clip for clip in clips if not broken & set(clip.files)]
-    seconds = sum(lengths[path] for clip in sane if (path := clip.audio or clip.video))
+    seconds = sum(lengths[path] for clip in sane if (path := clip.audio or clip.video or clip.poses))
     return Checked(sane, faults, seconds, getattr(corpus, "holds", None))
+
+
+def _length_of_poses(path: Path) -> float | str:
+    """As _length."""
+    try:
+        return len(read_poses(path)) / FPS
+    except UserError as error:
+        return str(error)
 
 
 def _length(path: Path) -> float | str:

@@ -12,12 +12,18 @@ Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
+def split_of(number: int, people: int) -> Split:
+    """Of six people one validates and one tests; at least one of each, at most eight. They count from 1."""
+    held = min(max(1, people // 6), 8)
+    return "test" if number > people - held else "valid" if number > people - 2 * held else "train"
+
+
 @dataclass(frozen=True)
 class Clip:
     """One recording: where its picture and its sound lie and what is known of it.
 
     `audio` None: the sound is inside the video. `video` None: there is nothing but sound, or `crops`, a file of mouths
-    that others have cropped.
+    that others have cropped, or nothing but `poses`.
     """
 
     id: str
@@ -28,17 +34,18 @@ class Clip:
     audio: Path | None = None
     crops: Path | None = None
     labels: dict[str, Any] = field(default_factory=dict)
+    poses: Path | None = None
 
     @property
     def source(self) -> Path:
         """The file that reports name."""
-        path = self.video or self.crops or self.audio
-        assert path, f"clip {self.id} has neither a video nor an audio file"
+        path = self.video or self.crops or self.poses or self.audio
+        assert path, f"clip {self.id} has no file"
         return path
 
     @property
     def files(self) -> list[Path]:
-        return [path for path in (self.video, self.audio, self.crops) if path]
+        return [path for path in (self.video, self.audio, self.crops, self.poses) if path]
 
 
 @dataclass(frozen=True)

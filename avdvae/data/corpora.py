@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from avdvae.data.clips import Corpus
+from avdvae.data.gait import Gait
 from avdvae.data.prepare import prepare
 from avdvae.data.readers.crema_d import CremaD
 from avdvae.data.readers.folder import Folder
 from avdvae.data.readers.grid import Grid
+from avdvae.data.readers.h36m import H36m
 from avdvae.data.readers.librispeech import LibriSpeech
 from avdvae.data.readers.lombard_grid import LombardGrid
 from avdvae.data.readers.mead import Mead
@@ -34,8 +36,14 @@ _TREES: tuple[type[Tree], ...] = (
     VoicebankDemand,
     Wsj0,
     LibriSpeech,
+    H36m,
 )
-READERS: dict[str, Callable[..., Any]] = {"talker": Talker, "folder": Folder} | {tree.NAME: tree for tree in _TREES}
+READERS: dict[str, Callable[..., Any]] = {
+    "talker": Talker,
+    "gait": Gait,
+    "folder": Folder,
+    **{tree.NAME: tree for tree in _TREES},
+}
 
 
 def open_corpus(config: Mapping[str, Any]) -> Corpus:

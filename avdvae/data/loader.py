@@ -1,10 +1,12 @@
 """From shards to batches: random frames for static models, random windows for sequence models, whole utterances.
 
+Sequences of poses are cut alike, their poses being the frames; the rest of this page is about sound.
+
 An item is (utterance, first STFT frame), and a window of frames starts there. Worker processes cut samples and pictures
 out of the memory maps; the device computes the STFT of a batch at a time. A window's frames are exactly those of the
 whole utterance, for its samples come with half a window on either side and are mirrored only where the utterance ends.
 
-Letters: B items, T frames, N samples, H x W pixels.
+Letters: B items, T frames, N samples, H x W pixels, D coordinates of a pose.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ class Loader:
     in the scale of the clean waveform. A `level_db` of (low, high) then scales every item, its mixture alike, by a
     random level in that range, drawn anew each epoch.
 
+    Poses come as they are, without spectra, silence or noise: `stft` and `trim_db` do not matter to them.
+
     Of each batch, process `rank` of `world` gets every world-th item from its rank-th. Shuffled, a batch of fewer items
     than processes is left out, so that all of them take equally many steps; in order, nothing is left out, and a
     process without a share goes on to the next batch.
@@ -86,7 +90,11 @@ class Loader:
         self.rank, self.world, self.level_db = rank, world, level_db
         self.seed, self.shuffle, self.workers = seed, shuffle, workers
         self.device = torch.device(device)
-        self.cutter = _Cutter(corpus, stft, frames, trim_db, condition)
+        if corpus.has_poses and (condition is not None or level_db is not None):
+            raise UserError(f"{corpus.root} has poses and no sound: give neither a condition nor a level_db")
+        self.cutter = (
+            _PoseCutter(corpus, frames) if corpus.has_poses else _Cutter(corpus, stft, frames, trim_db, condition)
+        )
         if frames is None:
             self.windows = np.ones_like(self.cutter.counts)
         elif shuffle:
@@ -159,7 +167,8 @@ class Loader:
 
     def _on_device(self, batch: Batch, gains_B1: Float[Tensor, "B 1"] | None) -> Batch:
         """The batch with its spectra, and its waveforms without the margins that those needed."""
-        assert batch.lengths is not None
+        if batch.lengths is None:
+            return batch.to(self.device)
         samples = int(batch.lengths.max())  # asked before the transfer: later it would wait for the device
         sounding = batch.lengths.to(self.device, non_blocking=True)[:, None] > torch.arange(samples, device=self.device)
         batch = batch.to(self.device)
@@ -184,6 +193,29 @@ def _as_it_is(batch: Any) -> Any:
 
 def _tensor(array: np.ndarray | None) -> Tensor | None:
     return None if array is None else torch.from_numpy(array)
+
+
+class _PoseCutter(Dataset[Batch]):
+    """Cuts items out of sequences of poses, a batch at a time; `counts` are the poses of each."""
+
+    def __init__(self, corpus: PreparedCorpus, frames: int | None):
+        self.corpus, self.frames = corpus, frames
+        self.counts = np.array([u.pose_stop - u.pose_start for u in corpus.utterances])
+
+    def __getitems__(self, items: Int64[np.ndarray, "B 2"]) -> Batch:
+        utterance, first = items.T
+        rows = [self.corpus.utterances[u] for u in utterance]
+        count = self.frames or int(self.counts[utterance].max())
+        mask_BT = first[:, None] + np.arange(count) < self.counts[utterance, None]
+        windows = [self.corpus.poses(row)[start : start + count] for row, start in zip(rows, first, strict=True)]
+        pose_BTD = np.zeros((*mask_BT.shape, windows[0][0].size), np.float32)
+        pose_BTD[mask_BT] = np.concatenate(windows).reshape(-1, pose_BTD.shape[-1])
+        return Batch(
+            ids=tuple(row.id for row in rows),
+            mask=torch.from_numpy(mask_BT),
+            pose=torch.from_numpy(pose_BTD),
+            labels=tuple({"speaker": row.speaker, **row.labels} for row in rows),
+        )
 
 
 class _Cutter(Dataset[Batch]):

@@ -24,6 +24,8 @@ from av.error import FFmpegError
 
 from avdvae.data.clips import Clip, Corpus, Unreadable
 from avdvae.data.crops import FPS, read_crops
+from avdvae.data.poses import FPS as POSES_PER_SECOND
+from avdvae.data.poses import read_poses
 from avdvae.data.shards import (
     PreparedClip,
     PreparedCorpus,
@@ -65,13 +67,14 @@ class Quality:
     fps: float = 0.0
     sound_starts_late_ms: float = 0.0  # negative: early
     sound_ends_late_ms: float = 0.0
+    joints: int = 0  # of a figure, whose poses are then the frames
 
 
 @dataclass(frozen=True)
 class Summary:
     out: Path
     quality: tuple[Quality, ...]
-    speed: float  # of this run: pictures a second, or seconds of sound where there is only sound; 0: all was there
+    speed: float  # of this run: frames a second, or seconds of sound where there is only sound; 0: all was there
     complete: bool  # false while shards of other tasks of the array are missing
 
     @property
@@ -154,10 +157,11 @@ class _Job:
 
 
 def _prepare_clip(job: _Job) -> float:
-    """Leave the clip, or the reason why it cannot be kept, in staging; return its pictures, or seconds of sound."""
+    """Leave the clip, or the reason why it cannot be kept, in staging; return its frames, or seconds of sound."""
     kept = []
     try:
-        clip, quality = (_film if job.clip.video else _cropped if job.clip.crops else _recording)(job)
+        kinds = {"video": _film, "crops": _cropped, "poses": _figure, "audio": _recording}
+        clip, quality = next(make for kind, make in kinds.items() if getattr(job.clip, kind))(job)
         kept.append(clip)
     except (UserError, FFmpegError) as reason:
         quality = Quality(job.clip.id, str(job.clip.source), kept="no", why_not=str(reason))
@@ -192,6 +196,14 @@ def _cropped(job: _Job) -> tuple[PreparedClip, Quality]:
     return _speaking(job.clip, ClipSound(samples, 0.0, 1000 * drift), crops, sure, sure > 0, FPS)
 
 
+def _figure(job: _Job) -> tuple[PreparedClip, Quality]:
+    clip, poses = job.clip, read_poses(job.clip.source)
+    fps, (frames, joints, _) = float(POSES_PER_SECOND), poses.shape
+    prepared = PreparedClip(clip.id, clip.corpus, clip.split, clip.speaker, clip.labels, pose=poses, fps=fps)
+    quality = Quality(clip.id, str(clip.source), kept="yes", frames=frames, fps=fps, joints=joints)
+    return prepared, replace(quality, seconds=round(frames / fps, 3))
+
+
 def _speaking(
     clip: Clip, sound: ClipSound, crops: np.ndarray, confidence: np.ndarray, found: np.ndarray, fps: Fraction
 ) -> tuple[PreparedClip, Quality]:
@@ -223,19 +235,7 @@ def _speaking(
 
 def _sounding(clip: Clip, samples: np.ndarray) -> tuple[PreparedClip, Quality]:
     """A clip of which nothing is seen yet."""
-    prepared = PreparedClip(
-        id=clip.id,
-        corpus=clip.corpus,
-        split=clip.split,
-        speaker=clip.speaker,
-        labels=clip.labels,
-        audio=samples,
-        lips=np.zeros((0, 1, 1), np.uint8),
-        confidence=np.zeros(0, np.uint8),
-        rate=RATE,
-        fps=0.0,
-        face_rate=0.0,
-    )
+    prepared = PreparedClip(clip.id, clip.corpus, clip.split, clip.speaker, clip.labels, audio=samples, rate=RATE)
     return prepared, Quality(clip.id, str(clip.source), kept="yes", seconds=round(len(samples) / RATE, 3))
 
 

@@ -2,10 +2,12 @@
 
     manifest.csv                 one row a clip: an `Utterance`
     shards/00000.safetensors     audio (int16, N), lips (uint8, M x H x W) and confidence (uint8, M), clips end to end
+                                 or pose (float32, T x J x 3), sequences of poses end to end
 
-A confidence of 255 means a mouth surely found, 0 none. Where there is only sound, M, fps and face_rate are 0. A shard
-repeats its rows in its header, so that a manifest can be made from shards alone. Each clip's SHA-256 runs over the
-bytes of its audio, then its lips, then its confidence.
+A confidence of 255 means a mouth surely found, 0 none. Where there is only sound, M, fps and face_rate are 0. A clip of
+poses has J joints in metres at fps, and nothing else: its rate is 0. A shard repeats its rows in its header, so that a
+manifest can be made from shards alone. Each clip's SHA-256 runs over the bytes of its audio, then its lips, then its
+confidence, then its poses.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import numpy as np
 import safetensors.numpy
-from jaxtyping import Int16, UInt8
+from jaxtyping import Float32, Int16, UInt8
 from safetensors import SafetensorError, safe_open
 
 from avdvae.errors import UserError
@@ -48,22 +50,41 @@ class Utterance:
     lips_start: int
     lips_stop: int
     rate: int  # audio samples a second
-    fps: float  # pictures a second
+    fps: float  # pictures, or poses, a second
     face_rate: float  # share of the pictures in which a face was found
     labels: dict[str, Any]
     sha256: str
+    pose_start: int = 0
+    pose_stop: int = 0
 
     @property
     def seconds(self) -> float:
-        return (self.audio_stop - self.audio_start) / self.rate
+        return (
+            (self.audio_stop - self.audio_start) / self.rate
+            if self.rate
+            else (self.pose_stop - self.pose_start) / self.fps
+        )
 
 
-_COLUMNS = [field.name for field in fields(Utterance)]
+_COLUMNS = [column.name for column in fields(Utterance)]
+_OLD_COLUMNS = [column.name for column in fields(Utterance) if column.default is MISSING]  # before there were poses
 _PARSERS: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("audio_start", "audio_stop", "lips_start", "lips_stop", "rate"), int),
+    **dict.fromkeys(("audio_start", "audio_stop", "lips_start", "lips_stop", "rate", "pose_start", "pose_stop"), int),
     **dict.fromkeys(("fps", "face_rate"), float),
     "labels": json.loads,
 }
+
+
+class ShardArrays(NamedTuple):
+    audio: np.ndarray
+    lips: np.ndarray
+    confidence: np.ndarray
+    pose: np.ndarray
+
+
+_NOTHING = ShardArrays(
+    np.zeros(0, np.int16), np.zeros((0, 1, 1), np.uint8), np.zeros(0, np.uint8), np.zeros((0, 1, 3), np.float32)
+)
 
 
 @dataclass(frozen=True)
@@ -75,21 +96,17 @@ class PreparedClip:
     split: str
     speaker: str
     labels: dict[str, Any]
-    audio: Int16[np.ndarray, " N"]
-    lips: UInt8[np.ndarray, "M H W"]
-    confidence: UInt8[np.ndarray, " M"]
-    rate: int
-    fps: float
-    face_rate: float
+    audio: Int16[np.ndarray, " N"] = field(default_factory=lambda: _NOTHING.audio)
+    lips: UInt8[np.ndarray, "M H W"] = field(default_factory=lambda: _NOTHING.lips)
+    confidence: UInt8[np.ndarray, " M"] = field(default_factory=lambda: _NOTHING.confidence)
+    pose: Float32[np.ndarray, "T J 3"] = field(default_factory=lambda: _NOTHING.pose)
+    rate: int = 0
+    fps: float = 0.0
+    face_rate: float = 0.0
 
-
-class ShardArrays(NamedTuple):
-    audio: np.ndarray
-    lips: np.ndarray
-    confidence: np.ndarray
-
-
-_NOTHING = ShardArrays(np.zeros(0, np.int16), np.zeros((0, 1, 1), np.uint8), np.zeros(0, np.uint8))
+    @property
+    def arrays(self) -> ShardArrays:
+        return ShardArrays(self.audio, self.lips, self.confidence, self.pose)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -102,17 +119,21 @@ def write_shard(path: Path, clips: Sequence[PreparedClip], notes: dict[str, Any]
     A shard may be empty: its notes then say why.
     """
     for clip in clips:
-        if not len(clip.audio) or len(clip.lips) != len(clip.confidence):
+        if bool(len(clip.audio)) == bool(len(clip.pose)) or len(clip.lips) != len(clip.confidence):
             raise UserError(
-                f"clip {clip.id} has {len(clip.audio)} samples, {len(clip.lips)} pictures and {len(clip.confidence)} "
-                f"confidences: it needs sound, and one confidence a picture, so leave it out or mend it"
+                f"clip {clip.id} has {len(clip.audio)} samples, {len(clip.pose)} poses, {len(clip.lips)} pictures and "
+                f"{len(clip.confidence)} confidences: it needs sound or poses, and one confidence a picture, so leave "
+                f"it out or mend it"
             )
         if clip.lips.shape[1:] != clips[0].lips.shape[1:]:
             sizes = " and ".join(f"{c.id} has {c.lips.shape[1]} x {c.lips.shape[2]} pixels" for c in (clips[0], clip))
             raise UserError(f"{sizes}: the crops of a shard have one size, so prepare all clips with the same settings")
-    rows, audio, lips = [], 0, 0
+        if clip.pose.shape[1] != clips[0].pose.shape[1]:
+            joints = " and ".join(f"{c.id} of {c.pose.shape[1]} joints" for c in (clips[0], clip))
+            raise UserError(f"{joints}: the figures of a shard are alike, so prepare others as a corpus of their own")
+    rows, audio, lips, pose = [], 0, 0, 0
     for clip in clips:
-        samples, pictures = len(clip.audio), len(clip.lips)
+        samples, pictures, poses = len(clip.audio), len(clip.lips), len(clip.pose)
         rows.append(
             Utterance(
                 id=clip.id,
@@ -128,10 +149,12 @@ def write_shard(path: Path, clips: Sequence[PreparedClip], notes: dict[str, Any]
                 fps=clip.fps,
                 face_rate=clip.face_rate,
                 labels=clip.labels,
-                sha256=_checksum(clip.audio, clip.lips, clip.confidence),
+                sha256=_checksum(*clip.arrays),
+                pose_start=pose,
+                pose_stop=(pose := pose + poses),
             )
         )
-    arrays = [ShardArrays(clip.audio, clip.lips, clip.confidence) for clip in clips] or [_NOTHING]
+    arrays = [clip.arrays for clip in clips] or [_NOTHING]
     tensors = {
         name: np.concatenate(parts) for name, parts in zip(ShardArrays._fields, zip(*arrays, strict=True), strict=True)
     }
@@ -191,13 +214,14 @@ def read_shard(path: Path) -> tuple[list[PreparedClip], dict[str, Any]]:
     """A shard's clips, as they were given to write_shard, and its notes."""
     rows, notes = read_header(path)
     arrays = _memory_map(path) if rows else _NOTHING
-    own = {field.name for field in fields(PreparedClip)}
+    own = {column.name for column in fields(PreparedClip)}
     clips = [
         PreparedClip(
             **{name: value for name, value in asdict(row).items() if name in own},
             audio=arrays.audio[row.audio_start : row.audio_stop],
             lips=arrays.lips[row.lips_start : row.lips_stop],
             confidence=arrays.confidence[row.lips_start : row.lips_stop],
+            pose=arrays.pose[row.pose_start : row.pose_stop],
         )
         for row in rows
     ]
@@ -207,7 +231,7 @@ def read_shard(path: Path) -> tuple[list[PreparedClip], dict[str, Any]]:
 def read_manifest(path: Path) -> list[Utterance]:
     with path.open(encoding="utf-8", newline="") as file:
         table = csv.DictReader(file)
-        if table.fieldnames != _COLUMNS:
+        if table.fieldnames not in (_COLUMNS, _OLD_COLUMNS):
             raise UserError(
                 f"{path} has the columns {', '.join(table.fieldnames or ['none'])} instead of {', '.join(_COLUMNS)}: "
                 f"make it again with `{PREPARE}`"
@@ -252,12 +276,20 @@ class PreparedCorpus:
 
     @property
     def has_lips(self) -> bool:
-        """Whether there are pictures, or only sound."""
-        lacking = [u.id for u in self.utterances if u.lips_stop == u.lips_start]
+        """Whether there are pictures of mouths."""
+        return self._has("pictures", [u.lips_stop - u.lips_start for u in self.utterances])
+
+    @property
+    def has_poses(self) -> bool:
+        """Whether there are poses, and no sound."""
+        return self._has("poses", [u.pose_stop - u.pose_start for u in self.utterances])
+
+    def _has(self, what: str, counts: Sequence[int]) -> bool:
+        lacking = [u.id for u, count in zip(self.utterances, counts, strict=True) if not count]
         if 0 < len(lacking) < len(self.utterances):
             raise UserError(
-                f"{self.root} has clips with pictures and {len(lacking)} without, such as {lacking[0]}: "
-                f"prepare those with only sound as a corpus of their own"
+                f"{self.root} has clips with {what} and {len(lacking)} without, such as {lacking[0]}: "
+                f"prepare those without as a corpus of their own"
             )
         return not lacking
 
@@ -288,6 +320,9 @@ class PreparedCorpus:
     def confidence(self, utterance: Utterance) -> UInt8[np.ndarray, " M"]:
         return self.arrays(utterance.shard).confidence[utterance.lips_start : utterance.lips_stop]
 
+    def poses(self, utterance: Utterance) -> Float32[np.ndarray, "T J 3"]:
+        return self.arrays(utterance.shard).pose[utterance.pose_start : utterance.pose_stop]
+
     def arrays(self, shard: str) -> ShardArrays:
         """All clips of a shard end to end, as memory maps."""
         if shard not in self._open:
@@ -299,7 +334,7 @@ class PreparedCorpus:
         damaged = [
             f"{u.id} in {u.shard}"
             for u in self.utterances
-            if _checksum(self.audio(u), self.lips(u), self.confidence(u)) != u.sha256
+            if _checksum(self.audio(u), self.lips(u), self.confidence(u), self.poses(u)) != u.sha256
         ]
         if damaged:
             more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
@@ -323,4 +358,5 @@ def _memory_map(path: Path) -> ShardArrays:
     def view(name: str, dtype: type) -> np.ndarray:
         return data[slice(*header[name]["data_offsets"])].view(dtype).reshape(header[name]["shape"])
 
-    return ShardArrays(view("audio", np.int16), view("lips", np.uint8), view("confidence", np.uint8))
+    pose = view("pose", np.float32) if "pose" in header else _NOTHING.pose  # older shards have none
+    return ShardArrays(view("audio", np.int16), view("lips", np.uint8), view("confidence", np.uint8), pose)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import soundfile
 
-from avdvae.data.clips import Clip, Split, Unreadable
+from avdvae.data.clips import Clip, Unreadable, split_of
 from avdvae.data.talker.articulation import RATE, Performance, perform
 from avdvae.data.talker.face import film
 from avdvae.data.talker.people import EMOTIONS, speaker
@@ -56,11 +56,6 @@ class Talker:
     def key(self) -> str:
         parameters = {**asdict(self), "root": None, "emotions": list(self.emotions), "version": _VERSION}
         return f"talker-{hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]}"
-
-    def split(self, number: int) -> Split:
-        """Speaker-disjoint: of six speakers one validates and one tests; at least one of each, at most eight."""
-        held = min(max(1, self.speakers // 6), 8)
-        return "test" if number > self.speakers - held else "valid" if number > self.speakers - 2 * held else "train"
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
         folder = self.root / self.key
@@ -115,7 +110,7 @@ def record(corpus: Talker, which: tuple[int, int]) -> None:
     write_mp4(path.with_suffix(".mp4"), pictures, FPS, sound, SAMPLE_RATE)
     truth = {
         "id": f"{person.name}/{path.name}",
-        "split": corpus.split(number),
+        "split": split_of(number, corpus.speakers),
         "speaker": person.name,
         "sex": person.sex,
         "emotion": emotion,

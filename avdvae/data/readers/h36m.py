@@ -1,0 +1,66 @@
+"""Human3.6M: people who walk, sit, eat or talk, their joints tracked at 50 Hz.
+
+C. Ionescu, D. Papava, V. Olaru, C. Sminchisescu, "Human3.6M: Large scale datasets and predictive methods for 3D human
+sensing in natural environments", IEEE TPAMI 36, 2014. http://vision.imar.ro/human3.6m
+
+    <subject>/MyPoseFeatures/D3_Positions/<action>[ <number>].cdf    32 joints in millimetres, in the room
+
+Every action was done twice; the two numbers differ from subject to subject, and "_ALL" files are no action. The split
+is that of the papers on dynamical VAEs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from avdvae.data.clips import Clip, Holdings, Split, Unreadable
+from avdvae.data.readers.tree import Tree, by_list
+
+TRAIN = "S1 S6 S7 S8 S9"
+VALID = "S11"
+TEST = "S5"
+ACTIONS = (
+    *("Directions", "Discussion", "Eating", "Greeting", "Phoning", "Photo", "Posing", "Purchases", "Sitting"),
+    *("SittingDown", "Smoking", "Waiting", "WalkDog", "WalkTogether", "Walking"),
+)
+OF_S1 = {"TakingPhoto": "Photo", "WalkingDog": "WalkDog"}  # what S1's files call them
+
+
+@dataclass(frozen=True)
+class H36m(Tree):
+    NAME = "h36m"
+    PLACE = "<subject>/MyPoseFeatures/D3_Positions/<action>.cdf"
+    CLIP = re.compile(
+        r"(?P<subject>S\d+)/MyPoseFeatures/D3_Positions/"
+        rf"(?P<name>(?P<action>{'|'.join([*ACTIONS, *OF_S1])})(?: \d+)?)\.cdf"
+    )
+    HOLDS = Holdings(speakers=7, clips=210, hours=2.9)
+
+    @cached_property
+    def speakers(self) -> Mapping[str, Split]:
+        return by_list({"train": TRAIN, "valid": VALID, "test": TEST})
+
+    def clip(self, path: Path, match: re.Match[str]) -> Clip | None:
+        subject = match["subject"]
+        if subject not in self.speakers:
+            return None
+        labels = {"action": OF_S1.get(match["action"], match["action"]), "subject": subject}
+        clip_id = f"{subject}/{match['name']}"
+        return Clip(clip_id, self.NAME, self.speakers[subject], subject, None, labels=labels, poses=path)
+
+    def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
+        """An action of which a subject lacks a file is a fault too."""
+        clips, faults = super().clips(workers)
+        found = Counter((clip.speaker, clip.labels["action"]) for clip in clips)
+        lacking = [
+            Unreadable(self.root / subject / "MyPoseFeatures" / "D3_Positions", f"lacks {lost} of 2 files of {action}")
+            for subject in sorted({clip.speaker for clip in clips})
+            for action in ACTIONS
+            if (lost := 2 - found[subject, action]) > 0
+        ]
+        return clips, faults + lacking

@@ -1,0 +1,177 @@
+"""Time every model: training steps, enhancement, memory, and the share of the machine's arithmetic that they use.
+
+python experiments/bench.py
+python experiments/bench.py models=[rvae,dkf] device=cpu out=speed.csv
+python experiments/bench.py peer=PATH            beside a checkout of the public DVAE benchmark, in turns
+OMP_NUM_THREADS=2 python experiments/bench.py    on so many threads
+
+What the columns mean is told in avdvae/bench.py. Medians, with the quartiles in brackets.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.progress import track
+
+from avdvae.audio import Stft
+from avdvae.bench import (
+    TrainingCost,
+    em_real_time_factor,
+    matmul_rate,
+    our_trainee,
+    random_batch,
+    train_in_turns,
+    training_cost,
+)
+from avdvae.errors import UserError
+from avdvae.peer import Peer
+from avdvae.runs import build_model, build_vem
+
+COSTS = [field.name for field in fields(TrainingCost)]
+RATIOS = ["ratio", "ratio_low", "ratio_high"]
+COLUMNS = ["model", "device", "threads", "batch", "frames", "matmul_gflops", *COSTS, "em_rtf"]
+COLUMNS += [f"peer_{name}" for name in COSTS] + RATIOS
+SHOWN = (  # what is printed, its unit, its width
+    ("", "", 12),
+    ("parameters", "", 11),
+    ("forward", "ms", 9),
+    ("backward", "ms", 9),
+    ("training", "steps/s", 26),
+    ("memory", "MB", 9),
+    ("work", "Gflop", 8),
+    ("share", "%", 7),
+    ("EM", "rtf", 7),
+)
+
+
+def check(given: dict[str, Any]) -> torch.device:
+    """The device; says what is wrong before anything is timed."""
+    if isinstance(given["models"], str):
+        raise UserError(f"models={given['models']}: write models=[{given['models']}]")
+    known = GlobalHydra.instance().config_loader().get_group_options("exp")
+    if unknown := sorted(set(given["models"]) - set(known)):
+        raise UserError(f"models: no experiment is called {', '.join(unknown)}: choose from {', '.join(known)}")
+    for name, least in {"batch": 1, "frames": 2, "em_iterations": 2}.items():
+        if type(given[name]) is not int or given[name] < least:
+            raise UserError(f"{name}={given[name]}: give a whole number of {least} or more")
+    for name in ("seconds", "utterance"):
+        if type(given[name]) not in (int, float) or not given[name] > 0:
+            raise UserError(f"{name}={given[name]}: give a number of seconds above 0")
+    Stft(given["hop"])
+    if (name := given["device"]) not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={name}: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch finds none here; give device=cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer | None, rate: float) -> dict[str, Any]:
+    """A line of the table."""
+    config: Any = OmegaConf.to_container(hydra.compose("config", [f"exp={name}"]), resolve=True, throw_on_missing=True)
+    pixels = config["lips"]["size"]
+    torch.manual_seed(0)
+    batch = random_batch(given["batch"], given["frames"], pixels, device)
+    model: Any = build_model(config["model"]).to(device)
+    trainees = [our_trainee(model, batch)]
+    if peer and (counterpart := peer.trainee(name, batch.need("power", model))):
+        trainees.append(counterpart)
+    times = train_in_turns(trainees, given["seconds"])
+    costs = [asdict(training_cost(t, seconds, rate)) for t, seconds in zip(trainees, times, strict=True)]
+    row = {"model": name, **costs[0]}
+    if len(costs) > 1:
+        ratios = np.quantile(times[1][:, 2] / times[0][:, 2], [0.5, 0.25, 0.75])
+        row |= {f"peer_{column}": value for column, value in costs[1].items()} | dict(zip(RATIOS, ratios, strict=True))
+    model.eval().requires_grad_(False)
+    vem, stft = build_vem(config["enhance"]), Stft(given["hop"])
+    row["em_rtf"] = em_real_time_factor(model, vem, stft, given["utterance"], given["em_iterations"], pixels, device)
+    return row
+
+
+def lines(row: dict[str, Any]) -> str:
+    """As they are printed: a model, and under it the peer's."""
+    rtf = f"{row['em_rtf']:7.2f}"
+    printed = [f"{row['model']:12}{cost_line(row)}{rtf}"]
+    if "ratio" in row:
+        ratio = f"  ours {row['ratio']:.2f} times as fast ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+        costs = {name: row[f"peer_{name}"] for name in COSTS}
+        printed.append(f"{'  peer':12}{cost_line(costs)}{'':7}{ratio}")
+    return "\n".join(printed)
+
+
+def cost_line(cost: dict[str, Any]) -> str:
+    steps = f"{cost['steps_per_s']:.2f} ({cost['steps_low']:.2f}-{cost['steps_high']:.2f})"
+    return (
+        f"{cost['parameters']:11,}{cost['forward_ms']:9.1f}{cost['backward_ms']:9.1f}{steps:>26}"
+        f"{cost['step_mb']:9.1f}{cost['step_gflop']:8.2f}{100 * cost['matmul_share']:7.1f}"
+    )
+
+
+def bench(given: dict[str, Any]) -> None:
+    device = check(given)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler calls it an error that a machine has no GPU
+    peer = Peer(Path(given["peer"])) if given["peer"] else None
+    out = Path(given["out"]) if given["out"] else None
+    if out:
+        write(out, [])
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as in training
+    rate, threads = matmul_rate(device), torch.get_num_threads()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} threads of a CPU"
+    print(
+        f"{name}, torch {torch.__version__}: {rate / 1e9:,.0f} Gflop/s in matrix products\n"
+        f"training on {given['batch']} windows of {given['frames']} frames; EM on {given['utterance']} s of sound\n\n"
+        + "\n".join("".join(f"{words[line]:>{words[2]}}" for words in SHOWN) for line in (0, 1)),
+        flush=True,
+    )
+    shared = {
+        "device": device.type,
+        "threads": threads,
+        "batch": given["batch"],
+        "frames": given["frames"],
+        "matmul_gflops": rate / 1e9,
+    }
+    rows = []
+    for model in track(given["models"], "measuring", transient=True):
+        rows.append(shared | measure(model, given, device, peer, rate))
+        print(lines(rows[-1]), flush=True)
+        if out:
+            write(out, rows)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """What is measured so far: an interruption loses none of it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, COLUMNS)
+            table.writeheader()
+            table.writerows(rows)
+    except OSError as error:
+        raise UserError(f"out={path} cannot be written ({error.strerror}): choose another") from error
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="bench")
+def main(config: DictConfig) -> None:
+    try:
+        given: Any = OmegaConf.to_container(config, resolve=True)
+        bench(given)
+    except (UserError, OmegaConfBaseException) as error:
+        sys.exit(f"bench.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("bench.py: interrupted")
+
+
+if __name__ == "__main__":
+    main()

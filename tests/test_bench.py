@@ -1,0 +1,86 @@
+"""The program that times models, as a user starts it, beside a checkout that looks like the peer's."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from test_run import EXPERIMENTS, PROJECT, refuse, run
+
+TINY = ["device=cpu", "batch=2", "frames=30", "seconds=0.01", "em_iterations=2", "utterance=0.5"]
+PEER = {
+    "dvae/__init__.py": "",
+    "dvae/utils/__init__.py": """
+from not_installed_anywhere import metric
+def loss_ISD(x, y):
+    return (x / y - (x / y).log() - 1).sum()
+def loss_KLD(mean, logvar, mean_p, logvar_p):
+    return ((mean - mean_p) ** 2 + logvar.exp() - logvar + logvar_p).sum() / 2
+""",
+    "dvae/model/__init__.py": """
+import torch
+class Autoencoder(torch.nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.encode, self.decode = torch.nn.Linear(513, dim), torch.nn.Linear(dim, 513)
+    def forward(self, x_TBF):
+        assert x_TBF.shape == (30, 2, 513)
+        self.z_mean = self.encode(x_TBF)
+        self.z_logvar = self.z_mean_p = self.z_logvar_p = torch.zeros_like(self.z_mean)
+        return self.decode(self.z_mean)
+def build_VAE(cfg, device):
+    return Autoencoder(cfg.getint("Network", "z_Dim")).to(device)
+build_RVAE = build_VAE
+""",
+    "config/speech/cfg_vae.ini": "[Network]\nz_Dim = 4\n",
+    "config/speech/cfg_rvae_Causal.ini": "[Network]\nz_Dim = 8\n",
+}
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Path:
+    for name, text in PEER.items():
+        (tmp_path / "peer" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "peer" / name).write_text(text)
+    return tmp_path / "peer"
+
+
+def lstm(inputs: int, hidden: int = 128) -> int:
+    return 4 * hidden * (inputs + hidden)
+
+
+def test_every_column_is_measured_and_the_work_is_that_counted_by_hand(peer: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "speed.csv"
+    printed = run("bench.py", "models=[vae,rvae_causal]", *TINY, f"peer={peer}", f"out={out}")
+    assert printed.count("times as fast") == 2 and "rvae_causal" in printed
+    with out.open() as file:
+        rows = {row.pop("model"): row for row in csv.DictReader(file)}
+    for row in rows.values():
+        assert row.pop("device") == "cpu"
+        assert all(math.isfinite(float(value)) and float(value) > 0 for value in row.values()), row
+    # Each weight is multiplied with its inputs, and backward with its outputs' slopes twice: once for the weight's
+    # slope, once for the inputs'. What is heard needs no slope.
+    weights = {
+        "vae": 513 * 128 + 2 * 128 * 32 + 32 * 128 + 128 * 513,
+        "rvae_causal": lstm(513) + lstm(16) + 2 * 256 * 16 + lstm(16) + 128 * 513,
+    }
+    heard = {"vae": 513 * 128, "rvae_causal": 513 * 4 * 128}
+    for name, row in rows.items():
+        by_hand = 2 * 60 * (3 * weights[name] - heard[name]) / 1e9
+        assert float(row["step_gflop"]) == pytest.approx(by_hand, rel=0.03)
+        speed = float(row["step_gflop"]) * float(row["steps_per_s"])
+        assert float(row["matmul_share"]) == pytest.approx(speed / float(row["matmul_gflops"]))
+    assert [int(rows[name]["peer_parameters"]) for name in rows] == [2 * 513 * 4 + 517, 2 * 513 * 8 + 521]
+
+
+def test_every_model_is_timed() -> None:
+    same_model = {"cvae_plain"}
+    assert set(OmegaConf.load(PROJECT / "configs/bench.yaml").models) == set(EXPERIMENTS) - same_model
+
+
+def test_what_cannot_be_timed_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    assert "is no checkout of the DVAE benchmark" in refuse("bench.py", *TINY, f"peer={tmp_path}")
+    assert "no experiment is called nothing" in refuse("bench.py", *TINY, "models=[vae,nothing]")
+    assert "write models=[vae]" in refuse("bench.py", *TINY, "models=vae")
+    assert "frames=1" in refuse("bench.py", *TINY, "frames=1")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avdvae.audio import WINDOW
+from avdvae.audio import WINDOW, Stft
 from avdvae.errors import UserError
 
 
@@ -220,15 +220,11 @@ def read_published_weights(folder: Path) -> PublishedWeights:
     settings.expect("STFT", "fs", 16_000)
     settings.expect("STFT", "zp_percent", 0)
     settings.expect("STFT", "wlen_sec", WINDOW / 16_000)
-    arguments = {
-        "frequencies": settings.whole("Network", "x_dim"),
-        "hidden": settings.whole("Network", _LAYOUTS[experiment].hidden),
-        "dim": settings.whole("Network", "z_dim"),
-    }
-    if experiment == "dsae":
-        arguments["dim_v"] = settings.whole("Network", "v_dim")
-    hop = int(float(settings.get("STFT", "hop_percent")) * WINDOW)
-    return PublishedWeights(files[0], experiment, arguments, hop, _read_tensors(files[0]))
+    keys = {"frequencies": "x_dim", "hidden": _LAYOUTS[experiment].hidden, "dim": "z_dim"}
+    keys |= {"dim_v": "v_dim"} if experiment == "dsae" else {}
+    arguments = {argument: int(settings.number("Network", key)) for argument, key in keys.items()}
+    stft = Stft(int(settings.number("STFT", "hop_percent") * WINDOW))
+    return PublishedWeights(files[0], experiment, arguments, stft.hop, _read_tensors(files[0]))
 
 
 class _Settings:
@@ -247,15 +243,18 @@ class _Settings:
         except IniError as error:
             raise UserError(f"{self.path} has no {key} in [{section}]: give that of a model for speech") from error
 
-    def whole(self, section: str, key: str) -> int:
+    def number(self, section: str, key: str) -> float:
         value = self.get(section, key)
-        if not value.isdecimal():
-            raise UserError(f"{self.path} has {key} = {value} in [{section}]: our model has one number there")
-        return int(value)
+        try:
+            return float(value)
+        except ValueError as error:
+            raise UserError(
+                f"{self.path} has {key} = {value} in [{section}]: our model has one number there"
+            ) from error
 
     def expect(self, section: str, key: str, value: str | float) -> None:
-        found = self.get(section, key)
-        if (found if isinstance(value, str) else float(found)) != value:
+        found = self.get(section, key) if isinstance(value, str) else self.number(section, key)
+        if found != value:
             raise UserError(f"{self.path} has {key} = {found} in [{section}]: only {value} can be imported")
 
 

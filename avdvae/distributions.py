@@ -120,22 +120,20 @@ class ComplexGaussian:
 
     def log_prob(self, power: Float[Tensor, "B T F"]) -> Float[Tensor, "*draws B T"]:
         """The density of the complex spectrum, summed over the frequencies."""
-        constant = self.log_var.shape[-1] * math.log(math.pi)
-        if self.gain is None or self.noise is None:
-            variance = self.speech + VARIANCE_FLOOR
-            return -(variance.log() + power / variance).sum(-1) - constant
-        heard = self.speech.detach(), self.gain, self.noise, power
-        return _NoisyLogProb.apply(self.log_var, *heard) - constant  # type: ignore[operator]
+        one = power.new_ones(1)
+        noise = (one, 0 * one) if self.gain is None else (self.gain, self.noise)
+        log_prob = _LogProb.apply(self.log_var, self.speech.detach(), *noise, power)
+        return log_prob - self.log_var.shape[-1] * math.log(math.pi)  # type: ignore[operator]
 
     def components(self, power: Float[Tensor, "B T F"]) -> Components:
         return Components(self.speech.flatten(end_dim=-4))
 
 
-class _NoisyLogProb(torch.autograd.Function):
+class _LogProb(torch.autograd.Function):
     """sum_f -ln v - P / v for v = g (s + 1e-10) + b, differentiable in log_var, of which s is the exponential.
 
-    The derivative, g s / v * (P / v - 1), is written out because this is the innermost loop of the EM stage: autograd
-    would make three times as many passes over the spectra.
+    The derivative, g s / v * (P / v - 1), is written out because this is the innermost loop of training and of the EM
+    stage: autograd would make three times as many passes over the spectra.
     """
 
     @staticmethod

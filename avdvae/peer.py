@@ -24,7 +24,7 @@ from avdvae.bench import Trainee
 from avdvae.errors import UserError
 
 MODELS = {  # by our experiments: what builds it, and its configuration
-    "vae": ("build_VAE", "cfg_vae.ini"),
+    "vae_sequences": ("build_VAE", "cfg_vae.ini"),
     "dkf": ("build_DKF", "cfg_dkf.ini"),
     "storn": ("build_STORN", "cfg_storn.ini"),
     "vrnn": ("build_VRNN", "cfg_vrnn.ini"),

@@ -55,10 +55,15 @@ class Run:
         return Stft(self.config["hop"])
 
     @property
+    def noted(self) -> dict[str, Any]:
+        """What run.json holds."""
+        path = self.path / "run.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    @property
     def trained(self) -> bool:
         """To the end."""
-        path = self.path / "run.json"
-        return path.exists() and "train" in json.loads(path.read_text()).get("seconds", {})
+        return "train" in self.noted.get("seconds", {})
 
     def load_model(self, device: str = "cpu") -> nn.Module:
         """The best weights, ready for inference."""
@@ -77,11 +82,10 @@ class Run:
 
     def note(self, **facts: Any) -> None:
         """Add to run.json."""
-        path = self.path / "run.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
+        known = self.noted
         for name, fact in facts.items():
             known[name] = known.get(name, {}) | fact if isinstance(fact, dict) else fact
-        with replacing(path) as new:
+        with replacing(self.path / "run.json") as new:
             new.write_text(json.dumps(known, indent=1))
 
 

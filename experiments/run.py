@@ -135,6 +135,11 @@ def main(config: DictConfig) -> None:
         given: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         asked = open_run(Path(given["resume"])).config if given["resume"] else given
         check(asked)
+        if given["resume"] and "imported" in open_run(Path(given["resume"])).noted:
+            raise UserError(
+                f"{given['resume']} holds imported weights and no training to go on with: measure them with "
+                f"experiments/evaluate.py run={given['resume']}"
+            )
         prepared = find_corpus(asked)
         splits = {split: PreparedCorpus(prepared, split, verify=split == "train") for split in ("train", "valid")}
         if not given["resume"]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from published import publish
 
 from avdvae.data.clips import Corpus
 from avdvae.data.corpora import open_corpus
@@ -112,6 +113,9 @@ def test_the_commands_of_the_readme_run(clip: Path, prepared: Summary, tmp_path:
             (tmp_path / folder / speaker).mkdir(parents=True)
             shutil.copy(clip.with_suffix(".wav"), tmp_path / folder / speaker / "hello.wav")
     shutil.copy(clip.with_suffix(".wav"), tmp_path / "noisy.wav")
+    publish(
+        tmp_path / "DVAE_SE" / "trained_models" / "wsj_rvae", "RVAE both ways"
+    )  # for which the page clones a repository
     programs = [c[1:] for c in commands if c[0] == "python"]
     programs.remove(["preprocessing/lips.py", "data=talker_small"])  # that is make demo
     for program, *words in sorted(programs, key=lambda words: "lips.py" not in words[0]):

@@ -27,7 +27,7 @@ from torch.nn.functional import softplus
 
 from avdvae.blocks import GaussianHead, Recurrent, before, mlp
 from avdvae.distributions import Gaussian
-from avdvae.models.dynamical_vae import DynamicalVAE, along
+from avdvae.models.dynamical_vae import DynamicalVAE, Path, along
 from avdvae.protocols import Context, Latents, Observed
 
 
@@ -64,12 +64,10 @@ class DKF(DynamicalVAE):
         self.transition = GatedTransition(dim)
         self.speak = nn.Sequential(*mlp([dim, *narrow], nn.Tanh), nn.Linear(narrow[-1], features))
 
-    def posterior(
-        self, observed_BTF: Tensor, context: Context, noise: Latents
-    ) -> tuple[Latents, Mapping[str, Gaussian]]:
+    def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         return self.averaging(self.hear(self.listen(observed_BTF[None]), context.mask), noise)
 
-    def averaging(self, g_1BTM: Tensor, noise: Latents) -> tuple[Latents, Mapping[str, Gaussian]]:
+    def averaging(self, g_1BTM: Tensor, noise: Latents) -> Path:
         layers: Any = self.head
         first, squash, head = layers
         told = nn.functional.linear(g_1BTM / 2, first.weight, first.bias)

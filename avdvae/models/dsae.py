@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from avdvae.blocks import GaussianHead, Recurrent, before, beside, mlp
 from avdvae.distributions import Gaussian
-from avdvae.models.dynamical_vae import DynamicalVAE
+from avdvae.models.dynamical_vae import DynamicalVAE, Path
 from avdvae.protocols import Context, Latents, Observed
 
 
@@ -48,9 +48,7 @@ class DSAE(DynamicalVAE):
         self.p_head = GaussianHead(hidden, dim)
         self.speak = nn.Sequential(*mlp([dim_v + dim, *narrow], nn.Tanh), nn.Linear(narrow[-1], features))
 
-    def posterior(
-        self, observed_BTF: Tensor, context: Context, noise: Latents
-    ) -> tuple[Latents, Mapping[str, Gaussian]]:
+    def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         forth_BTM, back_BTM = self.hear_v(observed_BTF, context.mask).chunk(2, -1)
         last_B = context.mask.sum(1) - 1
         end_BM = forth_BTM[torch.arange(len(last_B)), last_B]
@@ -59,7 +57,7 @@ class DSAE(DynamicalVAE):
         heard_KBTM = self.hear_z(beside(observed_BTF[None], v_KB1L), context.mask)
         followed = self.follow(heard_KBTM.flatten(end_dim=1))[0]
         q_z = self.z_head(followed.unflatten(0, heard_KBTM.shape[:2]))
-        return {"v": v_KB1L, "z": q_z.moved(noise["z"])}, {"v": q_v, "z": q_z}
+        return Path({"v": v_KB1L, "z": q_z.moved(noise["z"])}, {"v": q_v, "z": q_z})
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
         expected_KBTM = self.expect(before(z["z"]), context.mask)

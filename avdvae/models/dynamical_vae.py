@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,14 @@ from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
 
+class Path(NamedTuple):
+    """Draws of the latents, the q of each on the way, and what an autoregressive model made of the past meanwhile."""
+
+    z: Latents
+    q: Mapping[str, Gaussian]
+    h: Float[Tensor, "#K B T M"] | None = None
+
+
 class DynamicalVAE(nn.Module):
     def __init__(self, dim: int, observes: Observed = "power"):
         super().__init__()
@@ -34,10 +42,8 @@ class DynamicalVAE(nn.Module):
         self.sees: tuple[str, ...] = (observes,)
         self.latents = (LatentSpec("z", dim, rate=1, modality="audio" if observes == "power" else "motion"),)
 
-    def posterior(
-        self, observed_BTF: Tensor, context: Context, noise: Latents
-    ) -> tuple[Latents, Mapping[str, Gaussian]]:
-        """Draws of the latents that standard normal noise becomes, and the q of each on the way."""
+    def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
+        """What standard normal noise becomes."""
         raise NotImplementedError
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
@@ -48,9 +54,11 @@ class DynamicalVAE(nn.Module):
         """What the likelihood is made of: log-variances of speech, or places of joints."""
         raise NotImplementedError
 
-    def explain(self, z: Latents, context: Context) -> tuple[Mapping[str, Gaussian], Float[Tensor, "K B T F"]]:
-        """Prior and output, for those who share work to do so."""
-        return self.prior(z, context), self.output(z, context)
+    def explain(
+        self, path: Path, context: Context, schedule: Schedule
+    ) -> tuple[Mapping[str, Gaussian], Float[Tensor, "K B T F"]]:
+        """Prior and output of what was inferred, in training."""
+        return self.prior(path.z, context), self.output(path.z, context)
 
     def start_from(self, trained: nn.Module) -> None:
         self.load_state_dict(trained.state_dict())
@@ -60,10 +68,10 @@ class DynamicalVAE(nn.Module):
 
     def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred:
         context = self.context(batch)
-        z, q = self._draw(batch, context, k, mode)
-        return Inferred(z, q, self.prior(z, context))
+        path = self._draw(batch, context, k, mode)
+        return Inferred(path.z, path.q, self.prior(path.z, context))
 
-    def _draw(self, batch: Batch, context: Context, k: int, mode: str) -> tuple[Latents, Mapping[str, Gaussian]]:
+    def _draw(self, batch: Batch, context: Context, k: int, mode: str) -> Path:
         observed_BTF = batch.need(self.observes, self)
         draw = torch.randn if mode == "sample" else torch.zeros
         noise = {name: draw(size, device=batch.mask.device) for name, size in self._sizes(context, k).items()}
@@ -94,19 +102,15 @@ class DynamicalVAE(nn.Module):
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         context = self.context(batch)
-        z, q = self._draw(batch, context, 1, "sample")
-        p, output = self.explain(z, self.in_training(z, context, schedule))
+        path = self._draw(batch, context, 1, "sample")
+        p, output = self.explain(path, context, schedule)
         likelihood_BT = likelihood_of(self.observes, output).log_prob(batch.need(self.observes, self)).mean(0)
-        kl = {name: q[name].kl(p[name]).mean(0) for name in q}
+        kl = {name: q.kl(p[name]).mean(0) for name, q in path.q.items()}
         return Elbo(
             recon={self.observes: (likelihood_BT * batch.mask).sum(1)},
             kl={s.name: (kl[s.name] if s.rate is None else kl[s.name] * batch.mask).sum(1) for s in self.latents},
             n=batch.mask.sum(1).float(),
         )
-
-    def in_training(self, z: Latents, context: Context, schedule: Schedule) -> Context:
-        """What conditions the generation of a batch that is trained on."""
-        return context
 
 
 class AutoregressiveVAE(DynamicalVAE):
@@ -141,9 +145,17 @@ class AutoregressiveVAE(DynamicalVAE):
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
         return self.output_at(self.states(z, context), z["z"])
 
-    def explain(self, z: Latents, context: Context) -> tuple[Mapping[str, Gaussian], Float[Tensor, "K B T F"]]:
-        h = self.states(z, context)
-        return {"z": self.prior_at(h, before(z["z"]))}, self.output_at(h, z["z"])
+    def explain(
+        self, path: Path, context: Context, schedule: Schedule
+    ) -> tuple[Mapping[str, Gaussian], Float[Tensor, "K B T F"]]:
+        """By scheduled sampling: what the model says is taken for the past, and does not train what said it."""
+        h = path.h
+        if schedule.own:
+            own = (torch.rand(context.mask.shape[1]) < schedule.own).tolist()
+            h = self.states(path.z, replace(context, past=self.own_past(path.z, context, own)))
+        elif h is None:
+            h = self.states(path.z, context)
+        return {"z": self.prior_at(h, before(path.z["z"]))}, self.output_at(h, path.z["z"])
 
     def context(self, batch: Batch) -> Context:
         return Context(batch.mask, past=getattr(batch, self.observes))
@@ -168,31 +180,19 @@ class AutoregressiveVAE(DynamicalVAE):
             past.append(said)
         return torch.cat(past, 2)
 
-    def in_training(self, z: Latents, context: Context, schedule: Schedule) -> Context:
-        """Scheduled sampling: what the model says is taken for what it heard, and does not train what said it."""
-        if not schedule.own:
-            return context
-        own = (torch.rand(context.mask.shape[1]) < schedule.own).tolist()
-        return replace(context, past=self.own_past(z, context, own))
 
-
-def along(
-    told: Float[Tensor, "#K B T M"], noise_KBTL: Tensor, step: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Latents, Mapping[str, Gaussian]]:
+def along(told: Float[Tensor, "#K B T M"], noise_KBTL: Tensor, step: Callable[[Tensor, Tensor], Tensor]) -> Path:
     """z_t one after another from z_0 = 0: `step`, of what is told at t and of z_t-1, gives mean and log-variance of q
     side by side. For it, draws and utterances are in one axis."""
     told_NTM = told.expand(len(noise_KBTL), -1, -1, -1).flatten(end_dim=1)
     noise_NTL = noise_KBTL.flatten(end_dim=1)
     z_NL, path, on_the_way = torch.zeros_like(noise_NTL[:, 0]), [], []
     for told_NM, noise_NL in zip(told_NTM.unbind(1), noise_NTL.unbind(1), strict=True):
-        mean_NL, log_var_NL = step(told_NM, z_NL).chunk(2, -1)
-        q = Gaussian.floored(mean_NL, log_var_NL)
-        z_NL = q.moved(noise_NL)
+        q_N2L = step(told_NM, z_NL)
+        mean_NL, log_var_NL = q_N2L.chunk(2, -1)
+        z_NL = torch.addcmul(mean_NL, noise_NL, torch.exp(log_var_NL / 2))
         path.append(z_NL)
-        on_the_way.append(q)
-
-    def stacked(parts: list[Tensor]) -> Tensor:
-        return torch.stack(parts, 1).view_as(noise_KBTL)
-
-    q = Gaussian(stacked([q.mean for q in on_the_way]), stacked([q.log_var for q in on_the_way]))
-    return {"z": stacked(path)}, {"z": q}
+        on_the_way.append(q_N2L)
+    z_KBTL = torch.stack(path, 1).view_as(noise_KBTL)
+    mean_KBTL, log_var_KBTL = torch.stack(on_the_way, 1).unflatten(0, noise_KBTL.shape[:2]).chunk(2, -1)
+    return Path({"z": z_KBTL}, {"z": Gaussian.floored(mean_KBTL, log_var_KBTL)})

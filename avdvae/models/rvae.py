@@ -17,15 +17,12 @@ Causal is how the sound is made; to infer its latents takes the future in both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.blocks import GaussianHead, Recurrent, hoisted
-from avdvae.distributions import Gaussian
-from avdvae.models.dynamical_vae import DynamicalVAE, along
+from avdvae.models.dynamical_vae import DynamicalVAE, Path, along
 from avdvae.protocols import Context, Latents, Observed
 
 
@@ -47,9 +44,7 @@ class RVAE(DynamicalVAE):
         self.speak = Recurrent(dim + told, hidden, "forward" if causal else "both")
         self.out = nn.Linear(sides * hidden, features)
 
-    def posterior(
-        self, observed_BTF: Tensor, context: Context, noise: Latents
-    ) -> tuple[Latents, Mapping[str, Gaussian]]:
+    def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         g_1BTM, state = self.hear(observed_BTF[None], context.mask), None
         told, weight = hoisted(self.head, g_1BTM)
 

@@ -15,7 +15,7 @@ M. Fraccaro, S. K. Sønderby, U. Paquet, O. Winther, "Sequential neural models w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from avdvae.blocks import GaussianHead, Recurrent, beside, hoisted, mlp
 from avdvae.distributions import Gaussian
-from avdvae.models.dynamical_vae import AutoregressiveVAE, along
+from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, along
 from avdvae.protocols import Context, Latents, Observed
 
 
@@ -53,10 +53,9 @@ class SRNN(AutoregressiveVAE):
         h, state = self.remember(self.listen(heard).flatten(end_dim=1), state)
         return h.unflatten(0, heard.shape[:2]), state
 
-    def posterior(
-        self, observed_BTF: Tensor, context: Context, noise: Latents
-    ) -> tuple[Latents, Mapping[str, Gaussian]]:
-        heard = self.hear(beside(self.states(noise, context), observed_BTF[None]))
+    def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
+        h = self.states(noise, context)
+        heard = self.hear(beside(h, observed_BTF[None]))
         layers: Any = self.q_head
         first, *others, head = layers
         told, late = hoisted(first, self.hear_on(heard, context.mask))
@@ -68,7 +67,7 @@ class SRNN(AutoregressiveVAE):
                 features_NM = layer(features_NM)
             return torch.addmm(bias, features_NM, weight)
 
-        return along(told, noise["z"], step)
+        return along(told, noise["z"], step)._replace(h=h)
 
     def prior_at(self, h: Tensor, z_before_KBTL: Tensor) -> Gaussian:
         return self.p_head(beside(h, z_before_KBTL))

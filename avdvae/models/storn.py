@@ -13,15 +13,14 @@ dynamical_vae.py), section 7.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.blocks import GaussianHead, Recurrent, beside, mlp
-from avdvae.distributions import Gaussian
-from avdvae.models.dynamical_vae import AutoregressiveVAE
+from avdvae.models.dynamical_vae import AutoregressiveVAE, Path
 from avdvae.protocols import Context, Latents, Observed
 
 
@@ -44,11 +43,9 @@ class STORN(AutoregressiveVAE):
         self.speak = nn.LSTM(wide + narrow[0], hidden, batch_first=True)
         self.out = nn.Sequential(*mlp([hidden, wide], nn.Tanh), nn.Linear(wide, features))
 
-    def posterior(
-        self, observed_BTF: Tensor, context: Context, noise: Latents
-    ) -> tuple[Latents, Mapping[str, Gaussian]]:
+    def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         q = self.head(self.hear(self.listen(observed_BTF[None]), context.mask))
-        return {"z": q.moved(noise["z"])}, {"z": q}
+        return Path({"z": q.moved(noise["z"])}, {"z": q})
 
     def proceed(
         self, heard: Tensor, z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any

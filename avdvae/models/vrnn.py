@@ -3,7 +3,7 @@
 J. Chung et al., "A recurrent latent variable model for sequential data", NeurIPS 2015 (arXiv 1506.02216); for speech,
 Girin et al. (see dynamical_vae.py), section 8.
 
-    h_t = LSTM(h_t-1; x_t-1, z_t-1)
+    h_t = LSTM(h_t-1; x_t-1, z_t-1),  h_1 = 0
     p(x, z) = prod_t Nc(x_t; 0, sigma(h_t, z_t)) N(z_t; mu, diag var (h_t))
     q(z | x) = prod_t N(z_t; mu, diag var (h_t, x_t))
     ELBO: dynamical_vae.py
@@ -15,7 +15,7 @@ Girin et al. (see dynamical_vae.py), section 8.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from avdvae.blocks import GaussianHead, before, beside, hoisted, mlp
 from avdvae.distributions import Gaussian
-from avdvae.models.dynamical_vae import AutoregressiveVAE, along
+from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, along
 from avdvae.protocols import Context, Latents, Observed
 
 
@@ -46,27 +46,38 @@ class VRNN(AutoregressiveVAE):
         self.p_head = GaussianHead(hidden, dim)
         self.out = nn.Linear(hidden + narrow[-1], features)
 
-    def posterior(
-        self, observed_BTF: Tensor, context: Context, noise: Latents
-    ) -> tuple[Latents, Mapping[str, Gaussian]]:
+    def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         assert context.past is not None
-        told, weight = hoisted(self.q_head, self.listen(observed_BTF))
+        now_BTM, weight = hoisted(self.q_head, self.listen(observed_BTF))
         past_BTM = self.listen(before(context.past))
-        state = None
+        state, states = None, []
 
         def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
             nonlocal state
-            now_NM, past_NM = told_NM.split([told.shape[-1], past_BTM.shape[-1]], -1)
-            h_N1M, state = self.remember(torch.cat([past_NM, self.want(z_NL)], -1)[:, None], state)
-            return torch.addmm(now_NM, h_N1M[:, 0], weight)
+            told_now_NM, told_past_NM = told_NM.split([now_BTM.shape[-1], past_BTM.shape[-1]], -1)
+            heard_N1M = torch.cat([told_past_NM, self.want(z_NL)], -1)[:, None]
+            h_N1M, state = self._remembered(heard_N1M, state)
+            states.append(h_N1M)
+            return torch.addmm(told_now_NM, h_N1M[:, 0], weight)
 
-        return along(torch.cat([told, past_BTM], -1)[None], noise["z"], step)
+        path = along(torch.cat([now_BTM, past_BTM], -1)[None], noise["z"], step)
+        return path._replace(h=torch.cat(states, 1).unflatten(0, noise["z"].shape[:2]))
+
+    def _remembered(self, heard_NTM: Tensor, state: Any) -> tuple[Float[Tensor, "N T M"], Any]:
+        if state is not None:
+            return self.remember(heard_NTM, state)
+        nothing_1NM = heard_NTM.new_zeros(1, len(heard_NTM), self.remember.hidden_size)
+        state = (nothing_1NM, nothing_1NM)
+        if heard_NTM.shape[1] == 1:
+            return nothing_1NM.movedim(0, 1), state
+        h_NTM, state = self.remember(heard_NTM[:, 1:], state)
+        return nn.functional.pad(h_NTM, (0, 0, 1, 0)), state
 
     def proceed(
         self, heard: Tensor, z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any
     ) -> tuple[Float[Tensor, "#K B T M"], Any]:
         told_KBTM = beside(self.listen(heard), self.want(z_before_KBTL))
-        h, state = self.remember(told_KBTM.flatten(end_dim=1), state)
+        h, state = self._remembered(told_KBTM.flatten(end_dim=1), state)
         return h.unflatten(0, told_KBTM.shape[:2]), state
 
     def prior_at(self, h: Tensor, z_before_KBTL: Tensor) -> Gaussian:

@@ -1,0 +1,58 @@
+"""Make a run of weights that others have published: those of the DVAE benchmark and of DVAE_SE.
+
+python experiments/import_weights.py source=DVAE_SE/trained_models/wsj_rvae run_dir=runs/wsj_rvae
+
+VAE, DKF, STORN, VRNN, SRNN, RVAE and DSAE, with the layers that the benchmark has for speech. What the folder holds is
+read as numbers; nothing in it is executed. The run goes wherever one of experiments/run.py does but to resume=; its
+configuration says how we would train the model, and not how they did.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors.torch import save_model
+
+from avdvae.errors import UserError
+from avdvae.published_weights import read_published_weights
+from avdvae.runs import build_model, create_run
+
+
+def import_weights(source: Path, path: Path) -> None:
+    """Write the run `path`, whole or not at all."""
+    if path.exists():
+        raise UserError(f"{path} holds a run already, or something else: choose another run_dir")
+    published = read_published_weights(source)
+    config: Any = OmegaConf.to_container(hydra.compose("config", [f"exp={published.experiment}"]), resolve=True)
+    config |= {"run_dir": str(path), "hop": published.hop, "model": config["model"] | published.arguments}
+    model = build_model(config["model"])
+    published.fill(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".import_", dir=path.parent) as folder:
+        run = create_run(Path(folder, path.name), config)
+        save_model(model, str(run.path / "weights.safetensors"))
+        run.note(model=config["exp"], parameters=parameters, imported=str(published.file), command=shlex.join(sys.argv))
+        run.path.rename(path)
+    print(f"{config['exp']}: {parameters:,} parameters of {published.file}\nrun        {path}")
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="import_weights")
+def main(config: DictConfig) -> None:
+    try:
+        if missing := [f"{name}=" for name in ("source", "run_dir") if config[name] is None]:
+            raise UserError(f"{' '.join(missing)} missing: give source=FOLDER run_dir=RUN")
+        import_weights(Path(str(config.source)), Path(str(config.run_dir)))
+    except (UserError, OmegaConfBaseException) as error:
+        sys.exit(f"import_weights.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

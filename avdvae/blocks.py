@@ -40,6 +40,8 @@ class Recurrent(nn.Module):
 
 def backwards(x_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B T M"]:
     """From the last frame that does not pad to the first; those that pad stay where they are."""
+    if mask_BT.device.type == "cpu" and mask_BT.all():  # a GPU would have to be waited for
+        return x_BTM.flip(1)
     frame_T = torch.arange(x_BTM.shape[1], device=x_BTM.device)
     source_BT = torch.where(mask_BT, mask_BT.sum(1, keepdim=True) - 1 - frame_T, frame_T)
     return x_BTM.gather(1, source_BT[..., None].expand_as(x_BTM))

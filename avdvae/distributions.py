@@ -120,9 +120,7 @@ class ComplexGaussian:
 
     def log_prob(self, power: Float[Tensor, "B T F"]) -> Float[Tensor, "*draws B T"]:
         """The density of the complex spectrum, summed over the frequencies."""
-        one = power.new_ones(1)
-        noise = (one, 0 * one) if self.gain is None else (self.gain, self.noise)
-        log_prob = _LogProb.apply(self.log_var, self.speech.detach(), *noise, power)
+        log_prob = _LogProb.apply(self.log_var, self.speech.detach(), self.gain, self.noise, power)
         return log_prob - self.log_var.shape[-1] * math.log(math.pi)  # type: ignore[operator]
 
     def components(self, power: Float[Tensor, "B T F"]) -> Components:
@@ -137,11 +135,17 @@ class _LogProb(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, log_var: Tensor, speech: Tensor, gain: Tensor, noise: Tensor, power: Tensor) -> Tensor:
-        variance = torch.addcmul(noise, gain, speech).add_(gain, alpha=VARIANCE_FLOOR)
+    def forward(
+        ctx: Any, log_var: Tensor, speech: Tensor, gain: Tensor | None, noise: Tensor | None, power: Tensor
+    ) -> Tensor:
+        if gain is None or noise is None:
+            variance = speech + VARIANCE_FLOOR
+        else:
+            variance = torch.addcmul(noise, gain, speech).add_(gain, alpha=VARIANCE_FLOOR)
         ratio = power / variance
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward((ratio - 1).mul_(speech).mul_(gain).div_(variance))
+            slope = (ratio - 1).mul_(speech).div_(variance)
+            ctx.save_for_backward(slope if gain is None else slope.mul_(gain))
         return -variance.log_().add_(ratio).sum(-1)
 
     @staticmethod

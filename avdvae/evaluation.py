@@ -5,6 +5,7 @@ enhancement              the split's utterances in each noise, at each SNR, with
 resynthesis              the clean utterances through the latents and back; a model that hears the past hears its own
 resynthesis_true_past    the same where such a model is given the true past (teacher forcing): it need not remember, and
                          its figures stand beside no others
+motion                   poses through the latents and back, and motion_true_past: mean distance of the joints, MPJPE
 
 Blocks (a task, a state of the lips, a noise) are written to results.csv as soon as they are scored, and an evaluation
 that was interrupted goes on from there.
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +31,12 @@ from avdvae.data.conditions import Condition
 from avdvae.data.corpora import ensure_prepared
 from avdvae.data.loader import Loader
 from avdvae.data.mixing import NOISES, NoiseFolder
+from avdvae.data.poses import FPS, SKELETONS
 from avdvae.data.shards import PreparedCorpus, replacing
 from avdvae.data.twins import NoisyTwins
+from avdvae.distributions import Joints
 from avdvae.errors import UserError
-from avdvae.inference.resynth import resynthesise
+from avdvae.inference.resynth import move_again, resynthesise
 from avdvae.inference.separation import RATE, separate
 from avdvae.inference.vem import Vem
 from avdvae.metrics import INPUT, METRICS, ScoreJob, score_all
@@ -41,9 +45,11 @@ from avdvae.report import write_report
 from avdvae.results import Result, read_results, summarise, write_results, write_summary
 from avdvae.results import compare as compare_rows
 from avdvae.runs import Run, build_vem
-from avdvae.viz import cost_curves, triptych
+from avdvae.video import write_mp4
+from avdvae.viz import cost_curves, pose_strip, stick_figures, triptych, write_png
 
-TASKS = ("enhancement", "resynthesis", "resynthesis_true_past")
+TASKS = ("enhancement", "resynthesis", "resynthesis_true_past", "motion", "motion_true_past")
+OF_MOTION = ("motion", "motion_true_past")
 Noise = str | NoiseFolder | NoisyTwins
 ENOUGH = 200  # signals that are worth starting processes for
 SHOWN_SNR = 0.0  # the example is taken at the SNR nearest to this
@@ -106,6 +112,11 @@ class Evaluator:
         self.model, self.stft, self.vem, self.settings, self.out = model, stft, vem, settings, out
         self.name, self.batch_size, self.device = name, batch_size, device
         self.corpus, self.chosen = corpus, corpus.choose(settings.per_speaker, settings.min_seconds)
+        if wrong := [task for task in settings.tasks if (task in OF_MOTION) != corpus.has_poses]:
+            holds, fit = ("poses", OF_MOTION) if corpus.has_poses else ("sound", TASKS[:-2])
+            raise UserError(
+                f"evaluate.tasks={','.join(wrong)}: {corpus.root} holds {holds}, so choose from {', '.join(fit)}"
+            )
         if "lips" in model.sees and not corpus.has_lips:
             raise UserError(f"{type(model).__name__} looks at lips and {corpus.root} has none: give a corpus of videos")
         self.workers = settings.workers or os.cpu_count() or 1
@@ -119,15 +130,19 @@ class Evaluator:
         self.rows = read_results(results) if results.exists() else []
         self.examples = json.loads(path.read_text()) if (path := self.out / "examples.json").exists() else []
         done = {_Block(row.task, row.lips, row.noise) for row in self.rows}
-        for folder in ("audio", "figures"):
+        for folder in ("audio", "figures", "videos") if self.corpus.has_poses else ("audio", "figures"):
             (self.out / folder).mkdir(parents=True, exist_ok=True)
         todo = [block for block in self._blocks() if block not in done]
         waiting: list[_Measured] = []
         for number, block in enumerate(todo, start=1):
-            label = ", ".join(filter(None, (block.noise, block.lips and f"{block.lips} lips"))) or "clean speech"
+            label = ", ".join(filter(None, (block.noise, block.lips and f"{block.lips} lips")))
+            label = label or ("poses" if block.task in OF_MOTION else "clean speech")
             print(f"{block.task} {number}/{len(todo)}: {label}", flush=True)
             start = time.monotonic()
-            waiting += self._enhance(block) if block.task == "enhancement" else self._resynthesise(block)
+            if block.task in OF_MOTION:
+                self.rows += self._move(block)
+            else:
+                waiting += self._enhance(block) if block.task == "enhancement" else self._resynthesise(block)
             spent += time.monotonic() - start
             if len(waiting) >= ENOUGH or number == len(todo):
                 self._score(waiting)
@@ -144,7 +159,7 @@ class Evaluator:
         for task in self.settings.tasks:
             if task == "enhancement":
                 yield from (_Block(task, lips, _label(noise)) for lips in states for noise in self.settings.noises)
-            elif task == "resynthesis" or isinstance(self.model, Autoregressive):
+            elif not task.endswith("true_past") or isinstance(self.model, Autoregressive):
                 yield _Block(task, lips=states[0] and "clean")
 
     def _loader(self, condition: Condition | None) -> Loader:
@@ -223,6 +238,31 @@ class Evaluator:
                     signals = {"clean": clean[b, :n], "resynthesised": speech[b, :n]}
                     self._keep_example(block, item, None, signals, batch, b, None)
         return measured
+
+    def _move(self, block: _Block) -> list[Result]:
+        rows, shown = [], {utterance.id for utterance in self.chosen.utterances[: self.settings.examples]}
+        torch.manual_seed(self.settings.seed)
+        for batch in self._loader(None):
+            pose_BTD = batch.need("pose", self.model)
+            again_BTD = move_again(self.model, batch, block.task.endswith("true_past"))
+            errors_BT = Joints(again_BTD).distances(pose_BTD).mean(-1) * 1000
+            for b, item in enumerate(batch.ids):
+                seen = batch.mask[b]
+                error = errors_BT[b][seen].mean().item()
+                rows.append(self._row(block, item, None, "mpjpe_mm", error))
+                if item in shown:
+                    key = _key(block, item, None)
+                    figures = {
+                        name: pose_TD[seen].unflatten(-1, (-1, 3)).cpu().numpy()
+                        for name, pose_TD in (("true", pose_BTD[b]), ("by the model", again_BTD[b]))
+                    }
+                    pictures = stick_figures(figures, SKELETONS[self.corpus.utterances[0].corpus])
+                    write_mp4(self.out / f"videos/{key}.mp4", pictures, Fraction(FPS))
+                    write_png(self.out / f"figures/{key}.png", pose_strip(pictures))
+                    example = {"key": key, "title": f"{item}, {block.task.replace('_', ' ')}", "audio": {}}
+                    example |= {"figure": f"figures/{key}.png", "video": f"videos/{key}.mp4"}
+                    self.examples.append(example | {"scores": {"mpjpe_mm": error}})
+        return rows
 
     def _known_inputs(self, block: _Block) -> dict[tuple[str, float | None], dict[str, float]]:
         """Metrics of mixtures that were heard before, with the lips in another state."""
@@ -318,8 +358,8 @@ def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) ->
     write_report(out)
 
 
-def join_evaluations(out: Path, parts: Mapping[str, Path], seed: int) -> None:
-    """One page, in `out`, of evaluations that lie in folders below it: the models beside each other."""
+def join_evaluations(out: Path, parts: Mapping[str, Path], seed: int) -> list[dict[str, Any]]:
+    """One page, in `out`, of evaluations that lie in folders below it: the models beside each other; its summary."""
     rows = [row for part in parts.values() for row in read_results(part / "results.csv")]
     summary, examples = summarise(rows, seed), []
     for name, part in parts.items():
@@ -329,13 +369,14 @@ def join_evaluations(out: Path, parts: Mapping[str, Path], seed: int) -> None:
             audio = {kind: str(where / path) for kind, path in example["audio"].items()}
             examples.append(
                 {**example, "title": f"{name}: {example['title']}", "audio": audio}
-                | {"figure": str(where / example["figure"])}
+                | {kind: str(where / example[kind]) for kind in ("figure", "video") if kind in example}
             )
     write_results(out / "results.csv", rows)
     write_summary(out / "summary.json", summary)
     with replacing(out / "examples.json") as new:
         new.write_text(json.dumps(examples, indent=1))
     write_report(out)
+    return summary
 
 
 @contextmanager
@@ -352,5 +393,6 @@ def _label(noise: str) -> str:
 
 
 def _key(block: _Block, item: str, snr: float | None) -> str:
-    parts = (item.replace("/", "_"), block.noise or block.task, "" if snr is None else f"{snr:g}dB", block.lips)
+    level = "" if snr is None else f"{snr:g}dB"
+    parts = (item.replace("/", "_").replace(" ", "_"), block.noise or block.task, level, block.lips)
     return "_".join(filter(None, parts))

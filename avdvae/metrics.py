@@ -20,6 +20,8 @@ from avdvae.errors import UserError
 from avdvae.parallel import in_parallel
 
 METRICS = ("si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi", "estoi")
+LOW_IS_GOOD = ("rmse", "rtf", "mpjpe_mm")
+LOW_IS_GOOD = ("rmse", "rtf", "mpjpe_mm")
 INPUT = "input_"  # begins the names of the metrics of the unprocessed input
 
 
@@ -44,6 +46,7 @@ LOOKS = {
     "stoi": Look("STOI", "", 3),
     "estoi": Look("ESTOI", "", 3),
     "rmse": Look("RMSE", "", 4),
+    "mpjpe_mm": Look("MPJPE", "mm", 1),
 }
 
 

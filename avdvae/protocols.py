@@ -63,7 +63,7 @@ class Batch:
     def need(self, name: str, whose: object) -> Tensor:
         """A modality that `whose`, a model, cannot do without."""
         if (tensor := getattr(self, name)) is None:
-            what = "video, for it looks at the lips," if name == "lips" else name
+            what = {"lips": "video, for it looks at the lips,", "pose": "poses, as data=gait has,"}.get(name, name)
             raise UserError(f"{type(whose).__name__} needs {what} and got none: give it, or choose another model")
         return tensor
 

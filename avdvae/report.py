@@ -17,7 +17,7 @@ from avdvae.data.shards import replacing
 from avdvae.errors import UserError
 from avdvae.metrics import INPUT, LOOKS, Look
 from avdvae.published import published_on
-from avdvae.results import ALL_NOISES, NOISE_GROUPS, read_results
+from avdvae.results import ALL_NOISES, NOISE_GROUPS, ranking, read_results
 from avdvae.viz import difference_curves, metric_curves, training_curves
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def write_report(run: Path) -> Path:
     examples = _read_json(run / "examples.json", [])
     sections = {
         "Results": _results(own),
-        "By signal-to-noise ratio": _curves(own, compared),
+        "By signal-to-noise ratio": _curves(*([i for i in items if i["snr"] is not None] for items in (own, compared))),
         "Compared with other runs": _comparisons(compared),
         "Examples": "".join(_example(run, example) for example in examples),
         "Training": _training(run / "metrics.jsonl"),
@@ -90,17 +90,39 @@ def _head(run: Path) -> tuple[str, str]:
         f'<p class="lead">{escape(lead)}</p>' if lead else "",
         f"<dl>{terms}</dl>" if terms else "",
         f"<pre>{escape(str(about['command']))}</pre>" if "command" in about else "",
-        f'<p class="note">{_TALKER}</p>' if corpus == "talker" else "",
+        f'<p class="note">{_GENERATED}</p>' if corpus in ("talker", "gait") else "",
     ]
     return title, "\n".join(filter(None, parts))
 
 
 def _results(own: Sequence[_Item]) -> str:
-    if not own:
-        return ""
+    tasks = list(dict.fromkeys(item["task"] for item in own))
+    parts = []
+    for task in tasks:
+        parts += [f"<h3>{escape(_TASKS[task])}</h3>"] if len(tasks) > 1 else []
+        items = [item for item in own if item["task"] == task]
+        parts.append(_in_noise(items) if any(item["noise"] for item in items) else _ranked(items, task))
+    return "\n".join(parts)
+
+
+def _ranked(items: Sequence[_Item], task: str) -> str:
+    """A row a model, the best one first."""
+    models, metrics = ranking(items, task), _outputs(item["metric"] for item in items)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(model)}</th>'
+        + "".join(f"<td>{_result_cell(measured, metric)}</td>" for metric in metrics)
+        + "</tr>\n"
+        for model, measured in models
+    )
+    note = f"Means over {max(item['n'] for item in items)} items. In brackets the 95 % interval, from resampling them."
+    table = f"<table>\n{_columns(metrics)}\n<tbody>\n{rows}</tbody>\n</table>"
+    return f'<p>{escape(note)}</p>\n<div class="wide">{table}</div>\n'
+
+
+def _in_noise(own: Sequence[_Item]) -> str:
     noises = [noise for noise in dict.fromkeys(item["noise"] for item in own) if noise not in _POOLED]
     headline = [item for item in own if item["noise"] == ALL_NOISES] or own
-    over = f" and {len(noises)} noises" if len(noises) > 1 else f" in the noise {noises[0]}" if noises[0] else ""
+    over = f" and {len(noises)} noises" if len(noises) > 1 else f" in the noise {noises[0]}"
     arrow = ": unprocessed input → output" if any(item["metric"].startswith(INPUT) for item in own) else ""
     note = (
         f"Means over {max(item['n'] for item in headline)} utterances{over}{arrow}. In brackets the output's 95 % "
@@ -117,10 +139,13 @@ def _comparisons(compared: Sequence[_Item]) -> str:
         "<p>This run minus the other, on the same utterances, noises and SNRs; in brackets the 95 % interval. "
         "Bold: the interval leaves out zero.</p>"
     ]
-    for other in dict.fromkeys(item["compared_with"] for item in compared):
-        items = [item for item in compared if item["compared_with"] == other]
+    pairs = dict.fromkeys((item["compared_with"], item["task"]) for item in compared)
+    several = len({task for _, task in pairs}) > 1
+    for other, task in pairs:
+        items = [item for item in compared if (item["compared_with"], item["task"]) == (other, task)]
         pooled = [item for item in items if item["noise"] in _POOLED]
-        parts += [f"<h3>minus {escape(other)}</h3>", _table(pooled or items, _difference_cell)]
+        what = f", {_TASKS[task].lower()}" if several else ""
+        parts += [f"<h3>minus {escape(other + what)}</h3>", _table(pooled or items, _difference_cell)]
         if pooled:
             parts.append(_each_noise(items, _difference_cell))
     return "\n".join(parts)
@@ -147,6 +172,7 @@ def _curves(own: Sequence[_Item], compared: Sequence[_Item]) -> str:
 
 def _example(run: Path, example: Mapping[str, Any]) -> str:
     picture = _data_url(run, example.get("figure", ""), "image/png")
+    video = _data_url(run, example.get("video", ""), "video/mp4")
     sounds = {name: _data_url(run, path, "audio/wav") for name, path in example.get("audio", {}).items()}
     players = "".join(
         f'<div><span>{escape(name)}</span><audio controls preload="metadata" src="{url}"></audio></div>'
@@ -161,7 +187,8 @@ def _example(run: Path, example: Mapping[str, Any]) -> str:
     )
     parts = [
         f"<h3>{escape(str(example.get('title', example.get('key', ''))))}</h3>",
-        _image(picture, "spectrograms and lips") if picture else "",
+        _image(picture, "what was heard or seen, and what came out") if picture else "",
+        f'<video controls loop muted src="{video}"></video>' if video else "",
         f'<div class="players">{players}</div>' if players else "",
         f'<ul class="scores">{scores}</ul>' if scores else "",
     ]
@@ -221,8 +248,6 @@ def _table(items: Sequence[_Item], cell: _Cell) -> str:
     for item in items:
         snrs = conditions.setdefault((item["model"], item["noise"], item["lips"]), {})
         snrs.setdefault(item["snr"], {})[item["metric"]] = item
-    looks = [Look.of(metric) for metric in metrics]
-    columns = "".join(f'<th scope="col">{escape(look.name)} <small>{look.unit}</small></th>' for look in looks)
     several = [len(set(names)) > 1 for names in zip(*conditions, strict=True)]
     bodies = []
     for (model, noise, lips), snrs in conditions.items():
@@ -234,8 +259,13 @@ def _table(items: Sequence[_Item], cell: _Cell) -> str:
             rows += f'<tr><th scope="row">{"" if snr is None else f"{_number(snr)} dB"}</th>{cells}</tr>\n'
         bodies.append(f"<tbody>\n{rows}</tbody>\n")
     corner = "SNR" if any(item["snr"] is not None for item in items) else ""
-    head = f'<thead><tr><th scope="col">{corner}</th>{columns}</tr></thead>'
-    return f'<div class="wide"><table>\n{head}\n{"".join(bodies)}</table></div>\n'
+    return f'<div class="wide"><table>\n{_columns(metrics, corner)}\n{"".join(bodies)}</table></div>\n'
+
+
+def _columns(metrics: Sequence[str], corner: str = "") -> str:
+    looks = [Look.of(metric) for metric in metrics]
+    names = "".join(f'<th scope="col">{escape(look.name)} <small>{look.unit}</small></th>' for look in looks)
+    return f'<thead><tr><th scope="col">{corner}</th>{names}</tr></thead>'
 
 
 def _result_cell(measured: Mapping[str, _Item], metric: str) -> str:
@@ -324,8 +354,15 @@ def _image(url: str, title: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
-_TALKER = (
-    "Talker is a corpus that the suite generates: results on it say how methods compare on it and are not to be set "
+_TASKS = {
+    "enhancement": "Enhancement",
+    "resynthesis": "Resynthesis",
+    "resynthesis_true_past": "Resynthesis, given the true past",
+    "motion": "Motion",
+    "motion_true_past": "Motion, given the true past",
+}
+_GENERATED = (
+    "This is a corpus that the suite generates: results on it say how methods compare on it and are not to be set "
     "beside figures published for recorded corpora."
 )
 
@@ -387,6 +424,7 @@ summary { cursor: pointer; color: var(--link); padding: .4rem 0; }
 .players { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .75rem 1.25rem; }
 .players span { display: block; color: var(--soft); font-size: .85rem; }
 audio { width: 100%; }
+video { max-width: 100%; }
 .scores { display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; margin: .75rem 0 2.5rem; padding: 0; list-style: none;
   font-size: .92rem; font-variant-numeric: tabular-nums; }
 """

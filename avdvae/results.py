@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from avdvae.data.shards import replacing
 from avdvae.errors import UserError
-from avdvae.metrics import INPUT
+from avdvae.metrics import INPUT, LOW_IS_GOOD
 
 ALL_NOISES = "all"
 NOISE_GROUPS = {"stationary": ("White", "Car", "LR")}
@@ -107,6 +107,16 @@ def compare(
         | {"compared_with": other_rows[0].run}
         for (model, task, lips, metric), noise, snr, mean in _means(differences, groups, seed)
     ]
+
+
+def ranking(summary: Sequence[Mapping[str, Any]], task: str) -> list[tuple[str, dict[str, Mapping[str, Any]]]]:
+    """The models of a task without noise, each with its means by metric, the best in the first metric first."""
+    models: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for item in summary:
+        if item["task"] == task and "compared_with" not in item:
+            models.setdefault(item["model"], {})[item["metric"]] = item
+    first = next(iter(next(iter(models.values()))))
+    return sorted(models.items(), key=lambda model: model[1][first]["mean"], reverse=first not in LOW_IS_GOOD)
 
 
 def write_summary(path: Path, items: Iterable[Mapping[str, Any]]) -> None:

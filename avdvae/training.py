@@ -393,7 +393,8 @@ class _Loop:
         first = copy(self.valid)
         first.utterances = first.utterances[:1]
         batch = next(iter(self._load(first, None, shuffle=False)))
-        assert batch.waveform is not None and batch.power is not None
+        if batch.waveform is None or batch.power is None:
+            return
         with self.fabric.autocast():
             z = model.infer(batch, mode="mean").z
             speech = model.decode(z, model.context(batch), feedback=batch.power).get("power")

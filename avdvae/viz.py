@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from avdvae.audio import Stft
+from avdvae.data.poses import Skeleton
 from avdvae.data.shards import PreparedCorpus, replacing
 from avdvae.metrics import INPUT, Look
 from avdvae.results import ALL_NOISES
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _MARGIN, _NAME_WIDTH = 6, 150
 _INK, _FAINT, _PAPER = (40, 40, 40), (130, 130, 130), 255
+_RIGHT = (200, 60, 50)
 _RANGE_DB, _COLOURS = 60, "magma"  # of spectrograms
 _LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # told apart by every eye
 _GREY = "#8a8a8a"
@@ -170,6 +172,36 @@ def triptych(
             axes[-1].legend(loc="lower right", bbox_to_anchor=(1, 0.95), ncols=len(shares), borderaxespad=0.3)
         axes[-1].set(xlabel="seconds", xlim=(0, seconds))
     return figure
+
+
+def stick_figures(
+    figures: Mapping[str, Float[np.ndarray, "T J 3"]], skeleton: Skeleton, side: int = 320
+) -> UInt8[np.ndarray, "T h w 3"]:
+    """A film of figures beside each other, seen from before them and a little from the side; what is right is red."""
+    everything = np.concatenate(list(figures.values()))
+    turn = np.deg2rad(25)
+    across, up = np.array([-np.cos(turn), -np.sin(turn), 0]), np.array([0, 0, 1])
+    reach = 1.1 * np.abs(everything).max()
+    columns = []
+    for name, poses_TJ3 in figures.items():
+        flat_TJ2 = np.stack([poses_TJ3 @ across, -(poses_TJ3 @ up)], -1)
+        pixels_TJ2 = np.rint((flat_TJ2 / reach + 1) * side / 2).astype(int)
+        column = np.full((len(poses_TJ3), side, side, 3), _PAPER, np.uint8)
+        for picture, joints in zip(column, pixels_TJ2, strict=True):
+            for parent, child in skeleton.bones:
+                right = skeleton.joints[child].startswith("right")
+                cv2.line(
+                    picture, tuple(joints[parent]), tuple(joints[child]), _RIGHT if right else _INK, 2, cv2.LINE_AA
+                )
+            cv2.putText(picture, name, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _FAINT, 1, cv2.LINE_AA)
+        columns.append(column)
+    return np.concatenate(columns, 2)
+
+
+def pose_strip(pictures_THWC: UInt8[np.ndarray, "T H W 3"], count: int = 4) -> UInt8[np.ndarray, "h w 3"]:
+    """Some of a film's pictures, evenly apart."""
+    chosen = np.linspace(0, len(pictures_THWC) - 1, count).round().astype(int)
+    return np.concatenate(list(pictures_THWC[chosen]), 1)
 
 
 def _draw_lips(

@@ -13,7 +13,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from omegaconf.errors import OmegaConfBaseException
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
 from avdvae.evaluation import Evaluation, evaluate_run, find_corpus, find_other_runs, join_evaluations
+from avdvae.metrics import Look
+from avdvae.results import ranking
 from avdvae.runs import Run, build_model, build_vem, create_run, find_runs, open_run
 from avdvae.training import Training, train
 
@@ -125,7 +127,18 @@ def compare_models(run: Run, trained: dict[str, Run], prepared: Path) -> None:
         part = Run(run.path / name, config) if (run.path / name).exists() else create_run(run.path / name, config)
         evaluate_run(Run(model.path, config), part.path, prepared, [str(path) for path in parts.values()])
         parts[name] = part.path
-    join_evaluations(run.path, parts, run.config["seed"])
+    summary = join_evaluations(run.path, parts, run.config["seed"])
+    for task in dict.fromkeys(item["task"] for item in summary if not item["noise"]):
+        print(task.replace("_", " "))
+        for place, (name, measured) in enumerate(ranking(summary, task), start=1):
+            print(f"{place:>4}. {name:<20}{'   '.join(told(metric, item) for metric, item in measured.items())}")
+
+
+def told(metric: str, item: Mapping[str, Any]) -> str:
+    """A mean and its interval."""
+    look = Look.of(metric)
+    mean, low, high = (f"{item[key]:.{look.digits}f}" for key in ("mean", "ci_low", "ci_high"))
+    return f"{look.name} {mean} [{low}, {high}]{f' {look.unit}' if look.unit else ''}"
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="config")

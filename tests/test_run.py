@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from avdvae.data.prepare import Summary
+from avdvae.data.gait import Gait
+from avdvae.data.prepare import Summary, prepare
 from avdvae.protocols import Autoregressive
 from avdvae.results import read_results
 from avdvae.runs import build_model, open_run
+from avdvae.video import probe
 
 PROJECT = Path(__file__).parent.parent
+SEVERAL = {"own", "robustness", "dvae_benchmark"}
 EXPERIMENTS = sorted(
-    {path.stem for path in PROJECT.glob("configs/exp/*.yaml")} - {"own", "robustness", "dvae_benchmark"}
+    path.stem for path in PROJECT.glob("configs/exp/*.yaml") if path.stem not in SEVERAL and "motion" not in path.stem
 )
 TRUE_PAST = "resynthesis_true_past"
 
@@ -107,6 +110,28 @@ def test_runs_start_from_the_same_trained_model(runs: Path) -> None:
     starts = {json.loads((runs / name / "run.json").read_text())["start"]["vae"] for name in ("av_vae", "cvae")}
     (path,) = starts  # trained for the first, found again by the second
     assert open_run(Path(path)).trained and open_run(Path(path)).config["exp"] == "vae"
+
+
+def test_models_of_motion_are_ranked_side_by_side(prepared: Summary, tmp_path: Path) -> None:
+    gait = prepare(Gait(tmp_path / "gait", subjects=3, sequences=2, seconds=3), tmp_path / "prepared").out
+    words = ["exp=motion_benchmark", "train=debug", f"prepared={gait}", f"runs={tmp_path}"]
+    printed = run("run.py", *words, f"run_dir={tmp_path / 'all'}")
+    rows = read_results(tmp_path / "all" / "results.csv")
+    every = {path.stem for path in PROJECT.glob("configs/exp/motion_*.yaml")} - {"motion_benchmark"}
+    assert {row.model for row in rows if row.task == "motion"} == every
+    given_the_past = {f"motion_{name}" for name in ("storn", "vrnn", "srnn", "srnn_gm")}
+    assert {row.model for row in rows if row.task == "motion_true_past"} == given_the_past
+    assert {row.metric for row in rows} == {"mpjpe_mm"} and all(0 < row.value < 2000 for row in rows)
+    ranked = [line.split() for line in printed.splitlines() if "MPJPE" in line][: len(every)]
+    assert {line[1] for line in ranked} == every
+    assert [float(line[3]) for line in ranked] == sorted(float(line[3]) for line in ranked)
+    films = list((tmp_path / "all").rglob("*.mp4"))
+    assert len(films) == len(every) + len(given_the_past) and all(probe(film).announced > 25 for film in films)
+    page = (tmp_path / "all" / "report.html").read_text()
+    assert page.count("<video") == len(films) and "not to be set beside" in page
+    assert "VAE needs poses" in refuse("run.py", "exp=motion_vae", *debug(prepared), f"run_dir={tmp_path / 'a'}")
+    words = ["exp=motion_rvae", "train=debug", f"prepared={gait}", f"run_dir={tmp_path / 'b'}", "model.features=96"]
+    assert "a frame of pose has 51 numbers here: give model.features=51" in refuse("run.py", *words)
 
 
 def test_models_are_measured_side_by_side(runs: Path, prepared: Summary, tmp_path: Path) -> None:

@@ -1,25 +1,26 @@
-"""Analysis-resynthesis: what of clean speech passes through a model's latents."""
+"""Analysis-resynthesis: what of clean speech, or of a motion, passes through a model's latents.
+
+A draw of the latents is decoded. A model that hears the past hears what it said itself or, if so asked, the true past,
+with which it hardly needs latents.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from avdvae.audio import Stft
-from avdvae.protocols import Autoregressive, Batch, SpeechPrior
+from avdvae.protocols import Autoregressive, Batch, LatentModel
 
 
 @torch.no_grad()
-def resynthesise(model: SpeechPrior, batch: Batch, stft: Stft, true_past: bool = False) -> Float[Tensor, "B N"]:
-    """A draw of the latents, decoded: the standard deviation it gives each bin, with the phase of the original.
-
-    A model that hears the past hears what it said itself or, if so asked, the `true_past`, which needs no latents."""
+def resynthesise(model: LatentModel, batch: Batch, stft: Stft, true_past: bool = False) -> Float[Tensor, "B N"]:
+    """The standard deviation that the model gives each bin, with the phase of the original."""
     waveform_BN = batch.need("waveform", model)
-    z, context = model.infer(batch).z, model.context(batch)
-    past = model.own_past(z, context) if isinstance(model, Autoregressive) and not true_past else None
-    likelihood = model.decode(z, context, feedback=past)["power"]
-    magnitude_BTF = likelihood.components(batch.need("power", model)).mean().sqrt()
+    magnitude_BTF = _decoded(model, batch, true_past)["power"].components(batch.need("power", model)).mean().sqrt()
     speech_BN = torch.zeros_like(waveform_BN)
     assert batch.lengths is not None
     for b, length in enumerate(batch.lengths.tolist()):
@@ -27,3 +28,15 @@ def resynthesise(model: SpeechPrior, batch: Batch, stft: Stft, true_past: bool =
         decoded_1TF = torch.polar(magnitude_BTF[b : b + 1, : spectrum_1TF.shape[1]], spectrum_1TF.angle())
         speech_BN[b, :length] = stft.synthesise(decoded_1TF, length)[0]
     return speech_BN
+
+
+@torch.no_grad()
+def move_again(model: LatentModel, batch: Batch, true_past: bool = False) -> Float[Tensor, "B T D"]:
+    """The poses that the model expects."""
+    return _decoded(model, batch, true_past)["pose"].expected[0]
+
+
+def _decoded(model: LatentModel, batch: Batch, true_past: bool) -> Any:
+    z, context = model.infer(batch).z, model.context(batch)
+    past = model.own_past(z, context) if isinstance(model, Autoregressive) and not true_past else None
+    return model.decode(z, context, feedback=past)

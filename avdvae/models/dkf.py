@@ -45,6 +45,19 @@ class GatedTransition(nn.Module):
         return Gaussian.floored(mean, softplus(self.spread(new)).clamp_min(1e-10).log())
 
 
+def averaging(head: Any, recall: nn.Module, g_1BTM: Tensor, noise_KBTL: Tensor) -> Path:
+    """q(z_t) from the average of what is heard and what z_t-1 recalls."""
+    first, squash, last = head
+    told = nn.functional.linear(g_1BTM / 2, first.weight, first.bias)
+    bias, weight = last.joined()
+
+    def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
+        features_NM = squash(torch.addmm(told_NM, recall(z_NL), first.weight.t(), alpha=0.5))
+        return torch.addmm(bias, features_NM, weight)
+
+    return along(told, noise_KBTL, step)
+
+
 class DKF(DynamicalVAE):
     def __init__(
         self,
@@ -56,7 +69,7 @@ class DKF(DynamicalVAE):
         narrow: Sequence[int] = (32, 64, 128, 256),
         observes: Observed = "power",
     ):
-        super().__init__(dim, observes)
+        super().__init__(features, dim, observes)
         self.listen = mlp([features, wide], nn.Tanh)
         self.hear = Recurrent(wide, hidden, "backward")
         self.recall = mlp([dim, recall, hidden], nn.Tanh)
@@ -65,19 +78,8 @@ class DKF(DynamicalVAE):
         self.speak = nn.Sequential(*mlp([dim, *narrow], nn.Tanh), nn.Linear(narrow[-1], features))
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
-        return self.averaging(self.hear(self.listen(observed_BTF[None]), context.mask), noise)
-
-    def averaging(self, g_1BTM: Tensor, noise: Latents) -> Path:
-        layers: Any = self.head
-        first, squash, head = layers
-        told = nn.functional.linear(g_1BTM / 2, first.weight, first.bias)
-        bias, weight = head.joined()
-
-        def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
-            features_NM = squash(torch.addmm(told_NM, self.recall(z_NL), first.weight.t(), alpha=0.5))
-            return torch.addmm(bias, features_NM, weight)
-
-        return along(told, noise["z"], step)
+        g_1BTM = self.hear(self.listen(observed_BTF[None]), context.mask)
+        return averaging(self.head, self.recall, g_1BTM, noise["z"])
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
         return {"z": self.transition(before(z["z"]))}

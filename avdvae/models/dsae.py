@@ -37,7 +37,7 @@ class DSAE(DynamicalVAE):
         narrow: Sequence[int] = (32, 64, 128, 256),
         observes: Observed = "power",
     ):
-        super().__init__(dim, observes)
+        super().__init__(features, dim, observes)
         self.latents = (replace(self.latents[0], name="v", dim=dim_v, rate=None), *self.latents)
         self.hear_v = Recurrent(features, hidden, "both")
         self.v_head = GaussianHead(2 * hidden, dim_v)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from avdvae.blocks import before
 from avdvae.distributions import Gaussian, likelihood_of
+from avdvae.errors import UserError
 from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
@@ -36,8 +37,9 @@ class Path(NamedTuple):
 
 
 class DynamicalVAE(nn.Module):
-    def __init__(self, dim: int, observes: Observed = "power"):
+    def __init__(self, features: int, dim: int, observes: Observed = "power"):
         super().__init__()
+        self.features = features
         self.observes: Observed = observes
         self.sees: tuple[str, ...] = (observes,)
         self.latents = (LatentSpec("z", dim, rate=1, modality="audio" if observes == "power" else "motion"),)
@@ -73,6 +75,8 @@ class DynamicalVAE(nn.Module):
 
     def _draw(self, batch: Batch, context: Context, k: int, mode: str) -> Path:
         observed_BTF = batch.need(self.observes, self)
+        if (found := observed_BTF.shape[-1]) != self.features:
+            raise UserError(f"a frame of {self.observes} has {found} numbers here: give model.features={found}")
         draw = torch.randn if mode == "sample" else torch.zeros
         noise = {name: draw(size, device=batch.mask.device) for name, size in self._sizes(context, k).items()}
         return self.posterior(observed_BTF, context, noise)
@@ -115,10 +119,6 @@ class DynamicalVAE(nn.Module):
 
 class AutoregressiveVAE(DynamicalVAE):
     """Hears the past of what it explains: the true one, `context.past`, or its own where nobody has that."""
-
-    def __init__(self, features: int, dim: int, observes: Observed = "power"):
-        super().__init__(dim, observes)
-        self.features = features
 
     def proceed(
         self, heard: Float[Tensor, "#K B T F"], z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any

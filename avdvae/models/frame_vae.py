@@ -12,20 +12,22 @@ A model of the family gives `posterior` and `decode`, and `video` and `prior` wh
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.distributions import ComplexGaussian, Gaussian
+from avdvae.distributions import Gaussian
 from avdvae.objectives import Elbo, Schedule
-from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec
+from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
 
 class FrameVAE(nn.Module):
+    observes: Observed = "power"  # what it explains
     sees: tuple[str, ...] = ("power",)
 
-    def __init__(self, dim: int, modality: Literal["audio", "audio-visual"] = "audio"):
+    def __init__(self, dim: int, modality: Literal["audio", "audio-visual", "motion"] = "audio"):
         super().__init__()
         self.latents = (LatentSpec("z", dim, rate=1, modality=modality),)
 
@@ -33,7 +35,7 @@ class FrameVAE(nn.Module):
         """q(z | s, v)"""
         raise NotImplementedError
 
-    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, ComplexGaussian]:
+    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> Mapping[str, Any]:
         """p(s | z, v)"""
         raise NotImplementedError
 
@@ -71,11 +73,11 @@ class FrameVAE(nn.Module):
     def elbo(self, batch: Batch, context: Context) -> Elbo:
         log_likelihood_BT, kl_BT = self.terms(batch, context)
         return Elbo(
-            recon={"power": (log_likelihood_BT * batch.mask).sum(1)},
+            recon={self.observes: (log_likelihood_BT * batch.mask).sum(1)},
             kl={"z": (kl_BT * batch.mask).sum(1)},
             n=batch.mask.sum(1).float(),
         )
 
     def log_likelihood(self, z: Latents, context: Context, batch: Batch) -> Float[Tensor, "B T"]:
         """ln p(s | z, v), averaged over the draws of z."""
-        return self.decode(z, context)["power"].log_prob(batch.need("power", self)).mean(0)
+        return self.decode(z, context)[self.observes].log_prob(batch.need(self.observes, self)).mean(0)

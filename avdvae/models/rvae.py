@@ -36,7 +36,7 @@ class RVAE(DynamicalVAE):
         observes: Observed = "power",
         told: int = 0,  # features of something else that encoder and decoder are told beside x and z
     ):
-        super().__init__(dim, observes)
+        super().__init__(features, dim, observes)
         sides = 1 if causal else 2
         self.hear = Recurrent(features + told, hidden, "backward" if causal else "both")
         self.remember = nn.LSTMCell(dim, hidden)

@@ -14,22 +14,27 @@ conditional variational auto-encoders", IEEE/ACM TASLP 28, 2020 (arXiv 1908.0259
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from avdvae.blocks import GaussianHead, mlp
-from avdvae.distributions import ComplexGaussian, Gaussian
+from avdvae.distributions import Gaussian, likelihood_of
 from avdvae.models.frame_vae import FrameVAE
-from avdvae.protocols import Batch, Context, Latents
+from avdvae.protocols import Batch, Context, Latents, Observed
 
 
 class VAE(FrameVAE):
-    def __init__(self, frequencies: int = 513, hidden: int = 128, dim: int = 32):
-        super().__init__(dim)
+    def __init__(self, frequencies: int = 513, hidden: int = 128, dim: int = 32, observes: Observed = "power"):
+        """Poses, too, can be what it `observes`, with as many numbers a frame as `frequencies` says."""
+        super().__init__(dim, "audio" if observes == "power" else "motion")
+        self.observes = observes
+        self.sees: tuple[str, ...] = (observes,)
         self.encoder = nn.Sequential(*mlp([frequencies, hidden], nn.Tanh), GaussianHead(hidden, dim))
         self.decoder = nn.Sequential(*mlp([dim, hidden], nn.Tanh), nn.Linear(hidden, frequencies))
 
     def posterior(self, batch: Batch, context: Context) -> Gaussian:
-        return self.encoder(batch.need("power", self))
+        return self.encoder(batch.need(self.observes, self))
 
-    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, ComplexGaussian]:
-        return {"power": ComplexGaussian(self.decoder(z["z"]))}
+    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
+        return {self.observes: likelihood_of(self.observes, self.decoder(z["z"]))}

@@ -1,0 +1,89 @@
+"""AV-DKF: a deep Kalman filter that looks at the lips, in encoder, decoder and in the transition of its latents.
+
+A. Golmakani, M. Sadeghi, R. Serizel, "Audio-visual speech enhancement with a deep Kalman filter generative model",
+ICASSP 2023 (arXiv 2211.00988), with raw mouth crops.
+
+    p(x, z | v) = prod_t Nc(x_t; 0, sigma(z_t, v_t)) N(z_t; mu, diag var (z_t-1, v_t))
+    q(z | x, v) = prod_t N(z_t; mu, diag var (z_t-1, x_t:T, v_t:T))
+    ELBO        L: dynamical_vae.py, everything given v
+    modified      alpha L + (1 - alpha) sum_t E_{p(z | v)}[ln p(x_t | z_t, v_t)]
+    prior:      DKF's transition of u_t = tanh(A [z_t-1, tanh(B v_t)])
+
+    x_t   speech spectrum           observed_BTF holds |x_t|^2
+    v_t   features of the lips      context.video_BTM
+    z_t   latent                    z_KBTL
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from avdvae.blocks import GaussianHead, LipEncoder, Recurrent, before, beside, mlp
+from avdvae.distributions import ComplexGaussian, Gaussian
+from avdvae.models.dkf import GatedTransition, averaging
+from avdvae.models.dynamical_vae import DynamicalVAE, Path
+from avdvae.objectives import Elbo, Schedule
+from avdvae.protocols import Batch, Context, Latents, LatentSpec
+
+
+class AVDKF(DynamicalVAE):
+    def __init__(
+        self,
+        features: int = 513,
+        pixels: int = 67 * 67,
+        hidden: int = 128,
+        dim: int = 16,
+        dropout: float = 0.0,
+        alpha: float = 0.99,
+    ):
+        super().__init__(features, dim)
+        self.sees = ("power", "lips")
+        self.latents = (LatentSpec("z", dim, rate=1, modality="audio-visual"),)
+        self.alpha = alpha
+        self.look = nn.Sequential(LipEncoder(pixels, features=hidden, dropout=dropout), nn.ReLU())
+        self.listen, self.watch = mlp([features, 2 * hidden], nn.Tanh), mlp([hidden, 2 * hidden], nn.Tanh)
+        self.mix = mlp([4 * hidden, 2 * hidden], nn.Tanh)
+        self.hear = Recurrent(2 * hidden, hidden, "backward")
+        self.recall = mlp([dim, 32, hidden], nn.Tanh)
+        self.head = nn.Sequential(*mlp([hidden, 32], nn.Tanh), GaussianHead(32, dim))
+        self.expect, self.steer = mlp([hidden, dim], nn.Tanh), mlp([2 * dim, dim], nn.Tanh)
+        self.transition = GatedTransition(dim)
+        self.want, self.show = mlp([dim, 32, 64, hidden, 2 * hidden], nn.Tanh), mlp([hidden, 2 * hidden], nn.Tanh)
+        self.speak = nn.Sequential(*mlp([4 * hidden, 2 * hidden], nn.Tanh), nn.Linear(2 * hidden, features))
+
+    def context(self, batch: Batch) -> Context:
+        return Context(batch.mask, video=self.look(batch.need("lips", self)))
+
+    def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
+        seen_BTM = self.mix(beside(self.listen(observed_BTF), self.watch(context.video)))
+        return averaging(self.head, self.recall, self.hear(seen_BTM[None], context.mask), noise["z"])
+
+    def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
+        return {"z": self.transition(self.steer(beside(before(z["z"]), self.expect(context.video)[None])))}
+
+    def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
+        return self.speak(beside(self.want(z["z"]), self.show(context.video)[None]))
+
+    def sample_prior(self, context: Context, k: int = 1) -> Latents:
+        """Frame by frame: what is expected of the lips is one look, outside of the loop."""
+        expected_BTL, path = self.expect(context.video), []
+        z_KBL = expected_BTL.new_zeros(k, *expected_BTL[:, 0].shape)
+        for expected_BL in expected_BTL.unbind(1):
+            z_KBL = self.transition(self.steer(beside(z_KBL, expected_BL[None]))).sample()[0]
+            path.append(z_KBL)
+        return {"z": torch.stack(path, 2)}
+
+    def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
+        elbo = super().forward(batch, schedule)
+        if self.alpha == 1:
+            return elbo
+        context = self.context(batch)
+        drawn = ComplexGaussian(self.output(self.sample_prior(context), context))
+        from_lips_BT = drawn.log_prob(batch.need("power", self))[0]
+        change_B = (1 - self.alpha) * ((from_lips_BT * batch.mask).sum(1) - elbo.bound)
+        return replace(elbo, aux={"from_lips": change_B})

@@ -124,7 +124,10 @@ def test_the_commands_of_the_readme_run(clip: Path, prepared: Summary, tmp_path:
             words = ["data.speakers=3", "data.utterances=1", "data.seconds=1"]
         if program.endswith("run.py") and not any(word.startswith("resume") for word in words):
             words += [word for word in ("train=debug", "evaluate.noises=[White]") if word not in words]
-            words += [] if any(word.startswith("prepared") for word in words) else [f"prepared={prepared.out}"]
+            moves, chosen = "motion" in words[0], any(word.startswith("prepared") for word in words)
+            words += ["data=gait_tiny"] if moves else [] if chosen else [f"prepared={prepared.out}"]
+            fewer = {"exp=dvae_benchmark": "vae_sequences,srnn", "exp=motion_benchmark": "motion_vae,motion_dkf"}
+            words += [f"models=[{fewer[words[0]]}]"] if words[0] in fewer else []
             words = [word if "min_seconds" not in word else "evaluate.min_seconds=1" for word in words]
         command = [sys.executable, PROJECT / program, *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

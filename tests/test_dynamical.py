@@ -10,6 +10,7 @@ from torch import Tensor
 from avdvae.blocks import Recurrent, backwards
 from avdvae.errors import UserError
 from avdvae.inference.esteps import build_estep
+from avdvae.inference.resynth import move_again
 from avdvae.inference.vem import Vem, enhance
 from avdvae.models.dkf import DKF
 from avdvae.models.dsae import DSAE
@@ -192,6 +193,36 @@ def test_scheduled_sampling_goes_from_the_true_past_to_its_own(kind, batch):
         slopes = [torch.autograd.grad(value.sum(), list(model.parameters())) for value in (bound(own), expected(own))]
         torch.testing.assert_close(*slopes)
     assert not torch.allclose(bound(0.0), bound(1.0)) and not torch.allclose(bound(0.5), bound(1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "key"), [(VAE(51, observes="pose"), "frequencies"), (RVAE(51, observes="pose"), "features")]
+)
+def test_poses_of_another_figure_are_refused_in_a_sentence(model, key):
+    batch = Batch(("a",), torch.ones(1, T, dtype=torch.bool), pose=torch.randn(1, T, 96))
+    with pytest.raises(UserError, match=f"a frame of pose has 96 numbers here: give model.{key}=96"):
+        model.infer(batch)
+
+
+@pytest.mark.parametrize("kind", [*MODELS, VAE])
+def test_each_learns_a_pose(kind):
+    """To overfit a wave of the hand: the joints come near, and the distance that is measured is that of the loss."""
+    torch.manual_seed(0)
+    small_sizes = {"frequencies": 9, "hidden": 16, "dim": 3} if kind is VAE else {"features": 9, "hidden": 16, "dim": 3}
+    model = kind(**small_sizes, observes="pose")
+    pose = (torch.linspace(0, 6.28, 12)[:, None] + torch.arange(9)).sin()[None]
+    batch = Batch(("a",), torch.ones(1, 12, dtype=torch.bool), pose=pose)
+    adam = torch.optim.Adam(model.parameters(), 0.01)
+
+    def error() -> float:
+        return (move_again(model, batch, true_past=True) - pose).unflatten(-1, (3, 3)).norm(dim=-1).mean().item()
+
+    before = error()
+    for _ in range(150):
+        adam.zero_grad()
+        model(batch, Schedule()).loss(Schedule()).sum().backward()
+        adam.step()
+    assert error() < 0.4 * before and model.latents[-1].modality == "motion"
 
 
 def test_a_walk_frame_by_frame_is_refused_for_what_is_one_for_all(batch):

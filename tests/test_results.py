@@ -115,7 +115,7 @@ def test_runs_are_compared_pair_by_pair() -> None:
     clean = [_row(i, ease[i] + 7, lips="clean", run="r0") for i in ease]
     of_sound = [row for row in mine if row.lips == ""]
     assert _pick(compare(of_sound, clean), lips="", noise="Car")["mean"] == pytest.approx(-6)
-    with pytest.raises(UserError, match="r1 and r0 have no item, noise, SNR and metric in common"):
+    with pytest.raises(UserError, match="r1 and r0 have no task, item, noise, SNR and metric in common"):
         compare(mine, [_row("elsewhere", 0, run="r0")])
     with pytest.raises(UserError, match="r1 and an empty run"):
         compare(mine, [])

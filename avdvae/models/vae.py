@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from avdvae.blocks import GaussianHead, mlp
 from avdvae.distributions import Gaussian, likelihood_of
+from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.protocols import Batch, Context, Latents, Observed
 
@@ -34,7 +35,10 @@ class VAE(FrameVAE):
         self.decoder = nn.Sequential(*mlp([dim, hidden], nn.Tanh), nn.Linear(hidden, frequencies))
 
     def posterior(self, batch: Batch, context: Context) -> Gaussian:
-        return self.encoder(batch.need(self.observes, self))
+        observed_BTF = batch.need(self.observes, self)
+        if (found := observed_BTF.shape[-1]) != self.decoder[-1].out_features:
+            raise UserError(f"a frame of {self.observes} has {found} numbers here: give model.frequencies={found}")
+        return self.encoder(observed_BTF)
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
         return {self.observes: likelihood_of(self.observes, self.decoder(z["z"]))}

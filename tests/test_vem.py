@@ -265,12 +265,13 @@ class Encoding(Linear):
         return super().decode({"z": z["z"] @ self.shared}, context)
 
 
-def test_a_fine_tuned_encoder_becomes_the_best_of_its_kind():
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_fine_tuned_encoder_becomes_the_best_of_its_kind(count):
     model, mask = Encoding().requires_grad_(False), torch.ones(1, 400, dtype=torch.bool)
     noisy, draws = model.x_F.expand(1, 400, 3), Draws(generators(1), [400])
     batch = Batch(("a",), mask, power=noisy)
     target = NoisySpeech(model, model.context(batch), noisy, torch.zeros(1, 400, 3), torch.ones(1, 400, 1))
-    estep = build_estep("encoder", lr=0.02)
+    estep = build_estep("encoder", lr=0.02, draws=count)
     with torch.no_grad():
         state = estep.start(model, batch, draws)
         for _ in range(400):

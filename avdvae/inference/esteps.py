@@ -327,8 +327,10 @@ class FineTunedEncoder:
             with torch.enable_grad(), draws.of_torch():
                 inferred = state.model.infer(state.heard, self.draws)
                 likelihood = target.likelihood(inferred.z)
-                kl = torch.stack([q.kl(inferred.p[name]).sum() for name, q in inferred.q.items()]).sum()
-                bound = likelihood.log_prob(target.noisy_BTF).sum() - kl
+                bound = likelihood.log_prob(target.noisy_BTF).mean(0).sum()
+                for name, q in inferred.q.items():
+                    kl = q.kl(inferred.p[name])
+                    bound = bound - kl.expand(self.draws, *kl.shape[-2:]).mean(0).sum()  # some q are those of all draws
             state.adam.zero_grad()
             bound.backward()
             state.adam.step()
@@ -342,10 +344,10 @@ class FineTunedEncoder:
 
 def _depends(value: Any, model: Any) -> set[Tensor]:
     """The parameters on which a value depends."""
+    if not value.requires_grad:
+        return set()
     parameters = list(model.parameters())
-    slopes = (
-        torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else [None] * len(parameters)
-    )
+    slopes = torch.autograd.grad(value, parameters, allow_unused=True)
     return {parameter for parameter, slope in zip(parameters, slopes, strict=True) if slope is not None}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -49,6 +49,10 @@ class Elbo:
     def loss(self, schedule: Schedule) -> Float[Tensor, " B"]:
         """What training minimises, in nats per utterance."""
         return schedule.beta * self._total(self.kl) - self._total(self.recon) - self._total(self.aux)
+
+    def shared_with(self, alone_B: Float[Tensor, " B"], alpha: float) -> Elbo:
+        """Training on alpha times the bound, and for the rest on what the lips `alone` explain."""
+        return replace(self, aux={"from_lips": (1 - alpha) * (alone_B - self.bound)})
 
     def parts(self) -> dict[str, Float[Tensor, " B"]]:
         """Every part under a name of its own, for the training curve."""

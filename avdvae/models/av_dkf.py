@@ -17,7 +17,6 @@ ICASSP 2023 (arXiv 2211.00988), with raw mouth crops.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -79,11 +78,10 @@ class AVDKF(DynamicalVAE):
         return {"z": torch.stack(path, 2)}
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
-        elbo = super().forward(batch, schedule)
+        context = self.context(batch)
+        elbo = self.elbo(batch, context, schedule)
         if self.alpha == 1:
             return elbo
-        context = self.context(batch)
         drawn = ComplexGaussian(self.output(self.sample_prior(context), context))
         from_lips_BT = drawn.log_prob(batch.need("power", self))[0]
-        change_B = (1 - self.alpha) * ((from_lips_BT * batch.mask).sum(1) - elbo.bound)
-        return replace(elbo, aux={"from_lips": change_B})
+        return elbo.shared_with((from_lips_BT * batch.mask).sum(1), self.alpha)

@@ -105,7 +105,9 @@ class DynamicalVAE(nn.Module):
         return z
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
-        context = self.context(batch)
+        return self.elbo(batch, self.context(batch), schedule)
+
+    def elbo(self, batch: Batch, context: Context, schedule: Schedule) -> Elbo:
         path = self._draw(batch, context, 1, "sample")
         p, output = self.explain(path, context, schedule)
         likelihood_BT = likelihood_of(self.observes, output).log_prob(batch.need(self.observes, self)).mean(0)

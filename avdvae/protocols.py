@@ -1,6 +1,6 @@
 """What the parts of the house hand to each other, and what a model must offer. Read this first.
 
-Shapes: B utterances, N samples, T STFT frames, F frequencies, H x W pixels of a mouth crop, D coordinates of a figure's
+Shapes: B utterances, N samples, T STFT frames, F frequencies, H x W pixels of a crop, D coordinates of a figure's
 joints, K draws of L latents.
 Batch first, time second, everywhere; draws lead: z_KBTL. A static model is a sequence model without memory: to it T is
 a second batch axis.
@@ -34,6 +34,7 @@ class Batch:
     noisy     B T F    |STFT|^2 of the mixture
     lips      B T H W  grey mouth crops, each STFT frame with the picture nearest to its centre in time
     sure      B T      confidence of the lips in 0..1; 0 where no face was found
+    face      B T R C 3  crops of the whole face in colour, red, green and blue, at the moments of the lips
     pose      B T D    poses in metres: of each joint right, forward and up of the hips; see data/poses.py
     lengths   B        samples of waveform and mixture that hold data; the rest pads
     labels    B dicts  speaker, sex, emotion, ... as the corpus has them
@@ -47,11 +48,12 @@ class Batch:
     noisy: Float[Tensor, "B T F"] | None = None
     lips: UInt8[Tensor, "B T H W"] | None = None
     sure: Float[Tensor, "B T"] | None = None
+    face: UInt8[Tensor, "B T R C 3"] | None = None
     pose: Float[Tensor, "B T D"] | None = None
     lengths: Int64[Tensor, " B"] | None = None
     labels: tuple[dict[str, Any], ...] = ()
 
-    MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "sure", "pose")
+    MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "sure", "face", "pose")
 
     def only(self, *names: str) -> Batch:
         """The same batch with no modality but these: for ablations and missing video."""
@@ -63,7 +65,11 @@ class Batch:
     def need(self, name: str, whose: object) -> Tensor:
         """A modality that `whose`, a model, cannot do without."""
         if (tensor := getattr(self, name)) is None:
-            what = {"lips": "video, for it looks at the lips,", "pose": "poses, as data=gait has,"}.get(name, name)
+            what = {
+                "lips": "video, for it looks at the lips,",
+                "face": "faces, as a corpus prepared with lips.face=64 has,",
+                "pose": "poses, as data=gait has,",
+            }.get(name, name)
             raise UserError(f"{type(whose).__name__} needs {what} and got none: give it, or choose another model")
         return tensor
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 VARIANCE_FLOOR = 1e-10  # far below the rounding noise of 16-bit samples
@@ -173,6 +173,18 @@ class Joints:
     def distances(self, pose: Float[Tensor, "B T D"]) -> Float[Tensor, "*draws B T J"]:
         """Of each joint from its expected place."""
         return (pose - self.expected.float()).unflatten(-1, (-1, 3)).norm(dim=-1)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Coloured pixels, each a Gaussian about its expected value, where 0 is black and 1 white, of deviation 0.1."""
+
+    expected: Float[Tensor, "*draws B T H W 3"]
+    SPREAD = 0.1
+
+    def log_prob(self, face: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "*draws B T"]:
+        off = (face / 255 - self.expected.float()).flatten(-3) / self.SPREAD
+        return -0.5 * off.square().sum(-1) - off.shape[-1] * math.log(self.SPREAD * math.sqrt(2 * math.pi))
 
 
 def likelihood_of(modality: str, output: Float[Tensor, "*draws B T D"]) -> ComplexGaussian | Joints:

@@ -77,9 +77,11 @@ class DynamicalVAE(nn.Module):
         observed_BTF = batch.need(self.observes, self)
         if (found := observed_BTF.shape[-1]) != self.features:
             raise UserError(f"a frame of {self.observes} has {found} numbers here: give model.features={found}")
+        return self.posterior(observed_BTF, context, self._noise(context, k, mode))
+
+    def _noise(self, context: Context, k: int, mode: str) -> Latents:
         draw = torch.randn if mode == "sample" else torch.zeros
-        noise = {name: draw(size, device=batch.mask.device) for name, size in self._sizes(context, k).items()}
-        return self.posterior(observed_BTF, context, noise)
+        return {name: draw(size, device=context.mask.device) for name, size in self._sizes(context, k).items()}
 
     def _sizes(self, context: Context, k: int) -> dict[str, tuple[int, ...]]:
         utterances, frames = context.mask.shape

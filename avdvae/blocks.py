@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -63,6 +63,16 @@ def backwards(x_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) -> Fl
 def before(x: Float[Tensor, "*draws T M"]) -> Float[Tensor, "*draws T M"]:
     """x_{t-1} at t, and 0 at the start."""
     return nn.functional.pad(x[..., :-1, :], (0, 0, 1, 0))
+
+
+def beginning(given: Mapping[str, Tensor] | None, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Draws of latents, K B T L by name, whose first frames are those that are given."""
+    return {
+        name: torch.cat([given[name].expand(len(z), -1, -1, -1), z[:, :, given[name].shape[2] :]], 2)
+        if given and name in given
+        else z
+        for name, z in drawn.items()
+    }
 
 
 def beside(*parts: Float[Tensor, "... _"]) -> Float[Tensor, "... _"]:

@@ -242,6 +242,15 @@ class Mixture:
     def log_prob(self, power: Float[Tensor, "B T F"]) -> Float[Tensor, "K B T"]:
         return torch.stack([part.log_prob(power) for part in self.parts]).sum(0)
 
+    @property
+    def expected(self) -> Float[Tensor, "K B T F"]:
+        """The mean of the power of clean speech, where nothing was heard that would tell of the switch."""
+        prior_BTM = self.infer(self.prior.new_zeros(*self.mask.shape, len(self.parts))).frames
+        weights_MBT1 = prior_BTM.movedim(-1, 0)[..., None]
+        return sum(
+            (weight * part.expected for weight, part in zip(weights_MBT1, self.parts, strict=True)), 0 * weights_MBT1[0]
+        )
+
     def components(self, power: Float[Tensor, "B T F"]) -> Components:
         evidence_MKBT = torch.stack([part.log_prob(power) for part in self.parts]) + self.prior
         if self.log_q is not None:

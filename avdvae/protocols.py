@@ -73,6 +73,11 @@ class Batch:
             raise UserError(f"{type(whose).__name__} needs {what} and got none: give it, or choose another model")
         return tensor
 
+    def first(self, frames: int) -> Batch:
+        """The first frames of each utterance. Sound in samples goes, for how many make a frame is not known here."""
+        framed = set(self.MODALITIES) - {"waveform", "mixture"}
+        return replace(self.only(*framed), lengths=None)._map(lambda tensor: tensor[:, :frames])
+
     def to(self, device: torch.device | str) -> Batch:
         """Every tensor on `device`; the copy does not block when the batch is pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -112,14 +117,15 @@ class Context:
     video   B T M  features of the lips, for models that are conditioned on them
     switch  B S C  prior of the switch between components, for mixtures; an EM run `learns` it anew, or does not
     past    B T F  for models that hear the past of what they explain: that itself, or what is taken for it;
-                   K B T F where each draw has a past of its own
+                   K B T F where each draw has a past of its own; fewer frames, or None, where what the model says
+                   itself is to stand for the others (`sample_prior`, `own_past`)
     """
 
     mask: Bool[Tensor, "B T"]
     video: Float[Tensor, "B T M"] | None = None
     switch: Float[Tensor, "B S C"] | None = None
     learns: bool = True
-    past: Float[Tensor, "*draws B T F"] | None = None
+    past: Float[Tensor, "*draws B _ F"] | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,9 @@ class LatentModel(Model, Protocol):
 
     def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]: ...
 
-    def sample_prior(self, context: Context, k: int = 1) -> Latents: ...
+    def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
+        """Draws for every frame of the context, which begin with the frames that are `given`."""
+        ...
 
 
 @runtime_checkable

@@ -197,9 +197,27 @@ def test_draws_from_the_prior_are_draws_from_its_density(model):
         assert ((slope * z[name]).mean() + 1).abs() < several * (slope * z[name]).std(), name
 
 
+@torch.no_grad()
+def test_draws_go_on_from_what_is_given_without_knowing_what_follows(model, batch, monkeypatch):
+    model = latent(model)
+    if any(spec.rate not in (1, None) for spec in model.latents):
+        pytest.skip("its latents have frames of their own")
+    given = model.infer(batch.first(5), mode="mean").z
+    drawn = model.sample_prior(model.context(batch), 3, given)
+    for name, z in given.items():
+        frames = z.shape[2]
+        assert torch.equal(drawn[name][:, :, :frames], z.expand(3, -1, -1, -1)), name
+        assert frames == 1 or (drawn[name][0, :, frames:] != drawn[name][1, :, frames:]).any(), name
+    monkeypatch.setattr(torch, "randn", lambda *shape, **_: 0.6 * torch.ones(*shape))  # whatever the shape
+    long, short = (model.sample_prior(model.context(batch.first(n)), 1, given) for n in (12, 8))
+    for name, z in short.items():
+        torch.testing.assert_close(long[name][:, :, : z.shape[2]], z, rtol=1e-5, atol=1e-5)
+
+
 def test_decoding_gives_a_likelihood_that_can_take_noise(model, batch):
     likelihood, power = decode(model, batch, 3)
     variance, weights, _ = likelihood.components(power)
+    assert (likelihood.expected > 0).all() and likelihood.expected.shape == (3, *power.shape)
     assert variance.shape[1:] == power.shape and variance.isfinite().all() and (variance > 0).all()
     if isinstance(likelihood, ComplexGaussian):
         assert likelihood.log_var.shape == (3, *power.shape)

@@ -35,7 +35,7 @@ HEARD_FROM = 1e-6  # of |s|^2; 16-bit sound has its rounding noise below
 
 class Codebook(nn.Module):
     DECAY, SMOOTHING, COMMITMENT = 0.99, 1e-5, 0.25
-    DEAD, REVIVED = 0.01, 0.1  # of the share that each code had if all were used alike
+    DEAD, REVIVED = 0.03, 0.05  # of the share that each code had if all were used alike: 50 steps of grace
 
     def __init__(self, codes: int, dim: int):
         super().__init__()

@@ -35,6 +35,7 @@ class Batch:
     lips      B T H W  grey mouth crops, each STFT frame with the picture nearest to its centre in time
     sure      B T      confidence of the lips in 0..1; 0 where no face was found
     face      B T R C 3  crops of the whole face in colour, red, green and blue, at the moments of the lips
+    mouth     B T 2    opening and width of the lips, in distances of the outer corners of the eyes; beside faces
     pose      B T D    poses in metres: of each joint right, forward and up of the hips; see data/poses.py
     lengths   B        samples of waveform and mixture that hold data; the rest pads
     labels    B dicts  speaker, sex, emotion, ... as the corpus has them
@@ -49,11 +50,12 @@ class Batch:
     lips: UInt8[Tensor, "B T H W"] | None = None
     sure: Float[Tensor, "B T"] | None = None
     face: UInt8[Tensor, "B T R C 3"] | None = None
+    mouth: Float[Tensor, "B T 2"] | None = None
     pose: Float[Tensor, "B T D"] | None = None
     lengths: Int64[Tensor, " B"] | None = None
     labels: tuple[dict[str, Any], ...] = ()
 
-    MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "sure", "face", "pose")
+    MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "sure", "face", "mouth", "pose")
 
     def only(self, *names: str) -> Batch:
         """The same batch with no modality but these: for ablations and missing video."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Shaped
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -48,7 +48,7 @@ class Loader:
     ends of the sound; the lips follow by the clock. A `condition` (whole utterances only) adds `mixture` and `noisy`,
     in the scale of the clean waveform. A `level_db` of (low, high) then scales every item, its mixture alike, by a
     random level in that range, drawn anew each epoch. `faces`: with the pictures of faces, which are large and
-    which few models look at.
+    which few models look at, and what their mouths do.
 
     Poses come as they are, without spectra, silence or noise: `stft` and `trim_db` do not matter to them.
 
@@ -274,7 +274,7 @@ class _Cutter(Dataset[Batch]):
         # The samples from the centre of the first frame to the last frame's end or the next one's centre.
         width = MARGIN + max((count - 1) * self.hop + WINDOW - MARGIN, count * self.hop)
         waveform_BN = self._gather_sound(utterance, first * self.hop - MARGIN, width)
-        picture_BT = lips_BTHW = sure_BT = face_BTHW3 = None
+        picture_BT = lips_BTHW = sure_BT = face_BTHW3 = mouth_BT2 = None
         if self.pictures is not None:
             picture_BT = self.pictures[self.edges[utterance, None] + frame_BT * mask_BT]
             lips_BTHW = self._gather_pictures("lips", utterance, picture_BT)
@@ -282,6 +282,7 @@ class _Cutter(Dataset[Batch]):
             if self.faces:
                 face_BTHW3 = self._gather_pictures("face", utterance, picture_BT)
                 face_BTHW3[~mask_BT] = 0
+                mouth_BT2 = self._gather_pictures("mouth", utterance, picture_BT) * mask_BT[..., None]
         mixture_BN = self._apply_condition(utterance, waveform_BN, picture_BT, lips_BTHW) if self.condition else None
         if lips_BTHW is not None:
             lips_BTHW[~mask_BT] = 0
@@ -294,6 +295,7 @@ class _Cutter(Dataset[Batch]):
             lips=_tensor(lips_BTHW),
             sure=_tensor(sure_BT),
             face=_tensor(face_BTHW3),
+            mouth=_tensor(mouth_BT2),
             labels=tuple(self.labels[utterance]),
         )
 
@@ -313,11 +315,11 @@ class _Cutter(Dataset[Batch]):
 
     def _gather_pictures(
         self, kind: str, utterance: np.ndarray, picture_BT: np.ndarray
-    ) -> UInt8[np.ndarray, "B T *pixels"]:
-        """Lips, faces or confidence from the shards."""
+    ) -> Shaped[np.ndarray, "B T *of_one"]:
+        """Lips, confidence, faces or what their mouths do, from the shards."""
         shard = self.shard[utterance]
         first = getattr(self.corpus.arrays(self.shards[shard[0]]), kind)
-        gathered = np.empty(picture_BT.shape + first.shape[1:], np.uint8)
+        gathered = np.empty(picture_BT.shape + first.shape[1:], first.dtype)
         for number in np.unique(shard):
             here = shard == number
             gathered[here] = getattr(self.corpus.arrays(self.shards[number]), kind)[picture_BT[here]]

@@ -142,7 +142,7 @@ class _Job:
     out: Path
     size: int
     model: Path | None  # found, where the clip has a video
-    face: int | None  # pixels a side; None: no faces
+    face: int | None = None  # pixels a side; None: no faces
 
     @property
     def settings(self) -> dict[str, int | str]:

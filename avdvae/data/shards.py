@@ -311,6 +311,12 @@ class PreparedCorpus:
         chosen.utterances = tuple(utterances)
         return chosen
 
+    def only(self, name: str) -> PreparedCorpus:
+        """The same corpus with no utterance but that of this id."""
+        chosen = copy(self)
+        chosen.utterances = tuple(u for u in self.utterances if u.id == name)
+        return chosen
+
     def audio(self, utterance: Utterance) -> Int16[np.ndarray, " N"]:
         return self.arrays(utterance.shard).audio[utterance.audio_start : utterance.audio_stop]
 

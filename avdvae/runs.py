@@ -116,7 +116,7 @@ def _what_decides(config: dict[str, Any]) -> dict[str, Any]:
     names = ("data", "prepared", "hop", "model", "start", "seed")
     # What is null may be missing from a run that is older than the setting.
     train, lips = (
-        {name: value for name, value in config[part].items() if name not in _NO_MATTER and value is not None}
+        {name: value for name, value in config.get(part, {}).items() if name not in _NO_MATTER and value is not None}
         for part in ("train", "lips")
     )
     return {**{name: config.get(name) for name in names}, "train": train, "lips": lips}

@@ -134,6 +134,20 @@ def prepare(
         ) from error
 
 
+def prepare_alone(clip: Clip, out: Path, size: int = 67, face: int | None = None) -> PreparedCorpus:
+    """A prepared corpus, in an empty folder, of this clip and nothing else; a UserError says why it cannot be used."""
+    job = _Job(clip, out, size, find_face_model() if clip.video else None, face)
+    for name in ("staging", "shards"):
+        (out / name).mkdir()
+    _prepare_clip(job)
+    rows, notes = read_header(job.staged)
+    if not rows:
+        raise UserError(notes["quality"]["why_not"])
+    job.staged.rename(out / "shards" / rows[0].shard)
+    write_manifest(out / "manifest.csv", rows)
+    return PreparedCorpus(out, verify=False)
+
+
 @dataclass(frozen=True, eq=False)
 class _Job:
     """One clip to prepare, and how."""

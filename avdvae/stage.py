@@ -104,13 +104,9 @@ class Stage:
         return prepare_alone(clip, folder, lips["size"], lips.get("face"))
 
     def _load(self, corpus: PreparedCorpus) -> Batch:
-        how = {
-            "trim_db": self.run.config["train"]["trim_db"],
-            "device": self.device,
-            "faces": "face" in self.model.sees,
-        }
-        (batch,) = Loader(corpus, self.stft, None, 1, 0, shuffle=False, **how)
-        return batch
+        trim_db, faces = self.run.config["train"]["trim_db"], "face" in self.model.sees
+        loader = Loader(corpus, self.stft, None, 1, 0, shuffle=False, trim_db=trim_db, device=self.device, faces=faces)
+        return next(iter(loader))
 
     def generate(self, source: Batch | None, analysis: float, seconds: float | None, draws: int) -> Made:
         """What goes on after the first seconds of a clip, if there is one."""

@@ -173,8 +173,8 @@ def triptych(
     """Spectrograms below each other on one scale of decibels, and the lips on the same clock, a picture a frame.
 
     Where `sure_T` is 0 no face was found: there the lips are red. `shares` are those of the components of a mixture,
-    which add up to 1 in each frame, here of a fifth of a second. Dashed lines enclose where the lips are spoilt. `strips`
-    are pictures of signals, by their names, and `mark` a moment in seconds.
+    which add up to 1 in each frame, here of a fifth of a second. Dashed lines enclose where the lips are spoilt.
+    `strips` are pictures of signals, by their names, and `mark` a moment in seconds.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure

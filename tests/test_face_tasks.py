@@ -1,10 +1,15 @@
 """The tasks that look at faces, on recordings whose speaker, mood and mouth are known, and models whose answers are."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from avdvae.audio import Stft
@@ -20,9 +25,13 @@ from avdvae.models.mdvae import MDVAE
 from avdvae.models.vae import VAE
 from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, LatentSpec
+from avdvae.results import read_results
+from avdvae.runs import build_model, open_run
 from avdvae.tasks.task import Evaluation, Subject
 
+PROJECT = Path(__file__).parent.parent
 MOODS = ("happy", "sad")
+COUNTS = {"test": 6, "train": 8, "valid": 2}
 
 
 class Apart(nn.Module):
@@ -94,9 +103,7 @@ def clip(split: str, speaker: int, take: int) -> PreparedClip:
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("faces")
     (root / "shards").mkdir()
-    clips = [
-        clip(split, s, t) for split, speakers in (("test", 3), ("train", 4)) for s in range(speakers) for t in (0, 1)
-    ]
+    clips = [clip(split, n // 2, n % 2) for split, count in COUNTS.items() for n in range(count)]
     write_manifest(root / "manifest.csv", write_shard(root / "shards" / "00000.safetensors", clips, {}))
     return root
 
@@ -143,6 +150,31 @@ def test_models_that_see_no_faces_or_keep_nothing_are_refused(root, tmp_path):
     for task, message in (("denoising", "VAE sees no faces"), ("emotion", "VAE has no latent of a whole utterance")):
         with pytest.raises(UserError, match=message):
             check(subject(root, tmp_path, VAE(), task))
+
+
+def test_three_stages_are_trained_in_turn_measured_and_reported(root, tmp_path):
+    """The tokenizers first, then the model on them."""
+    words = ("exp=vq_mdvae", f"prepared={root}", "train=debug", f"runs={tmp_path}", f"run_dir={tmp_path}/vq_mdvae")
+    program = [sys.executable, str(PROJECT / "experiments" / "run.py")]
+    done = subprocess.run([*program, *words], capture_output=True, text=True, cwd=PROJECT)
+    assert done.returncode == 0, done.stderr
+    starts = json.loads((tmp_path / "vq_mdvae/run.json").read_text())["start"]
+    assert list(starts) == ["vqvae_audio", "vqvae_face"] and all(Path(path).is_dir() for path in starts.values())
+    curves = [json.loads(line) for line in (Path(starts["vqvae_face"]) / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < curve["valid/usage"] <= 1 <= curve["valid/perplexity"] for curve in curves if "valid/usage" in curve)
+    tasks = {row.task for row in read_results(tmp_path / "vq_mdvae/results.csv")}
+    assert tasks == {"transfer", "denoising", "emotion", "resynthesis"}
+    assert "denoising" in (tmp_path / "vq_mdvae/report.html").read_text()
+    model = open_run(tmp_path / "vq_mdvae").load_model()
+    words_CL = open_run(Path(starts["vqvae_face"])).load_model().codebook.words_CL
+    assert torch.equal(model.eye.codebook.words_CL, words_CL)
+
+
+def test_the_configurations_of_published_size_have_it():
+    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+        for name, count in (("vq_mdvae_paper", 8_484_568 + 512 + 2048), ("vqvae_face_paper", 949_603)):
+            model = build_model(OmegaConf.to_container(compose("config", [f"exp={name}"]))["model"])
+            assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
 
 
 def test_readers_find_what_is_there():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -21,12 +21,18 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
 
 
 class Recurrent(nn.Module):
-    """An LSTM along time, forward, backward, or both beside each other, which frames that pad do not disturb."""
+    """An LSTM or GRU along time, forward, backward, or both beside each other; frames that pad do not disturb it."""
 
-    def __init__(self, inputs: int, hidden: int, direction: Literal["forward", "backward", "both"] = "forward"):
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        direction: Literal["forward", "backward", "both"] = "forward",
+        cell: type[nn.LSTM | nn.GRU] = nn.LSTM,
+    ):
         super().__init__()
-        self.forth = nn.LSTM(inputs, hidden, batch_first=True) if direction != "backward" else None
-        self.back = nn.LSTM(inputs, hidden, batch_first=True) if direction != "forward" else None
+        self.forth = cell(inputs, hidden, batch_first=True) if direction != "backward" else None
+        self.back = cell(inputs, hidden, batch_first=True) if direction != "forward" else None
 
     def forward(self, x: Float[Tensor, "*draws T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "*draws T H"]:
         flat, mask = x.flatten(end_dim=-3), mask_BT.expand(*x.shape[:-2], -1).flatten(end_dim=-2)
@@ -36,6 +42,13 @@ class Recurrent(nn.Module):
         if self.back:
             told.append(backwards(self.back(backwards(flat, mask))[0], mask))
         return torch.cat(told, -1).unflatten(0, x.shape[:-2])
+
+
+def ends(both_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B M"]:
+    """Where each direction of a Recurrent in both arrives: at the last frame that does not pad, and at the first."""
+    forth_BTM, back_BTM = both_BTM.chunk(2, -1)
+    last_B = mask_BT.sum(1) - 1
+    return torch.cat([forth_BTM[torch.arange(len(last_B)), last_B], back_BTM[:, 0]], -1)
 
 
 def backwards(x_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B T M"]:
@@ -50,6 +63,16 @@ def backwards(x_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) -> Fl
 def before(x: Float[Tensor, "*draws T M"]) -> Float[Tensor, "*draws T M"]:
     """x_{t-1} at t, and 0 at the start."""
     return nn.functional.pad(x[..., :-1, :], (0, 0, 1, 0))
+
+
+def beginning(given: Mapping[str, Tensor] | None, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Draws of latents, K B T L by name, whose first frames are those that are given."""
+    return {
+        name: torch.cat([given[name].expand(len(z), -1, -1, -1), z[:, :, given[name].shape[2] :]], 2)
+        if given and name in given
+        else z
+        for name, z in drawn.items()
+    }
 
 
 def beside(*parts: Float[Tensor, "... _"]) -> Float[Tensor, "... _"]:
@@ -116,3 +139,58 @@ def standardised(lips_BTHW: UInt8[Tensor, "B T H W"]) -> Float[Tensor, "B T P"]:
     pixels_BTP = lips_BTHW.flatten(2) / 255
     deviation_BT1, mean_BT1 = torch.std_mean(pixels_BTP, -1, keepdim=True)
     return (pixels_BTP - mean_BT1) / (deviation_BT1 + 1e-3)
+
+
+class Residual(nn.Module):
+    """A small correction of a map of features."""
+
+    def __init__(self, conv: type[nn.Conv1d | nn.Conv2d], width: int, narrow: int, activation: type[nn.Module]):
+        super().__init__()
+        self.correct = nn.Sequential(
+            activation(), conv(width, narrow, 3, padding=1), activation(), conv(narrow, width, 1)
+        )
+
+    def forward(self, x: Float[Tensor, "N C *places"]) -> Float[Tensor, "N C *places"]:
+        return x + self.correct(x)
+
+
+class FaceEncoder(nn.Module):
+    """From faces of 64 x 64 pixels to maps of 8 x 8 places with `dim` features each, place by place in one vector."""
+
+    def __init__(self, width: int, dim: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(3, width // 2, 4, stride=2, padding=1), nn.ReLU()),
+            *(nn.Conv2d(width // 2, width, 4, stride=2, padding=1), nn.ReLU()),
+            *(nn.Conv2d(width, width, 4, stride=2, padding=1), nn.ReLU()),
+            nn.Conv2d(width, width, 3, padding=1),
+            *(Residual(nn.Conv2d, width, width // 4, nn.ReLU) for _ in range(2)),
+            *(nn.ReLU(), nn.Conv2d(width, dim, 1)),
+        )
+
+    def forward(self, face_BTHW3: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "B T M"]:
+        if (found := tuple(face_BTHW3.shape[2:4])) != (64, 64):
+            raise UserError(
+                f"faces of {found[0]} x {found[1]} pixels, not 64 x 64: prepare the corpus with lips.face=64"
+            )
+        map_NCHW = self.layers((face_BTHW3.flatten(end_dim=1) / 255 - 0.5).movedim(-1, 1))
+        return map_NCHW.movedim(1, -1).reshape(*face_BTHW3.shape[:2], -1)
+
+
+class FaceDecoder(nn.Module):
+    """The way back: pixels about 0..1."""
+
+    def __init__(self, width: int, dim: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(dim, width, 3, padding=1),
+            *(Residual(nn.Conv2d, width, width // 4, nn.ReLU) for _ in range(2)),
+            nn.ReLU(),
+            *(nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1), nn.ReLU()),
+            *(nn.ConvTranspose2d(width // 2, width // 2, 4, stride=2, padding=1), nn.ReLU()),
+            nn.ConvTranspose2d(width // 2, 3, 4, stride=2, padding=1),
+        )
+
+    def forward(self, map_M: Float[Tensor, "*draws T M"]) -> Float[Tensor, "*draws T 64 64 3"]:
+        map_NCHW = map_M.reshape(-1, 8, 8, map_M.shape[-1] // 64).movedim(-1, 1)
+        return self.layers(map_NCHW).movedim(1, -1).reshape(*map_M.shape[:-1], 64, 64, 3) + 0.5

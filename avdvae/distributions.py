@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 VARIANCE_FLOOR = 1e-10  # far below the rounding noise of 16-bit samples
@@ -175,6 +175,18 @@ class Joints:
         return (pose - self.expected.float()).unflatten(-1, (-1, 3)).norm(dim=-1)
 
 
+@dataclass(frozen=True)
+class Picture:
+    """Coloured pixels, each a Gaussian about its expected value, where 0 is black and 1 white, of deviation 0.1."""
+
+    expected: Float[Tensor, "*draws B T H W 3"]
+    SPREAD = 0.1
+
+    def log_prob(self, face: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "*draws B T"]:
+        off = (face / 255 - self.expected.float()).flatten(-3) / self.SPREAD
+        return -0.5 * off.square().sum(-1) - off.shape[-1] * math.log(self.SPREAD * math.sqrt(2 * math.pi))
+
+
 def likelihood_of(modality: str, output: Float[Tensor, "*draws B T D"]) -> ComplexGaussian | Joints:
     """From the output of a network."""
     return ComplexGaussian(output) if modality == "power" else Joints(output)
@@ -229,6 +241,15 @@ class Mixture:
 
     def log_prob(self, power: Float[Tensor, "B T F"]) -> Float[Tensor, "K B T"]:
         return torch.stack([part.log_prob(power) for part in self.parts]).sum(0)
+
+    @property
+    def expected(self) -> Float[Tensor, "K B T F"]:
+        """The mean of the power of clean speech, where nothing was heard that would tell of the switch."""
+        prior_BTM = self.infer(self.prior.new_zeros(*self.mask.shape, len(self.parts))).frames
+        weights_MBT1 = prior_BTM.movedim(-1, 0)[..., None]
+        return sum(
+            (weight * part.expected for weight, part in zip(weights_MBT1, self.parts, strict=True)), 0 * weights_MBT1[0]
+        )
 
     def components(self, power: Float[Tensor, "B T F"]) -> Components:
         evidence_MKBT = torch.stack([part.log_prob(power) for part in self.parts]) + self.prior

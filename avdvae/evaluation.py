@@ -101,7 +101,7 @@ def find_corpus(config: Mapping[str, Any]) -> Path:
     """The folder of the prepared corpus that a run's configuration asks for; it is prepared if it is not yet."""
     if config["prepared"]:
         return Path(config["prepared"])
-    return ensure_prepared(config["data"], size=config["lips"]["size"])
+    return ensure_prepared(config["data"], size=config["lips"]["size"], face=config["lips"].get("face"))
 
 
 def find_other_runs(compare: Sequence[str]) -> list[Path]:

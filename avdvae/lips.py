@@ -1,9 +1,10 @@
-"""From the video of a talker to mouth crops that hold still.
+"""From the video of a talker to crops of the mouth, and of the face if wanted, that hold still.
 
 Landmarks are put on the constant clock and freed of gaps; the points of the face that speech does not move are fitted
 onto the clip's own mean face, which gives each picture's turn and size of the head; both, and the centre of the lips,
-are smoothed over time; and every crop is cut from them: upright, centred, in proportion to the head. The file is
-decoded twice, once for landmarks and once for pixels, so that memory does not grow with its pictures.
+are smoothed over time; and every crop is cut from them: upright, centred, in proportion to the head; grey the mouths,
+in colour the faces. The file is decoded twice, once for landmarks and once for pixels, so that memory does not grow
+with its pictures.
 
 A point of a picture is one complex number, x + iy, which makes turning, scaling and shifting the line a * z + b.
 """
@@ -19,11 +20,12 @@ import numpy as np
 
 from avdvae import video as film
 from avdvae.errors import UserError
-from avdvae.faces import KEPT, STABLE, Points, eye_distance, find_faces
+from avdvae.faces import KEPT, LONGEST, STABLE, Points, eye_distance, find_faces
 
 MIN_PICTURES = 10
 MIN_FACE_RATE = 0.5
 CROP_SIDE = 1.0  # outer eye distances: a mouth at rest fills half of the width, and one wide open still fits
+FACE_SIDE, FACE_DROP = 2.1, 0.3  # outer eye distances: brows to chin; how far below eyes and nose their middle lies
 SMOOTHING_SECONDS = 0.3  # nine pictures at 30 per second
 UNSURE_MISFIT = 0.1  # outer eye distances of misfit at which confidence has fallen to 60 %
 
@@ -42,6 +44,7 @@ class Lips:
     """
 
     crops: np.ndarray  # uint8 (n, size, size)
+    faces: np.ndarray  # uint8 (n, face, face, 3); (0, 1, 1, 3) where none were wanted
     confidence: np.ndarray  # uint8 (n,)
     found: np.ndarray  # bool (n,)
     fps: Fraction
@@ -52,8 +55,9 @@ class Lips:
     matrices: np.ndarray  # float32 (n, 2, 3)
 
 
-def extract_lips(video: Path, model: Path, size: int = 67) -> Lips:
-    """Find the talker's mouth in every picture of `video` and cut it out at `size` x `size` pixels, grey.
+def extract_lips(video: Path, model: Path, size: int = 67, face: int | None = None) -> Lips:
+    """Find the talker's mouth in every picture of `video` and cut it out at `size` x `size` pixels, grey; and, where
+    `face` says at how many, the face in colour.
 
     Of several faces the largest in the first picture that has any is followed.
     """
@@ -81,10 +85,18 @@ def extract_lips(video: Path, model: Path, size: int = 67) -> Lips:
 
     centre = points[:, len(STABLE) :].mean(1)
     steady = _smooth(centre, info.fps)
-    scale = _smooth(fit, info.fps) * size / CROP_SIDE
+    upright = _smooth(fit, info.fps)
+    scale = upright * size / CROP_SIDE
     matrices = _matrices(scale, (size - 1) / 2 * (1 + 1j) - scale * steady)
+    face_matrices = None
+    if face:
+        unit = face / FACE_SIDE
+        middle = upright * _smooth(points[:, : len(STABLE)].mean(1), info.fps) + FACE_DROP * 1j
+        face_matrices = _matrices(upright * unit, (face - 1) / 2 * (1 + 1j) - unit * middle)
+    crops, faces = _cut(video, source, matrices, size, face_matrices, face or 1)
     return Lips(
-        crops=_cut(video, source, matrices, size),
+        crops=crops,
+        faces=faces,
         confidence=confidence.round().astype(np.uint8),
         found=found,
         fps=info.fps,
@@ -147,16 +159,29 @@ def _mouth(points: Points) -> np.ndarray:
     return (across / eye_distance(points)[:, None]).astype(np.float32)
 
 
-def _cut(video: Path, source: np.ndarray, matrices: np.ndarray, size: int) -> np.ndarray:
-    """Tick k of the clock shows picture source[k], cut out by matrices[k]."""
+def _cut(
+    video: Path, source: np.ndarray, matrices: np.ndarray, size: int, face_matrices: np.ndarray | None, face: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tick k of the clock shows picture source[k], from which mouth and face are cut by the k-th matrices."""
     crops = np.empty((len(source), size, size), np.uint8)
+    faces = np.empty((0 if face_matrices is None else len(source), face, face, 3), np.uint8)
     tick = 0
-    for number, picture in enumerate(film.read_grey(video)):
+    for number, frame in enumerate(film.read_frames(video)):
         while tick < len(source) and source[tick] == number:
-            matrix = matrices[tick]
-            finer = max(1, int(np.ceil(1 / np.hypot(*matrix[:, 0]))))  # against aliasing, where the picture is finer
-            zoomed = finer * matrix + [[0, 0, (finer - 1) / 2]]
-            large = cv2.warpAffine(picture, zoomed, (finer * size, finer * size), borderMode=cv2.BORDER_REPLICATE)
-            crops[tick] = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
+            crops[tick] = _warped(film.to_grey(frame), matrices[tick], size)
+            if face_matrices is not None:
+                picture = film.to_rgb(frame, LONGEST)
+                # By its own size, not the frame's, which may lie on its side. Pixels are counted from their middle.
+                shrink = max(picture.shape) / max(frame.width, frame.height)
+                turn, shift = face_matrices[tick][:, :2], face_matrices[tick][:, 2:]
+                matrix = np.hstack([turn / shrink, turn @ np.full((2, 1), (1 / shrink - 1) / 2) + shift])
+                faces[tick] = _warped(picture, matrix, face)
             tick += 1
-    return crops
+    return crops, faces
+
+
+def _warped(picture: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
+    finer = max(1, int(np.ceil(1 / np.hypot(*matrix[:, 0]))))  # against aliasing, where the picture is finer
+    zoomed = finer * matrix + [[0, 0, (finer - 1) / 2]]
+    large = cv2.warpAffine(picture, zoomed, (finer * size, finer * size), borderMode=cv2.BORDER_REPLICATE)
+    return cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from avdvae.errors import UserError
@@ -129,3 +130,18 @@ def score(
             raise UserError(f"{name} is defined at {allowed} Hz, not at {rate}: resample, or leave {name} out")
     usable = all(signal.any() and np.isfinite(signal).all() for signal in (reference, estimate))
     return {name: _COMPUTE[name](reference, estimate, rate) if usable else float("nan") for name in names}
+
+
+def psnr(pictures: Float[torch.Tensor, "N C H W"], estimates: Float[torch.Tensor, "N C H W"]) -> float:
+    """Peak signal-to-noise ratio in dB, of pixels from 0 to 1 and of all pictures together."""
+    return float(-10 * (pictures - estimates).square().mean().clamp_min(1e-10).log10())
+
+
+def ssim(pictures: Float[torch.Tensor, "N C H W"], estimates: Float[torch.Tensor, "N C H W"], side: int = 7) -> float:
+    """Structural similarity (Wang et al., 2004) of pixels from 0 to 1, over square windows of `side` pixels."""
+    stacked = torch.cat([pictures, estimates, pictures**2, estimates**2, pictures * estimates], 1)
+    x, y, xx, yy, xy = torch.nn.functional.avg_pool2d(stacked, side, stride=1).chunk(5, 1)
+    unbiased = side**2 / (side**2 - 1)
+    var_x, var_y, cov = (unbiased * v for v in (xx - x**2, yy - y**2, xy - x * y))
+    luminance = (2 * x * y + 1e-4) / (x**2 + y**2 + 1e-4)
+    return float((luminance * (2 * cov + 9e-4) / (var_x + var_y + 9e-4)).mean())

@@ -34,12 +34,14 @@ class Elbo:
     kl     divergences of the posterior from the prior, by latent; that of a switch between components is "switch"
     n      how many frames (or samples) of the utterance the parts sum over
     aux    what training adds to the bound for reasons of its own
+    noted  what is worth a curve and no part of the loss: times n, for curves are means over the frames
     """
 
     recon: Mapping[str, Float[Tensor, " B"]]
     kl: Mapping[str, Float[Tensor, " B"]]
     n: Float[Tensor, " B"]
     aux: Mapping[str, Float[Tensor, " B"]] = field(default_factory=dict)
+    noted: Mapping[str, Float[Tensor, " B"]] = field(default_factory=dict)
 
     @property
     def bound(self) -> Float[Tensor, " B"]:

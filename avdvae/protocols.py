@@ -1,6 +1,6 @@
 """What the parts of the house hand to each other, and what a model must offer. Read this first.
 
-Shapes: B utterances, N samples, T STFT frames, F frequencies, H x W pixels of a mouth crop, D coordinates of a figure's
+Shapes: B utterances, N samples, T STFT frames, F frequencies, H x W pixels of a crop, D coordinates of a figure's
 joints, K draws of L latents.
 Batch first, time second, everywhere; draws lead: z_KBTL. A static model is a sequence model without memory: to it T is
 a second batch axis.
@@ -34,6 +34,8 @@ class Batch:
     noisy     B T F    |STFT|^2 of the mixture
     lips      B T H W  grey mouth crops, each STFT frame with the picture nearest to its centre in time
     sure      B T      confidence of the lips in 0..1; 0 where no face was found
+    face      B T R C 3  crops of the whole face in colour, red, green and blue, at the moments of the lips
+    mouth     B T 2    opening and width of the lips, in distances of the outer corners of the eyes; beside faces
     pose      B T D    poses in metres: of each joint right, forward and up of the hips; see data/poses.py
     lengths   B        samples of waveform and mixture that hold data; the rest pads
     labels    B dicts  speaker, sex, emotion, ... as the corpus has them
@@ -47,11 +49,13 @@ class Batch:
     noisy: Float[Tensor, "B T F"] | None = None
     lips: UInt8[Tensor, "B T H W"] | None = None
     sure: Float[Tensor, "B T"] | None = None
+    face: UInt8[Tensor, "B T R C 3"] | None = None
+    mouth: Float[Tensor, "B T 2"] | None = None
     pose: Float[Tensor, "B T D"] | None = None
     lengths: Int64[Tensor, " B"] | None = None
     labels: tuple[dict[str, Any], ...] = ()
 
-    MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "sure", "pose")
+    MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "sure", "face", "mouth", "pose")
 
     def only(self, *names: str) -> Batch:
         """The same batch with no modality but these: for ablations and missing video."""
@@ -63,9 +67,18 @@ class Batch:
     def need(self, name: str, whose: object) -> Tensor:
         """A modality that `whose`, a model, cannot do without."""
         if (tensor := getattr(self, name)) is None:
-            what = {"lips": "video, for it looks at the lips,", "pose": "poses, as data=gait has,"}.get(name, name)
+            what = {
+                "lips": "video, for it looks at the lips,",
+                "face": "faces, as a corpus prepared with lips.face=64 has,",
+                "pose": "poses, as data=gait has,",
+            }.get(name, name)
             raise UserError(f"{type(whose).__name__} needs {what} and got none: give it, or choose another model")
         return tensor
+
+    def first(self, frames: int) -> Batch:
+        """The first frames of each utterance. Sound in samples goes, for how many make a frame is not known here."""
+        framed = set(self.MODALITIES) - {"waveform", "mixture"}
+        return replace(self.only(*framed), lengths=None)._map(lambda tensor: tensor[:, :frames])
 
     def to(self, device: torch.device | str) -> Batch:
         """Every tensor on `device`; the copy does not block when the batch is pinned."""
@@ -106,14 +119,15 @@ class Context:
     video   B T M  features of the lips, for models that are conditioned on them
     switch  B S C  prior of the switch between components, for mixtures; an EM run `learns` it anew, or does not
     past    B T F  for models that hear the past of what they explain: that itself, or what is taken for it;
-                   K B T F where each draw has a past of its own
+                   K B T F where each draw has a past of its own; fewer frames, or None, where what the model says
+                   itself is to stand for the others (`sample_prior`, `own_past`)
     """
 
     mask: Bool[Tensor, "B T"]
     video: Float[Tensor, "B T M"] | None = None
     switch: Float[Tensor, "B S C"] | None = None
     learns: bool = True
-    past: Float[Tensor, "*draws B T F"] | None = None
+    past: Float[Tensor, "*draws B _ F"] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +164,9 @@ class LatentModel(Model, Protocol):
 
     def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]: ...
 
-    def sample_prior(self, context: Context, k: int = 1) -> Latents: ...
+    def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
+        """Draws for every frame of the context, which begin with the frames that are `given`."""
+        ...
 
 
 @runtime_checkable

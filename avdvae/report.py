@@ -106,16 +106,19 @@ def _results(own: Sequence[_Item]) -> str:
 
 
 def _ranked(items: Sequence[_Item], task: str) -> str:
-    """A row a model, the best one first."""
-    models, metrics = ranking(items, task), _outputs(item["metric"] for item in items)
+    """A row a model, the best one first; a row a metric, where these would not fit beside each other."""
+    models, metrics = dict(ranking(items, task)), _outputs(item["metric"] for item in items)
+    cells = [[_result_cell(measured, metric) for metric in metrics] for measured in models.values()]
+    head, names = _columns(metrics), list(models)
+    if len(metrics) > _MOST_COLUMNS:
+        head = f"<thead><tr><th></th>{''.join(f'<th>{escape(name)}</th>' for name in models)}</tr></thead>"
+        names, cells = [Look.of(metric).name for metric in metrics], [list(row) for row in zip(*cells, strict=True)]
     rows = "".join(
-        f'<tr><th scope="row">{escape(model)}</th>'
-        + "".join(f"<td>{_result_cell(measured, metric)}</td>" for metric in metrics)
-        + "</tr>\n"
-        for model, measured in models
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in row)}</tr>\n'
+        for name, row in zip(names, cells, strict=True)
     )
     note = f"Means over {max(item['n'] for item in items)} items. In brackets the 95 % interval, from resampling them."
-    table = f"<table>\n{_columns(metrics)}\n<tbody>\n{rows}</tbody>\n</table>"
+    table = f"<table>\n{head}\n<tbody>\n{rows}</tbody>\n</table>"
     return f'<p>{escape(note)}</p>\n<div class="wide">{table}</div>\n'
 
 
@@ -354,10 +357,14 @@ def _image(url: str, title: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
+_MOST_COLUMNS = 8
 _TASKS = {
     "enhancement": "Enhancement",
     "resynthesis": "Resynthesis",
     "resynthesis_true_past": "Resynthesis, given the true past",
+    "transfer": "Transfer: what is whose after one latent changed hands",
+    "denoising": "Denoising of hidden mouths and eyes",
+    "emotion": "Emotion from few labels",
     "motion": "Motion",
     "motion_true_past": "Motion, given the true past",
 }

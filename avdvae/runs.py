@@ -113,10 +113,13 @@ _NO_MATTER = ("accelerator", "compile", "devices", "nodes", "strategy", "workers
 
 def _what_decides(config: dict[str, Any]) -> dict[str, Any]:
     """What the weights depend on, rounding aside."""
-    names = ("data", "prepared", "lips", "hop", "model", "start", "seed")
+    names = ("data", "prepared", "hop", "model", "start", "seed")
     # What is null may be missing from a run that is older than the setting.
-    train = {name: value for name, value in config["train"].items() if name not in _NO_MATTER and value is not None}
-    return {**{name: config.get(name) for name in names}, "train": train}
+    train, lips = (
+        {name: value for name, value in config.get(part, {}).items() if name not in _NO_MATTER and value is not None}
+        for part in ("train", "lips")
+    )
+    return {**{name: config.get(name) for name in names}, "train": train, "lips": lips}
 
 
 def build_model(config: Mapping[str, Any]) -> nn.Module:

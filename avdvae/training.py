@@ -220,6 +220,7 @@ class _Loop:
     def _load(self, corpus: PreparedCorpus, frames: int | None, **how: Any) -> Loader:
         s = self.settings
         how |= {"seed": s.seed, "workers": s.workers, "trim_db": s.trim_db, "device": self.fabric.device}
+        how |= {"faces": "face" in getattr(self.model, "sees", ())}
         return Loader(corpus, self.stft, frames, s.batch_size, **how)
 
     def run_epochs(self, interrupted: threading.Event) -> None:
@@ -514,7 +515,7 @@ def _launch(settings: Training):
 
 def _sums(elbo: Elbo, loss_B: Float[Tensor, " B"]) -> tuple[tuple[str, ...], Float[Tensor, " parts"]]:
     """The parts of a loss by name, and the sum of each over the utterances; the number of frames comes first."""
-    parts = {"n": elbo.n, "loss": loss_B, **elbo.parts()}
+    parts = {"n": elbo.n, "loss": loss_B, **elbo.parts(), **elbo.noted}
     return tuple(parts), torch.stack(list(parts.values())).detach().sum(1)
 
 

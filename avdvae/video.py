@@ -117,13 +117,17 @@ def read_pictures(path: Path, longest: int) -> Iterator[tuple[float, np.ndarray]
 
 def read_grey(path: Path) -> Iterator[np.ndarray]:
     """Upright grey pictures of full size, 0 for black and 255 for white."""
-    for frame in read_frames(path):
-        # Grey is the luma plane as it lies in memory: five times faster than a conversion of the picture.
-        planar = frame if frame.format.name in ("yuv420p", "yuvj420p", "yuv422p") else frame.reformat(format="yuv420p")
-        luma = np.frombuffer(memoryview(planar.planes[0]), np.uint8).reshape(-1, planar.planes[0].line_size)
-        full_range = planar.format.name == "yuvj420p" or planar.color_range == ColorRange.JPEG
-        luma = luma[: frame.height, : frame.width]
-        yield _upright(luma.copy() if full_range else cv2.LUT(luma, WIDEN), frame.rotation)
+    return map(to_grey, read_frames(path))
+
+
+def to_grey(frame: av.VideoFrame) -> np.ndarray:
+    """The upright picture of a frame, 0 for black and 255 for white."""
+    # Grey is the luma plane as it lies in memory: five times faster than a conversion of the picture.
+    planar = frame if frame.format.name in ("yuv420p", "yuvj420p", "yuv422p") else frame.reformat(format="yuv420p")
+    luma = np.frombuffer(memoryview(planar.planes[0]), np.uint8).reshape(-1, planar.planes[0].line_size)
+    full_range = planar.format.name == "yuvj420p" or planar.color_range == ColorRange.JPEG
+    luma = luma[: frame.height, : frame.width]
+    return _upright(luma.copy() if full_range else cv2.LUT(luma, WIDEN), frame.rotation)
 
 
 def check_complete(decoded: int, info: VideoInfo) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,11 +103,51 @@ def spectrogram(power_TF: Float[np.ndarray, "T F"]) -> UInt8[np.ndarray, "h w 3"
     return colormaps[_COLOURS](np.repeat(shades, max(1, 2 * frequencies // frames), axis=1), bytes=True)[..., :3]
 
 
-def lip_strip(lips_THW: UInt8[np.ndarray, "T H W"], count: int = 12) -> UInt8[np.ndarray, "h w 3"]:
+def lip_strip(pictures: UInt8[np.ndarray, "T H W *colours"], count: int = 12) -> UInt8[np.ndarray, "h w 3"]:
     """Crops side by side, each from the middle of its share of the time; fewer than `count` where there are fewer."""
-    count = min(count, len(lips_THW))
-    middles = ((np.arange(count) + 0.5) * len(lips_THW) / count).astype(int)
-    return np.repeat(np.hstack(list(lips_THW[middles]))[..., None], 3, axis=2)
+    count = min(count, len(pictures))
+    middles = ((np.arange(count) + 0.5) * len(pictures) / count).astype(int)
+    strip = np.hstack(list(pictures[middles]))
+    return strip if strip.ndim == 3 else np.repeat(strip[..., None], 3, axis=2)
+
+
+def film_of_clips(
+    clips: Mapping[str, tuple[UInt8[np.ndarray, "M H W 3"] | None, Float[np.ndarray, "T F"]]],
+    every: int = 1,
+    mark: float | None = None,
+    side: int = 256,
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Pictures and power spectra of clips beside each other, a line moving along the spectrogram of each.
+
+    One of `every` frames of the last clip is shown; what is shorter holds its last picture, and where there are none
+    the spectrogram takes their room. `mark` is a frame.
+    """
+    from matplotlib import colormaps
+
+    loudest = max(float(power.max()) for _, power in clips.values())
+    top, seen = 28, side * any(pictures is not None for pictures, _ in clips.values())
+    stills, longest = [], max(len(power) for _, power in clips.values())
+    tops = [top + (0 if pictures is None else side) for pictures, _ in clips.values()]  # of the spectrograms
+    for (name, (_, power_TF)), above in zip(clips.items(), tops, strict=True):
+        shades = 1 + _decibels(power_TF, loudest).T[::-1] / _RANGE_DB
+        width = max(1, round(side * len(power_TF) / longest))  # all on one scale of time
+        still = np.full((top + seen + side // 2, side, 3), _PAPER, np.uint8)
+        cv2.putText(still, name, (6, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
+        colours = np.ascontiguousarray(colormaps[_COLOURS](shades, bytes=True)[..., :3])
+        still[above:, :width] = cv2.resize(colours, (width, len(still) - above), interpolation=cv2.INTER_AREA)
+        if mark is not None:
+            still[above:, min(round(side * mark / longest), side - 1)] = _FAINT
+        stills.append(still)
+    *_, (_, last) = clips.values()
+    for t in range(0, len(last), every):
+        columns = [still.copy() for still in stills]
+        for column, above, (pictures, power_TF) in zip(columns, tops, clips.values(), strict=True):
+            if pictures is not None:
+                picture = np.ascontiguousarray(pictures[min(t, len(pictures) - 1)])
+                column[top : top + side] = cv2.resize(picture, (side, side), interpolation=cv2.INTER_CUBIC)
+            now = round(side * min(t, len(power_TF) - 1) / longest)
+            column[above:, now : now + 2] = _PAPER
+        yield np.hstack(columns)
 
 
 def _decibels(power: Float[np.ndarray, "T F"], loudest: float) -> Float[np.ndarray, "T F"]:
@@ -127,11 +167,14 @@ def triptych(
     sure_T: Float[np.ndarray, " T"] | None = None,
     spoilt_T: Bool[np.ndarray, " T"] | None = None,
     shares: Mapping[str, Float[np.ndarray, " T"]] | None = None,
+    strips: Mapping[str, UInt8[np.ndarray, "_ _ _ 3"]] | None = None,
+    mark: float | None = None,
 ) -> matplotlib.figure.Figure:
     """Spectrograms below each other on one scale of decibels, and the lips on the same clock, a picture a frame.
 
     Where `sure_T` is 0 no face was found: there the lips are red. `shares` are those of the components of a mixture,
     which add up to 1 in each frame, here of a fifth of a second. Dashed lines enclose where the lips are spoilt.
+    `strips` are pictures of signals, by their names, and `mark` a moment in seconds.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -142,7 +185,8 @@ def triptych(
     }
     loudest = max(float(power.max()) for power in powers.values())
     seconds = max(len(signal) for signal in signals.values()) / rate
-    heights = [1.5] * len(powers) + [0.75] * (lips_THW is not None) + [0.75] * (shares is not None)
+    strips = strips or {}
+    heights = [1.5] * len(powers) + [0.75] * ((lips_THW is not None) + (shares is not None) + len(strips))
     with rc_context(_STYLE), rc_context({"axes.grid": False}):
         figure = Figure(figsize=(9, sum(heights) + 0.6), layout="constrained")
         axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
@@ -163,9 +207,13 @@ def triptych(
                 interpolation="nearest",
             )
             ax.set(title=name, ylabel="kHz", yticks=range(0, rate // 2000 + 1, 2))
+            if mark is not None:
+                ax.axvline(mark, color="white", linewidth=1, linestyle="--")
         figure.colorbar(image, ax=axes[: len(powers)].tolist(), label="dB", aspect=40, pad=0.01)
         if lips_THW is not None:
             _draw_lips(axes[len(powers)], lips_THW, sure_T, seconds)
+        for ax, (name, pictures) in zip(axes[len(axes) - len(strips) :], strips.items(), strict=True):
+            _draw_lips(ax, pictures, None, len(signals[name]) / rate, name)
         if shares is not None:
             around = np.ones(max(1, round(0.2 * rate / hop)))
             smooth_MT = np.stack([np.convolve(share, around, "same") for share in shares.values()])
@@ -213,16 +261,17 @@ def pose_strip(pictures_THWC: UInt8[np.ndarray, "T H W 3"], count: int = 4) -> U
 
 def _draw_lips(
     ax: matplotlib.axes.Axes,
-    lips_THW: UInt8[np.ndarray, "T H W"],
+    pictures: UInt8[np.ndarray, "T H W *colours"],
     sure_T: Float[np.ndarray, " T"] | None,
     seconds: float,
+    title: str = "lips",
 ) -> None:
-    ax.imshow(lip_strip(lips_THW), aspect="auto", extent=(0, seconds, 0, 1))
+    ax.imshow(lip_strip(pictures), aspect="auto", extent=(0, seconds, 0, 1))
     if sure_T is not None:
         frame = seconds / len(sure_T)
         lost = [(index * frame, frame) for index in np.flatnonzero(sure_T == 0).tolist()]
         ax.broken_barh(lost, (0, 1), color="#d00000", alpha=0.5, linewidth=0)
-    ax.set(yticks=[], ylim=(0, 1), title="lips")
+    ax.set(yticks=[], ylim=(0, 1), title=title)
 
 
 def metric_curves(summary: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:

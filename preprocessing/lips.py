@@ -58,8 +58,9 @@ def main(config: DictConfig) -> None:
             print("\n".join(checked.report()), flush=True)
             if config.check_only:
                 sys.exit(f"lips.py: {len(checked.faults)} faults" if checked.faults else 0)
-        out = Path(config.out) if config.out else prepared_folder(corpus)
-        summary = prepare(corpus, out, model, config.size, config.workers, (config.shard, config.shards))
+        out = Path(config.out) if config.out else prepared_folder(corpus, face=config.face)
+        part = (config.shard, config.shards)
+        summary = prepare(corpus, out, model, config.size, config.workers, part, config.face)
         tell(summary)
         summary.usable()
     except UserError as error:

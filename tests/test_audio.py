@@ -7,6 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avdvae.audio import MARGIN, WINDOW, Stft, read_wav, sine_window, trim_silence, write_wav
+from avdvae.data.talker.articulation import perform
+from avdvae.data.talker.people import speaker
+from avdvae.data.talker.phones import sentence
+from avdvae.data.talker.voice import speak
 from avdvae.errors import UserError
 
 HOPS = pytest.mark.parametrize("hop", [256, 533])
@@ -94,3 +98,18 @@ def test_trimming_finds_the_speech(dtype):
 def test_trimming_leaves_something(samples, top_db):
     start, stop = trim_silence(np.array(samples, dtype=np.int16), top_db)
     assert 0 <= start < stop <= len(samples)
+
+
+@HOPS
+@pytest.mark.parametrize("samples", [WINDOW * 16, 20_011])
+def test_griffin_lim_finds_a_signal_of_nearly_the_same_spectrum(hop, samples):
+    rng, voice, stft = np.random.default_rng(0), speaker(seed=0, number=1).voice, Stft(hop)
+    speech = torch.from_numpy(speak(perform(sentence(rng, 2.0), voice, 1.0, rng), voice, rng)[:samples] / 32768).float()
+    power = stft.power(speech[None])
+    found = stft.griffin_lim(power, samples)
+    assert found.shape == (1, samples) and torch.equal(found, stft.griffin_lim(power, samples))
+    begun, converged = (
+        ((stft.power(signal).sqrt() - power.sqrt()).norm() / power.sqrt().norm()).item()
+        for signal in (stft.griffin_lim(power, samples, iterations=0), found)
+    )
+    assert converged < 0.15 < 0.3 < begun, "spectral convergence"

@@ -53,6 +53,7 @@ def utterances(*samples: int, frames: int | None = None) -> Batch:
         "noisy": torch.zeros(len(samples), count, 513),
         "lips": torch.zeros(len(samples), count, 67, 67, dtype=torch.uint8),
         "sure": torch.zeros(len(samples), count),
+        "face": torch.zeros(len(samples), count, 64, 64, 3, dtype=torch.uint8),
         "lengths": torch.tensor(samples),
     }
     for b, n in enumerate(samples):
@@ -65,6 +66,7 @@ def utterances(*samples: int, frames: int | None = None) -> Batch:
         tensors["mask"][b, :t] = True
         tensors["lips"][b, :t] = torch.randint(0, 256, (t, 67, 67), generator=g)
         tensors["sure"][b, :t] = torch.rand(t, generator=g)
+        tensors["face"][b, :t] = torch.randint(0, 256, (t, 64, 64, 3), generator=g)
     labels = tuple({"speaker": f"speaker {n}"} for n in samples)
     return Batch(ids=tuple(map(str, samples)), labels=labels, **tensors)
 
@@ -101,7 +103,7 @@ def test_it_offers_all_that_its_kind_must(config, model, batch):
     elif own := {"latents", "infer", "decode"} & set(dir(model)):
         missing = {"latents", "sees", "context", "infer", "decode", "log_prior", "sample_prior"} - set(dir(model))
         pytest.fail(f"it has {', '.join(own)} but not {', '.join(missing)}")
-    if "avdvae" in config["target"]:
+    if "avdvae" in config["target"] and isinstance(model, LatentModel):
         assert isinstance(model, SpeechPrior) and isinstance(decode(model, batch)[0], SpeechLikelihood)
 
 
@@ -117,7 +119,9 @@ def test_the_bound_comes_in_finite_parts_of_each_utterance(model, batch):
 
 def test_the_loss_trains_every_parameter(model, batch):
     losses(model.train(), batch).sum().backward()
-    for name, parameter in model.named_parameters():
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained
+    for name, parameter in trained.items():
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
 
 
@@ -193,9 +197,27 @@ def test_draws_from_the_prior_are_draws_from_its_density(model):
         assert ((slope * z[name]).mean() + 1).abs() < several * (slope * z[name]).std(), name
 
 
+@torch.no_grad()
+def test_draws_go_on_from_what_is_given_without_knowing_what_follows(model, batch, monkeypatch):
+    model = latent(model)
+    if any(spec.rate not in (1, None) for spec in model.latents):
+        pytest.skip("its latents have frames of their own")
+    given = model.infer(batch.first(5), mode="mean").z
+    drawn = model.sample_prior(model.context(batch), 3, given)
+    for name, z in given.items():
+        frames = z.shape[2]
+        assert torch.equal(drawn[name][:, :, :frames], z.expand(3, -1, -1, -1)), name
+        assert frames == 1 or (drawn[name][0, :, frames:] != drawn[name][1, :, frames:]).any(), name
+    monkeypatch.setattr(torch, "randn", lambda *shape, **_: 0.6 * torch.ones(*shape))  # whatever the shape
+    long, short = (model.sample_prior(model.context(batch.first(n)), 1, given) for n in (12, 8))
+    for name, z in short.items():
+        torch.testing.assert_close(long[name][:, :, : z.shape[2]], z, rtol=1e-5, atol=1e-5)
+
+
 def test_decoding_gives_a_likelihood_that_can_take_noise(model, batch):
     likelihood, power = decode(model, batch, 3)
     variance, weights, _ = likelihood.components(power)
+    assert (likelihood.expected > 0).all() and likelihood.expected.shape == (3, *power.shape)
     assert variance.shape[1:] == power.shape and variance.isfinite().all() and (variance > 0).all()
     if isinstance(likelihood, ComplexGaussian):
         assert likelihood.log_var.shape == (3, *power.shape)

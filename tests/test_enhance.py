@@ -15,7 +15,7 @@ from safetensors.torch import save_model
 
 from avdvae.audio import Stft
 from avdvae.errors import UserError
-from avdvae.inference import separation
+from avdvae.inference import recordings, separation
 from avdvae.inference.esteps import Langevin
 from avdvae.inference.separation import Pictures, separate, separate_long
 from avdvae.inference.vem import Enhanced, Vem
@@ -220,9 +220,9 @@ def test_a_model_of_lips_asks_for_a_video_before_it_works(program, heard, tmp_pa
 def test_a_model_that_can_miss_the_lips_works_by_ear(program, tmp_path, clip, monkeypatch, capsys):
     """Without a video, even where enhancement is to begin from the lips; in a folder, where one has none."""
     run, seen = make_run(tmp_path / "run", "MINVAE", "min_vae", begin_from=["lips"]), []
-    watched = program.separate_long
+    watched = recordings.separate_long
     monkeypatch.setattr(
-        program, "separate_long", lambda *given, **named: seen.append(given[4]) or watched(*given, **named)
+        recordings, "separate_long", lambda *given, **named: seen.append(given[4]) or watched(*given, **named)
     )
     source = tmp_path / "in"
     source.mkdir()
@@ -239,13 +239,13 @@ def test_a_model_that_can_miss_the_lips_works_by_ear(program, tmp_path, clip, mo
 def test_the_lips_come_from_the_video(program, tmp_path, clip, monkeypatch, capsys):
     """A film is its own video, in which sound and picture may start apart; a file of sound starts with the picture."""
     run, seen = make_run(tmp_path / "run", "CVAE"), []
-    watched = program.separate_long
+    watched = recordings.separate_long
 
     def watching(model, waveform, stft, settings, pictures, **options):
         seen.append(pictures)
         return watched(model, waveform, stft, settings, pictures, **options)
 
-    monkeypatch.setattr(program, "separate_long", watching)
+    monkeypatch.setattr(recordings, "separate_long", watching)
     program.enhance(asked(run, clip, tmp_path / "film.wav"))
     program.enhance(asked(run, clip.with_suffix(".wav"), tmp_path / "apart.wav", video=clip))
     film, apart = seen

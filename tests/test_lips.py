@@ -64,6 +64,19 @@ def test_the_mouth_is_centred_upright_and_of_constant_size(moving):
     assert 0 < found.jitter < 1.5
 
 
+def test_the_face_holds_still_in_colour(moving, model):
+    clip, found = moving
+    whole = lips.extract_lips(clip, model, face=64)
+    assert len(found.faces) == 0 and whole.faces.shape == (COUNT, 64, 64, 3) and whole.faces.dtype == np.uint8
+    np.testing.assert_array_equal(whole.crops, found.crops)
+    np.testing.assert_allclose(whole.faces[:, 10, 32], np.tile(draw_face(0)[75, 128], (COUNT, 1)), atol=12)  # forehead
+    mean = whole.faces.astype(float).mean(0)
+    still = np.abs(whole.faces - mean).mean((0, 3))
+    assert still[8:36, 12:52].mean() < 4  # eyes and nose, whatever the head does
+    seen = (whole.faces[:, 36:60, 20:44].mean(-1) < 60).sum((1, 2))
+    assert np.corrcoef(seen, APERTURE)[0, 1] > 0.9
+
+
 def test_measured_aperture_follows_the_drawn_one_without_delay(moving):
     _, found = moving
     opening, width = found.geometry.T

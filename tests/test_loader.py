@@ -3,6 +3,7 @@
 # What a test reads of a batch is there, or the test fails.
 # pyright: reportOptionalSubscript=false, reportOptionalMemberAccess=false, reportArgumentType=false, reportOptionalOperand=false
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from avdvae.audio import Stft, trim_silence
 from avdvae.data.loader import Loader
-from avdvae.data.shards import PreparedClip, PreparedCorpus, Utterance, write_manifest, write_shard
+from avdvae.data.shards import PreparedClip, PreparedCorpus, Utterance, read_shard, write_manifest, write_shard
 from avdvae.errors import UserError
 from avdvae.protocols import Batch
 
@@ -400,3 +401,23 @@ def test_a_gpu_gives_the_same_batches(corpus, frames):
         assert gpu.power.device.type == "cuda" and cpu.ids == gpu.ids
         torch.testing.assert_close(gpu.power.cpu(), cpu.power, atol=1e-4, rtol=1e-4)
         assert torch.equal(gpu.lips.cpu(), cpu.lips) and torch.equal(gpu.waveform.cpu(), cpu.waveform)
+
+
+def test_faces_come_with_the_lips_where_asked_for(tmp_path, corpus):
+    (tmp_path / "shards").mkdir()
+    rows = []
+    for number, path in enumerate(sorted((corpus.root / "shards").iterdir())):
+        clips = [
+            replace(clip, face=np.repeat(clip.lips[..., None], 3, -1), mouth=np.zeros((len(clip.lips), 2), np.float32))
+            for clip in read_shard(path)[0]
+        ]
+        rows += write_shard(tmp_path / "shards" / f"{number:05}.safetensors", clips, {})
+    write_manifest(tmp_path / "manifest.csv", rows)
+    faced = PreparedCorpus(tmp_path)
+    for frames in (1, 7, None):
+        for batch in load(faced, frames=frames, faces=True):
+            assert batch.face.shape == (*batch.lips.shape, 3)
+            assert torch.equal(batch.face, batch.lips[..., None].expand_as(batch.face))
+    assert next(iter(load(faced))).face is None
+    with pytest.raises(UserError, match="no faces: prepare a corpus of videos"):
+        load(corpus, faces=True)

@@ -75,6 +75,16 @@ def test_talker_is_prepared_whole_and_in_step(talker: Talker, prepared: Summary)
         assert np.argmax(agreement) == 3 and agreement[3] > 0.75, utterance.id
 
 
+def test_faces_lie_in_a_folder_of_their_own_with_the_same_mouths(talker: Talker, prepared: Summary) -> None:
+    config = {"reader": "talker", "root": talker.root, "speakers": 3, "utterances": 1, "seconds": 1.0}
+    plain, faced = (PreparedCorpus(ensure_prepared(config, talker.root / "p", face=face)) for face in (None, 64))
+    assert faced.root.name == f"{plain.root.name}-face64" and faced.has_faces and not plain.has_faces
+    for one, two in zip(plain.utterances, faced.utterances, strict=True):
+        np.testing.assert_array_equal(plain.lips(one), faced.lips(two))
+        assert faced.faces(two).shape == (len(faced.lips(two)), 64, 64, 3)
+        assert faced.mouths(two)[:, 0].min() >= 0 and faced.mouths(two)[:, 1].mean() == pytest.approx(0.62, abs=0.15)
+
+
 def test_the_mouth_that_mediapipe_measures_follows_the_drawn_one(talker: Talker) -> None:
     from avdvae.lips import extract_lips
 

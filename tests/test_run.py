@@ -21,8 +21,11 @@ from avdvae.video import probe
 
 PROJECT = Path(__file__).parent.parent
 SEVERAL = {"own", "robustness", "dvae_benchmark"}
+ELSEWHERE = ("motion", "vqvae", "mdvae")  # those that need poses or faces
 EXPERIMENTS = sorted(
-    path.stem for path in PROJECT.glob("configs/exp/*.yaml") if path.stem not in SEVERAL and "motion" not in path.stem
+    path.stem
+    for path in PROJECT.glob("configs/exp/*.yaml")
+    if path.stem not in SEVERAL and not any(kind in path.stem for kind in ELSEWHERE)
 )
 TRUE_PAST = "resynthesis_true_past"
 

@@ -24,6 +24,8 @@ from avdvae.data.shards import (
 )
 from avdvae.errors import UserError
 
+OLD = ("audio", "lips", "confidence")  # what the first shards had
+
 
 def make_clip(number: int, split: str = "train", samples: int = 4000, pictures: int = 7) -> PreparedClip:
     rng = np.random.default_rng(number)
@@ -60,7 +62,7 @@ def clips() -> list[PreparedClip]:
 def test_a_corpus_comes_back(tmp_path, clips):
     corpus = PreparedCorpus(write_corpus(tmp_path, clips))
     for clip, row in zip(clips, corpus.utterances, strict=True):
-        for name in ("audio", "lips", "confidence"):
+        for name in OLD:
             np.testing.assert_array_equal(getattr(corpus, name)(row), getattr(clip, name))
         for name in ("id", "corpus", "split", "speaker", "labels", "rate", "fps", "face_rate"):
             assert getattr(row, name) == getattr(clip, name)
@@ -117,6 +119,25 @@ def test_a_corpus_has_pictures_or_not(tmp_path, clips):
     assert PreparedCorpus(mixed.root, "train").has_lips
 
 
+def with_face(clip: PreparedClip, pixels: int = 3) -> PreparedClip:
+    rng, pictures = np.random.default_rng(len(clip.lips)), len(clip.lips)
+    face = rng.integers(0, 255, (pictures, pixels, pixels, 3), dtype=np.uint8)
+    return replace(clip, face=face, mouth=np.asfortranarray(rng.normal(size=(pictures, 2)).astype(np.float32)))
+
+
+def test_faces_come_back_beside_the_mouths(tmp_path, clips):
+    faced = [with_face(clip) for clip in clips]
+    corpus = PreparedCorpus(write_corpus(tmp_path / "faces", faced))
+    assert corpus.has_faces and not PreparedCorpus(write_corpus(tmp_path / "mouths", clips)).has_faces
+    for clip, row in zip(faced, corpus.utterances, strict=True):
+        np.testing.assert_array_equal(corpus.faces(row), clip.face)
+        np.testing.assert_array_equal(corpus.mouths(row), clip.mouth)
+    short = replace(faced[1], face=faced[1].face[1:], mouth=faced[1].mouth[1:])
+    for wrong, message in ((short, "7 faces, 7 openings of the mouth and 8 pictures"), (clips[1], "3 and 1 pixels")):
+        with pytest.raises(UserError, match=message):
+            write_shard(tmp_path / "wrong", [faced[0], wrong], {})
+
+
 def make_figure(number: int, split: str = "train", poses: int = 30, joints: int = 4) -> PreparedClip:
     pose = np.random.default_rng(number).normal(size=(poses + number, joints, 3)).astype(np.float32)
     return PreparedClip(f"figure {number}", "made", split, f"s{number % 2}", {"action": "walk"}, pose=pose, fps=25.0)
@@ -142,7 +163,7 @@ def test_a_corpus_of_poses_comes_back(tmp_path, clips):
     assert not PreparedCorpus(write_corpus(tmp_path / "heard", clips)).has_poses
 
 
-def test_what_was_prepared_before_there_were_poses_is_read(tmp_path, clips):
+def test_what_was_prepared_before_there_were_poses_and_faces_is_read(tmp_path, clips):
     corpus = PreparedCorpus(write_corpus(tmp_path, clips))
     manifest = tmp_path / "manifest.csv"
     with manifest.open(encoding="utf-8", newline="") as file:
@@ -154,7 +175,7 @@ def test_what_was_prepared_before_there_were_poses_is_read(tmp_path, clips):
             header = json.loads(shard.metadata()["avdvae"])
         for row in header["rows"]:
             del row["pose_start"], row["pose_stop"]
-        tensors = {name: array for name, array in safetensors.numpy.load_file(path).items() if name != "pose"}
+        tensors = {name: array for name, array in safetensors.numpy.load_file(path).items() if name in OLD}
         safetensors.numpy.save_file(tensors, path, {"avdvae": json.dumps(header)})
     old = PreparedCorpus(tmp_path)  # every checksum holds
     assert old.utterances == corpus.utterances and not old.has_poses
@@ -198,8 +219,10 @@ def test_a_failure_leaves_what_was_there(tmp_path, clips, monkeypatch):
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == before
 
 
-@pytest.mark.parametrize("tensor", ["audio", "lips", "confidence", "pose"])
+@pytest.mark.parametrize("tensor", ["audio", "lips", "confidence", "pose", "face", "mouth"])
 def test_a_flipped_bit_is_named(tmp_path, clips, tensor):
+    if tensor in ("face", "mouth"):
+        clips = [with_face(clip) for clip in clips]
     if tensor == "pose":
         clips = [replace(make_figure(n, clip.split), id=clip.id) for n, clip in enumerate(clips)]
     root = write_corpus(tmp_path, clips)

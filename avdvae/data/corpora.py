@@ -57,14 +57,19 @@ def open_corpus(config: Mapping[str, Any]) -> Corpus:
     return READERS[name](**parameters | {"root": Path(config["root"])})
 
 
-def prepared_folder(corpus: Corpus, root: Path | None = None) -> Path:
-    """Where a corpus lies prepared unless it is told where: below `root`, or else data/prepared."""
-    return (root or Path("data/prepared")) / corpus.key
+def prepared_folder(corpus: Corpus, root: Path | None = None, face: int | None = None) -> Path:
+    """Where a corpus lies prepared unless it is told where: below `root`, or else data/prepared; with faces beside the
+    mouths it takes four times the room, and lies in a folder of its own."""
+    return (root or Path("data/prepared")) / (f"{corpus.key}-face{face}" if face else corpus.key)
 
 
 def ensure_prepared(
-    config: Mapping[str, Any], root: Path | None = None, size: int = 67, workers: int | None = None
+    config: Mapping[str, Any],
+    root: Path | None = None,
+    size: int = 67,
+    workers: int | None = None,
+    face: int | None = None,
 ) -> Path:
     """The folder of the prepared corpus; what is missing there is prepared first."""
     corpus = open_corpus(config)
-    return prepare(corpus, prepared_folder(corpus, root), size=size, workers=workers).usable()
+    return prepare(corpus, prepared_folder(corpus, root, face), size=size, workers=workers, face=face).usable()

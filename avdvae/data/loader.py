@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -47,7 +47,8 @@ class Loader:
     first frame, spans `frames * hop` samples at most, and is zero from `lengths` on. `trim_db` cuts silence off both
     ends of the sound; the lips follow by the clock. A `condition` (whole utterances only) adds `mixture` and `noisy`,
     in the scale of the clean waveform. A `level_db` of (low, high) then scales every item, its mixture alike, by a
-    random level in that range, drawn anew each epoch.
+    random level in that range, drawn anew each epoch. `faces`: with the pictures of faces, which are large and
+    which few models look at, and what their mouths do.
 
     Poses come as they are, without spectra, silence or noise: `stft` and `trim_db` do not matter to them.
 
@@ -71,6 +72,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         level_db: tuple[float, float] | None = None,
+        faces: bool = False,
     ):
         if frames is not None and frames < 1:
             raise UserError(f"a window of {frames} frames is empty: choose 1 or more, or None for whole utterances")
@@ -90,10 +92,14 @@ class Loader:
         self.rank, self.world, self.level_db = rank, world, level_db
         self.seed, self.shuffle, self.workers = seed, shuffle, workers
         self.device = torch.device(device)
+        if faces and not corpus.has_faces:
+            raise UserError(f"{corpus.root} has no faces: prepare a corpus of videos with lips.face=64")
         if corpus.has_poses and (condition is not None or level_db is not None):
             raise UserError(f"{corpus.root} has poses and no sound: give neither a condition nor a level_db")
         self.cutter = (
-            _PoseCutter(corpus, frames) if corpus.has_poses else _Cutter(corpus, stft, frames, trim_db, condition)
+            _PoseCutter(corpus, frames)
+            if corpus.has_poses
+            else _Cutter(corpus, stft, frames, trim_db, condition, faces)
         )
         if frames is None:
             self.windows = np.ones_like(self.cutter.counts)
@@ -234,7 +240,9 @@ class _Cutter(Dataset[Batch]):
         frames: int | None,
         trim_db: float | None,
         condition: Condition | None,
+        faces: bool,
     ):
+        self.faces = faces
         self.corpus, self.hop, self.frames, self.condition = corpus, stft.hop, frames, condition
         self.ids = np.array([u.id for u in corpus.utterances], dtype=object)
         self.labels = np.array([{"speaker": u.speaker, **u.labels} for u in corpus.utterances], dtype=object)
@@ -266,11 +274,15 @@ class _Cutter(Dataset[Batch]):
         # The samples from the centre of the first frame to the last frame's end or the next one's centre.
         width = MARGIN + max((count - 1) * self.hop + WINDOW - MARGIN, count * self.hop)
         waveform_BN = self._gather_sound(utterance, first * self.hop - MARGIN, width)
-        picture_BT = lips_BTHW = sure_BT = None
+        picture_BT = lips_BTHW = sure_BT = face_BTHW3 = mouth_BT2 = None
         if self.pictures is not None:
             picture_BT = self.pictures[self.edges[utterance, None] + frame_BT * mask_BT]
-            lips_BTHW, confidence_BT = self._gather_lips(utterance, picture_BT)
-            sure_BT = confidence_BT * mask_BT / np.float32(255)
+            lips_BTHW = self._gather_pictures("lips", utterance, picture_BT)
+            sure_BT = self._gather_pictures("confidence", utterance, picture_BT) * mask_BT / np.float32(255)
+            if self.faces:
+                face_BTHW3 = self._gather_pictures("face", utterance, picture_BT)
+                face_BTHW3[~mask_BT] = 0
+                mouth_BT2 = self._gather_pictures("mouth", utterance, picture_BT) * mask_BT[..., None]
         mixture_BN = self._apply_condition(utterance, waveform_BN, picture_BT, lips_BTHW) if self.condition else None
         if lips_BTHW is not None:
             lips_BTHW[~mask_BT] = 0
@@ -282,6 +294,8 @@ class _Cutter(Dataset[Batch]):
             mixture=_tensor(mixture_BN),
             lips=_tensor(lips_BTHW),
             sure=_tensor(sure_BT),
+            face=_tensor(face_BTHW3),
+            mouth=_tensor(mouth_BT2),
             labels=tuple(self.labels[utterance]),
         )
 
@@ -299,15 +313,17 @@ class _Cutter(Dataset[Batch]):
                 samples_BN[edge] = audio[origin[edge, None] + index]
         return samples_BN / self.peak[utterance, None]
 
-    def _gather_lips(self, utterance: np.ndarray, picture_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lips (B T H W) and confidence (B T) from the shards."""
+    def _gather_pictures(
+        self, kind: str, utterance: np.ndarray, picture_BT: np.ndarray
+    ) -> Shaped[np.ndarray, "B T *of_one"]:
+        """Lips, confidence, faces or what their mouths do, from the shards."""
         shard = self.shard[utterance]
-        side = self.corpus.arrays(self.shards[shard[0]]).lips.shape[1:]
-        lips_BTHW, confidence_BT = np.empty(picture_BT.shape + side, np.uint8), np.empty(picture_BT.shape, np.uint8)
+        first = getattr(self.corpus.arrays(self.shards[shard[0]]), kind)
+        gathered = np.empty(picture_BT.shape + first.shape[1:], first.dtype)
         for number in np.unique(shard):
-            arrays, here = self.corpus.arrays(self.shards[number]), shard == number
-            lips_BTHW[here], confidence_BT[here] = arrays.lips[picture_BT[here]], arrays.confidence[picture_BT[here]]
-        return lips_BTHW, confidence_BT
+            here = shard == number
+            gathered[here] = getattr(self.corpus.arrays(self.shards[number]), kind)[picture_BT[here]]
+        return gathered
 
     def _apply_condition(
         self,

@@ -95,8 +95,9 @@ def prepare(
     size: int = 67,
     workers: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    face: int | None = None,
 ) -> Summary:
-    """Make `out` the prepared corpus.
+    """Make `out` the prepared corpus, of mouths of `size` pixels a side and, where given, faces of `face`.
 
     The face `model` is looked for in the usual places, and `workers` are one a core, where not given. `shard` (i, n):
     only every n-th group from the i-th, as one task of an array.
@@ -104,6 +105,8 @@ def prepare(
     workers = os.cpu_count() or 1 if workers is None else workers
     if size < 16:
         raise UserError(f"size={size}: a mouth crop has 16 pixels a side or more")
+    if face is not None and face < 16:
+        raise UserError(f"face={face}: a picture of a face has 16 pixels a side or more, or is null for none")
     if workers < 1:
         raise UserError(f"workers={workers}: give 1 or more")
     index, count = shard
@@ -114,7 +117,8 @@ def prepare(
         model = find_face_model()
     groups = {
         f"{number:05d}.safetensors": [
-            _Job(clip, out, size, model) for clip in clips[number * CLIPS_PER_SHARD : (number + 1) * CLIPS_PER_SHARD]
+            _Job(clip, out, size, model, face)
+            for clip in clips[number * CLIPS_PER_SHARD : (number + 1) * CLIPS_PER_SHARD]
         ]
         for number in range(-(-len(clips) // CLIPS_PER_SHARD))
     }
@@ -130,6 +134,20 @@ def prepare(
         ) from error
 
 
+def prepare_alone(clip: Clip, out: Path, size: int = 67, face: int | None = None) -> PreparedCorpus:
+    """A prepared corpus, in an empty folder, of this clip and nothing else; a UserError says why it cannot be used."""
+    job = _Job(clip, out, size, find_face_model() if clip.video else None, face)
+    for name in ("staging", "shards"):
+        (out / name).mkdir()
+    _prepare_clip(job)
+    rows, notes = read_header(job.staged)
+    if not rows:
+        raise UserError(notes["quality"]["why_not"])
+    job.staged.rename(out / "shards" / rows[0].shard)
+    write_manifest(out / "manifest.csv", rows)
+    return PreparedCorpus(out, verify=False)
+
+
 @dataclass(frozen=True, eq=False)
 class _Job:
     """One clip to prepare, and how."""
@@ -138,11 +156,13 @@ class _Job:
     out: Path
     size: int
     model: Path | None  # found, where the clip has a video
+    face: int | None = None  # pixels a side; None: no faces
 
     @property
     def settings(self) -> dict[str, int | str]:
         seen = self.clip.video or self.clip.crops
-        return {"size": self.size if seen else "no pictures", "version": _VERSION}
+        faces = {"face": self.face} if self.face and self.clip.video else {}
+        return {"size": self.size if seen else "no pictures", "version": _VERSION} | faces
 
     @property
     def source(self) -> list[Any]:
@@ -182,8 +202,11 @@ def _film(job: _Job) -> tuple[PreparedClip, Quality]:
     video = job.clip.source
     assert job.model
     sound = read_clip_sound(video, job.clip.audio, probe(video), RATE)
-    lips = extract_lips(video, job.model, job.size)
+    lips = extract_lips(video, job.model, job.size, job.face)
     clip, quality = _speaking(job.clip, sound, lips.crops, lips.confidence, lips.found, lips.fps)
+    if job.face:
+        frames = len(clip.lips)
+        clip = replace(clip, face=lips.faces[:frames], mouth=lips.geometry[:frames])
     return clip, replace(quality, mean_jitter=round(lips.jitter, 4))
 
 

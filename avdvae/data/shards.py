@@ -1,13 +1,15 @@
 """A prepared corpus on disk: memory-mapped shards and a table of what lies where.
 
     manifest.csv                 one row a clip: an `Utterance`
-    shards/00000.safetensors     audio (int16, N), lips (uint8, M x H x W) and confidence (uint8, M), clips end to end
+    shards/00000.safetensors     audio (int16, N), lips (uint8, M x H x W) and confidence (uint8, M), clips end to end;
+                                 where wanted, face (uint8, M x H' x W' x 3) and mouth (float32, M x 2) for the same M
                                  or pose (float32, T x J x 3), sequences of poses end to end
 
-A confidence of 255 means a mouth surely found, 0 none. Where there is only sound, M, fps and face_rate are 0. A clip of
-poses has J joints in metres at fps, and nothing else: its rate is 0. A shard repeats its rows in its header, so that a
-manifest can be made from shards alone. Each clip's SHA-256 runs over the bytes of its audio, then its lips, then its
-confidence, then its poses.
+A confidence of 255 means a mouth surely found, 0 none. Faces are RGB; `mouth` is opening and width of the lips, as
+landmarks of the whole picture tell them, in outer eye distances. Where there is only sound, M, fps and face_rate are 0.
+A clip of poses has J joints in metres at fps, and nothing else: its rate is 0. A shard repeats its rows in its header,
+so that a manifest can be made from shards alone. Each clip's SHA-256 runs over the bytes of its audio, then its lips,
+confidence, poses, faces and mouth, those that it has.
 """
 
 from __future__ import annotations
@@ -80,11 +82,19 @@ class ShardArrays(NamedTuple):
     lips: np.ndarray
     confidence: np.ndarray
     pose: np.ndarray
+    face: np.ndarray
+    mouth: np.ndarray
 
 
 _NOTHING = ShardArrays(
-    np.zeros(0, np.int16), np.zeros((0, 1, 1), np.uint8), np.zeros(0, np.uint8), np.zeros((0, 1, 3), np.float32)
+    np.zeros(0, np.int16),
+    np.zeros((0, 1, 1), np.uint8),
+    np.zeros(0, np.uint8),
+    np.zeros((0, 1, 3), np.float32),
+    np.zeros((0, 1, 1, 3), np.uint8),
+    np.zeros((0, 2), np.float32),
 )
+_LATER = ("pose", "face", "mouth")  # what older shards do not have
 
 
 @dataclass(frozen=True)
@@ -100,13 +110,15 @@ class PreparedClip:
     lips: UInt8[np.ndarray, "M H W"] = field(default_factory=lambda: _NOTHING.lips)
     confidence: UInt8[np.ndarray, " M"] = field(default_factory=lambda: _NOTHING.confidence)
     pose: Float32[np.ndarray, "T J 3"] = field(default_factory=lambda: _NOTHING.pose)
+    face: UInt8[np.ndarray, "F R C 3"] = field(default_factory=lambda: _NOTHING.face)
+    mouth: Float32[np.ndarray, "F 2"] = field(default_factory=lambda: _NOTHING.mouth)
     rate: int = 0
     fps: float = 0.0
     face_rate: float = 0.0
 
     @property
     def arrays(self) -> ShardArrays:
-        return ShardArrays(self.audio, self.lips, self.confidence, self.pose)
+        return ShardArrays(self.audio, self.lips, self.confidence, self.pose, self.face, self.mouth)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -124,6 +136,16 @@ def write_shard(path: Path, clips: Sequence[PreparedClip], notes: dict[str, Any]
                 f"clip {clip.id} has {len(clip.audio)} samples, {len(clip.pose)} poses, {len(clip.lips)} pictures and "
                 f"{len(clip.confidence)} confidences: it needs sound or poses, and one confidence a picture, so leave "
                 f"it out or mend it"
+            )
+        if not (len(clip.face) == len(clip.mouth) and len(clip.face) in (0, len(clip.lips))):
+            raise UserError(
+                f"clip {clip.id} has {len(clip.face)} faces, {len(clip.mouth)} openings of the mouth and "
+                f"{len(clip.lips)} pictures: it needs one of each a picture, or no faces, so leave it out or mend it"
+            )
+        if clip.face.shape[1:] != clips[0].face.shape[1:]:
+            raise UserError(
+                f"the faces of {clips[0].id} and of {clip.id} have {clips[0].face.shape[1]} and {clip.face.shape[1]} "
+                "pixels a side: those of a shard have one size, so prepare all clips with the same settings"
             )
         if clip.lips.shape[1:] != clips[0].lips.shape[1:]:
             sizes = " and ".join(f"{c.id} has {c.lips.shape[1]} x {c.lips.shape[2]} pixels" for c in (clips[0], clip))
@@ -156,7 +178,8 @@ def write_shard(path: Path, clips: Sequence[PreparedClip], notes: dict[str, Any]
         )
     arrays = [clip.arrays for clip in clips] or [_NOTHING]
     tensors = {
-        name: np.concatenate(parts) for name, parts in zip(ShardArrays._fields, zip(*arrays, strict=True), strict=True)
+        name: np.ascontiguousarray(np.concatenate(parts))
+        for name, parts in zip(ShardArrays._fields, zip(*arrays, strict=True), strict=True)
     }
     header = json.dumps({"notes": notes, "rows": [asdict(row) for row in rows]}, sort_keys=True)
     with replacing(path) as new:
@@ -222,6 +245,8 @@ def read_shard(path: Path) -> tuple[list[PreparedClip], dict[str, Any]]:
             lips=arrays.lips[row.lips_start : row.lips_stop],
             confidence=arrays.confidence[row.lips_start : row.lips_stop],
             pose=arrays.pose[row.pose_start : row.pose_stop],
+            face=arrays.face[row.lips_start : row.lips_stop],
+            mouth=arrays.mouth[row.lips_start : row.lips_stop],
         )
         for row in rows
     ]
@@ -280,6 +305,11 @@ class PreparedCorpus:
         return self._has("pictures", [u.lips_stop - u.lips_start for u in self.utterances])
 
     @property
+    def has_faces(self) -> bool:
+        """Whether there are pictures of faces beside those of mouths."""
+        return self.has_lips and all(len(self.arrays(shard).face) for shard in {u.shard for u in self.utterances})
+
+    @property
     def has_poses(self) -> bool:
         """Whether there are poses, and no sound."""
         return self._has("poses", [u.pose_stop - u.pose_start for u in self.utterances])
@@ -324,6 +354,14 @@ class PreparedCorpus:
     def confidence(self, utterance: Utterance) -> UInt8[np.ndarray, " M"]:
         return self.arrays(utterance.shard).confidence[utterance.lips_start : utterance.lips_stop]
 
+    def faces(self, utterance: Utterance) -> UInt8[np.ndarray, "M H W 3"]:
+        """None where the corpus was prepared without."""
+        return self.arrays(utterance.shard).face[utterance.lips_start : utterance.lips_stop]
+
+    def mouths(self, utterance: Utterance) -> Float32[np.ndarray, "M 2"]:
+        """Opening and width of the lips, beside the faces."""
+        return self.arrays(utterance.shard).mouth[utterance.lips_start : utterance.lips_stop]
+
     def poses(self, utterance: Utterance) -> Float32[np.ndarray, "T J 3"]:
         return self.arrays(utterance.shard).pose[utterance.pose_start : utterance.pose_stop]
 
@@ -335,10 +373,9 @@ class PreparedCorpus:
 
     def verify(self) -> None:
         """Name the clips whose bytes are not those that were written."""
+        reads = (self.audio, self.lips, self.confidence, self.poses, self.faces, self.mouths)
         damaged = [
-            f"{u.id} in {u.shard}"
-            for u in self.utterances
-            if _checksum(self.audio(u), self.lips(u), self.confidence(u), self.poses(u)) != u.sha256
+            f"{u.id} in {u.shard}" for u in self.utterances if _checksum(*(read(u) for read in reads)) != u.sha256
         ]
         if damaged:
             more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
@@ -362,5 +399,7 @@ def _memory_map(path: Path) -> ShardArrays:
     def view(name: str, dtype: type) -> np.ndarray:
         return data[slice(*header[name]["data_offsets"])].view(dtype).reshape(header[name]["shape"])
 
-    pose = view("pose", np.float32) if "pose" in header else _NOTHING.pose  # older shards have none
-    return ShardArrays(view("audio", np.int16), view("lips", np.uint8), view("confidence", np.uint8), pose)
+    kinds = {name: array.dtype.type for name, array in _NOTHING._asdict().items()}
+    return ShardArrays(
+        *(getattr(_NOTHING, n) if n in _LATER and n not in header else view(n, kind) for n, kind in kinds.items())
+    )

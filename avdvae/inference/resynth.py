@@ -6,6 +6,7 @@ with which it hardly needs latents.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from avdvae.audio import Stft
-from avdvae.protocols import Autoregressive, Batch, LatentModel
+from avdvae.protocols import Autoregressive, Batch, Context, LatentModel, Latents
 
 
 @torch.no_grad()
@@ -38,5 +39,12 @@ def move_again(model: LatentModel, batch: Batch, true_past: bool = False) -> Flo
 
 def _decoded(model: LatentModel, batch: Batch, true_past: bool) -> Any:
     z, context = model.infer(batch).z, model.context(batch)
-    past = model.own_past(z, context) if isinstance(model, Autoregressive) and not true_past else None
+    return model.decode(z, context) if true_past else by_itself(model, z, context)
+
+
+def by_itself(model: LatentModel, z: Latents, context: Context, heard: int = 0) -> Mapping[str, Any]:
+    """What the model makes of latents; one that hears the past hears itself, after the frames that it has `heard`."""
+    past = None
+    if isinstance(model, Autoregressive):
+        past = model.own_past(z, context, [t >= heard for t in range(context.mask.shape[1])])
     return model.decode(z, context, feedback=past)

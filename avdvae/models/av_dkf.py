@@ -68,11 +68,12 @@ class AVDKF(DynamicalVAE):
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
         return self.speak(beside(self.want(z["z"]), self.show(context.video)[None]))
 
-    def sample_prior(self, context: Context, k: int = 1) -> Latents:
+    def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
         """Frame by frame: what is expected of the lips is one look, outside of the loop."""
-        expected_BTL, path = self.expect(context.video), []
-        z_KBL = expected_BTL.new_zeros(k, *expected_BTL[:, 0].shape)
-        for expected_BL in expected_BTL.unbind(1):
+        expected_BTL = self.expect(context.video)
+        path = list(given["z"].expand(k, -1, -1, -1).unbind(2)) if given else []
+        z_KBL = path[-1] if path else expected_BTL.new_zeros(k, *expected_BTL[:, 0].shape)
+        for expected_BL in expected_BTL[:, len(path) :].unbind(1):
             z_KBL = self.transition(self.steer(beside(z_KBL, expected_BL[None]))).sample()[0]
             path.append(z_KBL)
         return {"z": torch.stack(path, 2)}

@@ -17,11 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, Recurrent, before, beside, mlp
+from avdvae.blocks import GaussianHead, Recurrent, before, beside, ends, mlp
 from avdvae.distributions import Gaussian
 from avdvae.models.dynamical_vae import DynamicalVAE, Path
 from avdvae.protocols import Context, Latents, Observed
@@ -49,10 +48,8 @@ class DSAE(DynamicalVAE):
         self.speak = nn.Sequential(*mlp([dim_v + dim, *narrow], nn.Tanh), nn.Linear(narrow[-1], features))
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
-        forth_BTM, back_BTM = self.hear_v(observed_BTF, context.mask).chunk(2, -1)
-        last_B = context.mask.sum(1) - 1
-        end_BM = forth_BTM[torch.arange(len(last_B)), last_B]
-        q_v = self.v_head(torch.cat([end_BM, back_BTM[:, 0]], -1)[None, :, None])
+        end_BM = ends(self.hear_v(observed_BTF, context.mask), context.mask)
+        q_v = self.v_head(end_BM[None, :, None])
         v_KB1L = q_v.moved(noise["v"])
         heard_KBTM = self.hear_z(beside(observed_BTF[None], v_KB1L), context.mask)
         followed = self.follow(heard_KBTM.flatten(end_dim=1))[0]

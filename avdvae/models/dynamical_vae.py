@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import before
+from avdvae.blocks import before, beginning
 from avdvae.distributions import Gaussian, likelihood_of
 from avdvae.errors import UserError
 from avdvae.objectives import Elbo, Schedule
@@ -77,9 +77,11 @@ class DynamicalVAE(nn.Module):
         observed_BTF = batch.need(self.observes, self)
         if (found := observed_BTF.shape[-1]) != self.features:
             raise UserError(f"a frame of {self.observes} has {found} numbers here: give model.features={found}")
+        return self.posterior(observed_BTF, context, self._noise(context, k, mode))
+
+    def _noise(self, context: Context, k: int, mode: str) -> Latents:
         draw = torch.randn if mode == "sample" else torch.zeros
-        noise = {name: draw(size, device=batch.mask.device) for name, size in self._sizes(context, k).items()}
-        return self.posterior(observed_BTF, context, noise)
+        return {name: draw(size, device=context.mask.device) for name, size in self._sizes(context, k).items()}
 
     def _sizes(self, context: Context, k: int) -> dict[str, tuple[int, ...]]:
         utterances, frames = context.mask.shape
@@ -94,15 +96,22 @@ class DynamicalVAE(nn.Module):
         log_p = {name: p.log_prob(z[name]) for name, p in self.prior(z, context).items()}
         return sum((log_p[s.name] * share_BT if s.rate is None else log_p[s.name] for s in self.latents), 0 * share_BT)
 
-    def sample_prior(self, context: Context, k: int = 1) -> Latents:
+    def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
         """One frame after another, each from the prior that those before it give."""
+        z, known = self._to_draw(context, k, given)
+        for t in range(context.mask.shape[1]):
+            if missing := [name for name in z if known[name] <= t < z[name].shape[2]]:
+                p = self.prior(z, context)
+                for name in missing:
+                    z[name][:, :, t] = p[name].sample()[0][:, :, t]
+        return z
+
+    def _to_draw(self, context: Context, k: int, given: Latents | None) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Latents that are 0 where nothing is given, and how many frames of each are given."""
         sizes = self._sizes(context, k)
         z = {name: torch.zeros(size, device=context.mask.device) for name, size in sizes.items()}
-        for t in range(context.mask.shape[1]):
-            for name, p in self.prior(z, context).items():
-                if t < sizes[name][2]:
-                    z[name][:, :, t] = p.sample()[0][:, :, t]
-        return z
+        known = {name: given[name].shape[2] if given and name in given else 0 for name in sizes}
+        return beginning(given, z), known
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         return self.elbo(batch, self.context(batch), schedule)
@@ -165,21 +174,36 @@ class AutoregressiveVAE(DynamicalVAE):
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
         return super().decode(z, context if feedback is None else replace(context, past=feedback))
 
-    @torch.no_grad()
+    def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
+        """One frame after another; what lies behind the end of `context.past` is what the model says itself."""
+        z, known = self._to_draw(context, k, given)
+        heard = 0 if context.past is None else context.past.shape[-2]
+        self._walk(z["z"], known["z"], context, [t >= heard for t in range(context.mask.shape[1])])
+        return z
+
     def own_past(self, z: Latents, context: Context, own: Sequence[bool] | None = None) -> Float[Tensor, "K B T F"]:
         """See protocols.Autoregressive."""
-        z_KBTL, z_before_KBTL = z["z"], before(z["z"])
+        frames = z["z"].shape[2]
+        return self._walk(z["z"], frames, context, own or [True] * frames)
+
+    @torch.no_grad()
+    def _walk(self, z_KBTL: Tensor, known: int, context: Context, own: Sequence[bool]) -> Float[Tensor, "K B T F"]:
+        """The past as it is heard, frame after frame; the latents from frame `known` on are drawn on the way."""
+        z_before = torch.zeros_like(z_KBTL[:, :, :1])
         said = z_KBTL.new_zeros(*z_KBTL.shape[:2], 1, self.features)
         state, past = None, []
-        for t in range(z_KBTL.shape[2]):
-            now = slice(t, t + 1)
-            h, state = self.proceed(said, z_before_KBTL[:, :, now], z_KBTL[:, :, now], state)
-            if own is None or own[t]:
-                said = likelihood_of(self.observes, self.output_at(h, z_KBTL[:, :, now])).expected
+        for t, z_now in enumerate(z_KBTL.split(1, 2)):  # views
+            if t >= known:  # h is told z_t = 0, which p(z_t) does not hear
+                h, _ = self.proceed(said, z_before, z_now, state)
+                z_now.copy_(self.prior_at(h, z_before).sample()[0])
+            h, state = self.proceed(said, z_before, z_now, state)
+            if own[t]:
+                said = likelihood_of(self.observes, self.output_at(h, z_now)).expected
             else:
                 assert context.past is not None
-                said = context.past[:, now].expand_as(said)
+                said = context.past[..., t : t + 1, :].expand_as(said)
             past.append(said)
+            z_before = z_now
         return torch.cat(past, 2)
 
 

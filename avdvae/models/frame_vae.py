@@ -18,6 +18,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from avdvae.blocks import beginning
 from avdvae.distributions import Gaussian
 from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
@@ -59,8 +60,8 @@ class FrameVAE(nn.Module):
     def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]:
         return self.prior(context).log_prob(z["z"])
 
-    def sample_prior(self, context: Context, k: int = 1) -> Latents:
-        return {"z": self.prior(context).sample(k)}
+    def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
+        return beginning(given, {"z": self.prior(context).sample(k)})
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         return self.elbo(batch, self.context(batch))

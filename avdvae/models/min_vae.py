@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, LipEncoder, mlp
+from avdvae.blocks import GaussianHead, LipEncoder, beginning, mlp
 from avdvae.distributions import ComplexGaussian, Gaussian, Mixture
 from avdvae.errors import UserError
 from avdvae.models.v_vae import VVAE
@@ -111,8 +111,9 @@ class MINVAE(nn.Module):
     def _log_priors(self, z: Latents, context: Context) -> Float[Tensor, "M K B T"]:
         return torch.stack([self.prior(m, context).log_prob(z[name]) for m, name in enumerate(self.components)])
 
-    def sample_prior(self, context: Context, k: int = 1) -> Latents:
-        return {name: self.prior(m, context).sample(k) for m, name in enumerate(self.components)}
+    def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
+        drawn = {name: self.prior(m, context).sample(k) for m, name in enumerate(self.components)}
+        return beginning(given, drawn)
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         heard_BTF = batch.need("power", self)

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, LipEncoder, mlp, standardised
+from avdvae.blocks import GaussianHead, LipEncoder, beginning, mlp, standardised
 from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.errors import UserError
 from avdvae.objectives import Elbo, Schedule
@@ -89,8 +89,8 @@ class MVAE(nn.Module):
     def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]:
         return self.prior(context).log_prob(z["z"])
 
-    def sample_prior(self, context: Context, k: int = 1) -> Latents:
-        return {"z": self.prior(context).sample(k)}
+    def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
+        return beginning(given, {"z": self.prior(context).sample(k)})
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         standard, n = Gaussian.standard(self.latents[0].dim, like=batch.mask), batch.mask.sum(1).float()

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from avdvae.blocks import beginning
 from avdvae.distributions import Mixture
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
@@ -82,8 +83,9 @@ class VAEMM(nn.Module):
     def _log_priors(self, z: Latents, context: Context) -> Float[Tensor, "M K B T"]:
         return torch.stack([part.log_prior({"z": z[name]}, context) for name, part in self._parts.items()])
 
-    def sample_prior(self, context: Context, k: int = 1) -> Latents:
-        return {name: part.sample_prior(context, k)["z"] for name, part in self._parts.items()}
+    def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
+        drawn = {name: part.sample_prior(context, k)["z"] for name, part in self._parts.items()}
+        return beginning(given, drawn)
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         context = self.context(batch)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from avdvae.tasks.denoising import Denoising
+from avdvae.tasks.emotion import EmotionOfFew
 from avdvae.tasks.enhancement import Enhancement
 from avdvae.tasks.motion import Motion
 from avdvae.tasks.resynthesis import Resynthesis
 from avdvae.tasks.task import Task
+from avdvae.tasks.transfer import Transfer
 
 TASKS: dict[str, Task] = {
     "enhancement": Enhancement(),
     "resynthesis": Resynthesis(true_past=False),
     "resynthesis_true_past": Resynthesis(true_past=True),
+    "transfer": Transfer(),
+    "denoising": Denoising(),
+    "emotion": EmotionOfFew(),
     "motion": Motion(true_past=False),
     "motion_true_past": Motion(true_past=True),
 }

@@ -114,6 +114,7 @@ class Subject:
             trim_db=self.settings.trim_db,
             device=self.device,
             condition=condition,
+            faces="face" in self.model.sees,
         )
 
     def rows(self, part: Part, item: str, lips: str, scores: Mapping[str, float]) -> list[Result]:

@@ -1,0 +1,119 @@
+"""Readers of recordings: who speaks, in which mood, how far the mouth is open. They are fitted to real recordings, so
+that what a model makes is read as real ones are.
+
+Letters: N examples of M features, T frames, F frequencies, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+BANDS, CEPSTRA = 40, 12
+MOUTH, EYES = (slice(36, 58), slice(14, 50)), (slice(14, 30), slice(8, 56))  # rows and columns of faces of 64 x 64
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Multinomial logistic regression."""
+
+    names: tuple[str, ...]
+    mean: Float[Tensor, " M"]
+    scale: Float[Tensor, " M"]
+    weight: Float[Tensor, "M C"]
+    bias: Float[Tensor, " C"]
+
+    @classmethod
+    def fit(cls, x_NM: Float[Tensor, "N M"], labels: Sequence[str], penalty: float = 0.01) -> Classes:
+        """On features brought to mean 0 and variance 1, with a penalty on the squares of the weights."""
+        names = tuple(sorted(set(labels)))
+        target_N = torch.tensor([names.index(label) for label in labels])
+        mean_M, scale_M = x_NM.mean(0), x_NM.std(0) + 1e-3
+        x_NM = (x_NM - mean_M) / scale_M
+        weight = torch.zeros(x_NM.shape[1], len(names), requires_grad=True)
+        bias = torch.zeros(len(names), requires_grad=True)
+        lbfgs = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            lbfgs.zero_grad()
+            value = nn.functional.cross_entropy(x_NM @ weight + bias, target_N) + penalty * weight.square().sum()
+            value.backward()
+            return value
+
+        with torch.enable_grad():
+            lbfgs.step(loss)
+        return cls(names, mean_M, scale_M, weight.detach(), bias.detach())
+
+    def log_probs(self, x: Float[Tensor, "*some M"]) -> Float[Tensor, "*some C"]:
+        return (((x - self.mean) / self.scale) @ self.weight + self.bias).log_softmax(-1)
+
+    def name(self, x: Float[Tensor, " M"]) -> str:
+        return self.names[int(self.log_probs(x).argmax())]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Linear regression."""
+
+    weight: Float[Tensor, " M"]
+
+    @classmethod
+    def fit(cls, x_NM: Float[Tensor, "N M"], y_N: Float[Tensor, " N"], penalty: float = 1.0) -> Line:
+        """Of what has mean 0, with a penalty on the squares of the weights."""
+        x_NM, y_N = x_NM.double(), y_N.double()
+        gram_MM = x_NM.t() @ x_NM + penalty * torch.eye(x_NM.shape[1], dtype=torch.double)
+        return cls(torch.linalg.solve(gram_MM, x_NM.t() @ y_N).float())
+
+    def __call__(self, x_NM: Float[Tensor, "N M"]) -> Float[Tensor, " N"]:
+        return x_NM @ self.weight
+
+
+def voice_of(power_TF: Float[Tensor, "T F"]) -> Float[Tensor, " M"]:
+    """Mean and deviation of the loudness in bands."""
+    return torch.cat([*torch.std_mean(loudness(power_TF), 0)])
+
+
+def face_of(face_THW3: Shaped[Tensor, "T H W 3"]) -> Float[Tensor, " M"]:
+    """The mean face in coarse pixels; pictures of 0..1, or 0..255 where they are bytes."""
+    return nn.functional.avg_pool2d(_pixels(face_THW3).mean(0), 8).flatten()
+
+
+def mouth_of(face_THW3: Shaped[Tensor, "T H W 3"]) -> Float[Tensor, "T M"]:
+    """How the mouth differs from its mean over the clip, in pixels: `Line` makes an opening of it."""
+    mouth_TP = nn.functional.avg_pool2d(_pixels(face_THW3)[:, :, *MOUTH], 2).flatten(1)
+    return mouth_TP - mouth_TP.mean(0)
+
+
+def cepstra_of(power_TF: Float[Tensor, "T F"]) -> Float[Tensor, "T C"]:
+    """The shape of the spectrum without its details, frame by frame: what tells one phoneme from another."""
+    place = torch.arange(BANDS) + 0.5
+    cosine_MC = torch.cos(torch.pi / BANDS * place[:, None] * torch.arange(1, CEPSTRA + 1))
+    return loudness(power_TF) @ cosine_MC
+
+
+def loudness(power_TF: Float[Tensor, "T F"]) -> Float[Tensor, "T M"]:
+    return (power_TF @ _filters(power_TF.shape[1]) + 1e-4).log()
+
+
+@cache
+def _filters(frequencies: int) -> Float[Tensor, "F M"]:
+    from torchaudio.functional import melscale_fbanks
+
+    return melscale_fbanks(frequencies, 0.0, 8000.0, BANDS, 16_000)
+
+
+def _pixels(face_THW3: Shaped[Tensor, "T H W 3"]) -> Float[Tensor, "T 3 H W"]:
+    bytes_ = face_THW3.dtype == torch.uint8
+    return (face_THW3 / 255 if bytes_ else face_THW3.clamp(0, 1)).movedim(-1, 1)
+
+
+def correlation(x_TC: Float[Tensor, "T C"], y_TC: Float[Tensor, "T C"]) -> float:
+    """Over the frames, averaged over what they have."""
+    x_TC, y_TC = x_TC - x_TC.mean(0), y_TC - y_TC.mean(0)
+    norms_C = (x_TC.square().sum(0) * y_TC.square().sum(0)).sqrt()
+    return float(((x_TC * y_TC).sum(0) / norms_C.clamp_min(1e-9)).mean())

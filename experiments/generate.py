@@ -1,0 +1,66 @@
+"""Let a model speak, or move, on its own: after the beginning of a clip, or from nothing.
+
+python experiments/generate.py run=RUN source=A                          after the first second of A, an id or a file
+python experiments/generate.py run=RUN source=A analysis=0.5 seconds=6 draws=3
+python experiments/generate.py run=RUN                                   from the prior alone
+
+The beginning is analysed by itself; latents of a whole utterance stay what it tells. A model that hears the past hears
+the true one first, and then itself. One that looks at the lips follows those of the source, to their end at most. A
+folder gets a wav a draw, strip.png and film.mp4, in which they follow each other; a line marks where the model is on
+its own.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from avdvae.errors import UserError
+from avdvae.runs import open_run
+from avdvae.stage import Stage
+
+
+def generate_clips(config: Mapping[str, Any]) -> None:
+    if config["run"] is None:
+        raise UserError("run= missing: give run=RUN, and source=A to go on from")
+    for name in ("analysis", "seconds"):
+        if config[name] is not None and not (isinstance(config[name], int | float) and 0 <= config[name] <= 60):
+            raise UserError(f"{name}={config[name]}: give 0 to 60 seconds")
+    if not (type(draws := config["draws"]) is int and 1 <= draws <= 20):
+        raise UserError(f"draws={draws}: give 1 to 20")
+    stage, source = Stage(open_run(Path(config["run"]))), None
+    if config["source"] is not None:
+        source = stage.clip("source", str(config["source"]))
+    torch.manual_seed(config["seed"])
+    made = stage.generate(source, config["analysis"] or 0, config["seconds"], draws)
+    begun = config["analysis"] if source else None
+    ends = {"source": stage.true(source)} if source else {}
+    takes = [ends | {f"draw {draw + 1}": stage.made(made, draw=draw)} for draw in range(draws)]
+    label = re.sub(r"[^\w-]+", "_", source.ids[0]) if source else "prior"
+    out = Path(config["out"] or stage.run.path / "generate" / label)
+    stage.write(out, takes, begun)
+    print(f"generated  {out}")
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="generate")
+def main(config: DictConfig) -> None:
+    sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
+    try:
+        given: Any = OmegaConf.to_container(config, resolve=True)
+        generate_clips(given)
+    except (UserError, OmegaConfBaseException) as error:
+        sys.exit(f"generate.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("generate.py: interrupted; nothing was written")
+
+
+if __name__ == "__main__":
+    main()

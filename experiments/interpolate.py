@@ -1,0 +1,61 @@
+"""Walk a latent, or several, from one clip's to another's, and see and hear what changes on the way.
+
+python experiments/interpolate.py run=RUN source=A target=B latents=[v]     A and B: ids of the run's corpus, or files
+python experiments/interpolate.py run=RUN source=A target=B latents=[z] steps=9
+
+Each step is the source with the latents named at a point of the straight line from its own, 0 %, to the target's,
+100 %, as experiments/transfer.py makes that. A folder gets a wav a step, strip.png and film.mp4, in which they follow
+each other.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from avdvae.errors import UserError
+from avdvae.inference.transfer import find_latents, transfer
+from avdvae.runs import open_run
+from avdvae.stage import Stage, check_phase
+
+
+def interpolate_clips(config: Mapping[str, Any]) -> None:
+    if missing := [f"{name}=" for name in ("run", "source", "target") if config[name] is None]:
+        raise UserError(f"{', '.join(missing)} missing: give run=RUN source=A target=B latents=[NAME]")
+    if not (type(steps := config["steps"]) is int and 2 <= steps <= 20):
+        raise UserError(f"steps={steps}: give 2 to 20, both ends counted")
+    check_phase(config["phase"])
+    stage, names = Stage(open_run(Path(config["run"]))), [str(name) for name in config["latents"]]
+    find_latents(stage.model, names)
+    source, target = (stage.clip(role, str(config[role])) for role in ("source", "target"))
+    ends, takes = {"source": stage.true(source), "target": stage.true(target)}, []
+    for step in range(steps):
+        made = transfer(stage.model, source, target, names, share=step / (steps - 1))
+        takes.append(ends | {f"at {100 * step / (steps - 1):.0f} %": stage.made(made, source, config["phase"])})
+    label = re.sub(r"[^\w,-]+", "_", f"{source.ids[0]}_{target.ids[0]}_{','.join(names)}")
+    out = Path(config["out"] or stage.run.path / "interpolate" / label)
+    stage.write(out, takes)
+    print(f"walk       {out}")
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="interpolate")
+def main(config: DictConfig) -> None:
+    sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
+    try:
+        given: Any = OmegaConf.to_container(config, resolve=True)
+        interpolate_clips(given)
+    except (UserError, OmegaConfBaseException) as error:
+        sys.exit(f"interpolate.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interpolate.py: interrupted; nothing was written")
+
+
+if __name__ == "__main__":
+    main()

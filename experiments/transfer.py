@@ -1,0 +1,59 @@
+"""Give a clip some latents of another, and see and hear what goes with them.
+
+python experiments/transfer.py run=RUN source=A target=B latents=[v]     A and B: ids of the run's corpus, or files
+python experiments/transfer.py run=RUN source=anna.mp4 target=b.wav latents=[z] phase=source
+
+The result is the source with the latents named taken from the target. One of a whole utterance serves every frame of
+the source; where one that moves is taken, too, both clips are cut to the length of the shorter. What a model is
+conditioned on, as the lips, stays the source's. A folder gets wavs, strip.png and film.mp4, in which the result is
+heard.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from avdvae.errors import UserError
+from avdvae.inference.transfer import find_latents, transfer
+from avdvae.runs import open_run
+from avdvae.stage import Stage, check_phase
+
+
+def transfer_clips(config: Mapping[str, Any]) -> None:
+    if missing := [f"{name}=" for name in ("run", "source", "target") if config[name] is None]:
+        raise UserError(f"{', '.join(missing)} missing: give run=RUN source=A target=B latents=[NAME]")
+    check_phase(config["phase"])
+    stage, names = Stage(open_run(Path(config["run"]))), [str(name) for name in config["latents"]]
+    find_latents(stage.model, names)
+    source, target = (stage.clip(role, str(config[role])) for role in ("source", "target"))
+    made = transfer(stage.model, source, target, names)
+    result = stage.made(made, source, config["phase"])
+    scenes = {"source": stage.true(source), "target": stage.true(target), "result": result}
+    label = re.sub(r"[^\w,-]+", "_", f"{source.ids[0]}_{target.ids[0]}_{','.join(names)}")
+    out = Path(config["out"] or stage.run.path / "transfer" / label)
+    stage.write(out, [scenes])
+    print(f"transfer   {out}")
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="transfer")
+def main(config: DictConfig) -> None:
+    sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
+    try:
+        given: Any = OmegaConf.to_container(config, resolve=True)
+        transfer_clips(given)
+    except (UserError, OmegaConfBaseException) as error:
+        sys.exit(f"transfer.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("transfer.py: interrupted; nothing was written")
+
+
+if __name__ == "__main__":
+    main()

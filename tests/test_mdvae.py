@@ -1,0 +1,159 @@
+"""VQ-VAE against plain NumPy, MDVAE against what was published of it, and how the two work together."""
+
+# What a test reads of a batch is there, or the test fails.
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
+
+import numpy as np
+import pytest
+import torch
+
+from avdvae.errors import UserError
+from avdvae.models.mdvae import MDVAE, VQMDVAE
+from avdvae.models.vqvae import Codebook, FaceVQ, SoundVQ, use_of
+from avdvae.objectives import Schedule
+from avdvae.protocols import Batch
+
+
+def noise(frames: int = 5, utterances: int = 2, seed: int = 0) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    return Batch(
+        ids=tuple(map(str, range(utterances))),
+        mask=torch.arange(frames) < torch.tensor([frames, frames - 2])[:utterances, None],
+        power=torch.rand(utterances, frames, 513, generator=g),
+        face=torch.randint(0, 256, (utterances, frames, 64, 64, 3), generator=g, dtype=torch.uint8),
+    )
+
+
+def tokenised() -> VQMDVAE:
+    return VQMDVAE(SoundVQ(width=8), FaceVQ(width=16, codes=32, dim=4), size=16, memory=8)
+
+
+def test_codes_and_codebook_are_those_of_plain_numpy():
+    torch.manual_seed(0)
+    book, rng = Codebook(7, 3), np.random.default_rng(0)
+    words, count, total = book.words_CL.numpy().astype(np.float64), np.full(7, 2.0), np.zeros((7, 3))
+    total += 2 * words
+    book.count_C.fill_(2.0)
+    book.sum_CL.copy_(2 * book.words_CL)
+    for _ in range(20):
+        u = rng.normal(size=(50, 3)).astype(np.float32)
+        nearest = np.square(u[:, None].astype(np.float64) - words).sum(-1).argmin(1)
+        np.testing.assert_array_equal(book.nearest(torch.from_numpy(u)), nearest)
+        weight = rng.integers(0, 2, 50)
+        chosen = np.eye(7)[nearest] * weight[:, None]
+        book.follow(torch.from_numpy(u), torch.from_numpy(chosen).float())
+        count = 0.99 * count + 0.01 * chosen.sum(0)
+        total = 0.99 * total + 0.01 * chosen.T @ u
+        words = total / ((count + 1e-5) / (count.sum() + 7e-5) * count.sum())[:, None]
+        np.testing.assert_allclose(book.words_CL, words, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_to_change_in_the_words_is_to_change_in_the_features():
+    torch.manual_seed(0)
+    book, u = Codebook(7, 3), torch.randn(2, 5, 3, requires_grad=True)
+    wanted = torch.randn(2, 5, 3)
+    quantised = book(u)
+    torch.testing.assert_close(quantised, book.words_CL[book.nearest(u)])
+    (quantised * wanted).sum().backward()
+    assert torch.equal(u.grad, wanted)
+
+
+def test_dead_codes_begin_anew_where_vectors_are_and_live_ones_stay():
+    torch.manual_seed(0)
+    book = Codebook(4, 2)
+    u, weight = torch.randn(30, 2), torch.cat([torch.ones(10), torch.zeros(20)])
+    book.revive(u, weight)  # at first all are dead
+    assert all((word == u[:10]).all(-1).any() for word in book.words_CL)
+    before = book.words_CL.clone()
+    book.count_C.copy_(torch.tensor([1.0, 1.0, 0.001, 1.0]))
+    book.revive(u, weight)
+    alive = [0, 1, 3]
+    assert torch.equal(book.words_CL[alive], before[alive]) and book.count_C[2] == pytest.approx(0.05 * 10 / 4)
+    assert (book.words_CL[2] == u[:10]).all(-1).any()
+    assert use_of(torch.tensor([5.0, 5.0, 0.0, 0.0])) == {"usage": 0.5, "perplexity": pytest.approx(2.0)}
+
+
+def test_processes_move_the_codebook_together(monkeypatch):
+    one, two = Codebook(5, 2), Codebook(5, 2)
+    u, chosen = torch.randn(20, 2), torch.eye(5)[torch.randint(0, 5, (20,))]
+    one.follow(u.repeat(2, 1), chosen.repeat(2, 1))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))  # another with the same batch
+    two.follow(u, chosen)
+    for name in ("words_CL", "count_C", "sum_CL"):
+        torch.testing.assert_close(getattr(one, name), getattr(two, name))
+
+
+def test_frames_that_pad_move_no_code():
+    torch.manual_seed(0)
+    batch, model = noise(), FaceVQ(width=16, codes=8, dim=4).train()
+    odd = batch.face.clone()
+    odd[1, 3:] = 255
+    books = []
+    for face in (batch.face, odd):
+        torch.manual_seed(1)
+        model.codebook.count_C.zero_()
+        model(Batch(ids=batch.ids, mask=batch.mask, face=face), Schedule())
+        books.append(model.codebook.words_CL.clone())
+    assert torch.equal(*books)
+
+
+def test_sizes_are_the_published_ones():
+    model = VQMDVAE(SoundVQ(), FaceVQ(), variance="unit")
+    assert (model.ear.size, model.eye.size) == (512, 2048)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 8_484_568  # 8.48 million
+    assert [(spec.name, spec.dim) for spec in model.latents] == [("w", 84), ("z_av", 16), ("z_a", 8), ("z_v", 4)]
+
+
+def test_the_divergence_of_what_stays_counts_once_or_as_published_once_a_frame():
+    batch = noise()
+    torch.manual_seed(0)
+    model = MDVAE(size=16, memory=8, width=16, dim=4)
+    elbos = []
+    for paper in (False, True):
+        model.paper = paper
+        torch.manual_seed(1)
+        elbos.append(model(batch, Schedule()))
+    once, often = elbos
+    torch.testing.assert_close(often.kl["w"], once.kl["w"] * torch.tensor([5.0, 3.0]))
+    torch.testing.assert_close(often.kl["z_av"], once.kl["z_av"])
+
+
+def test_tokenizers_come_trained_and_stay_as_they_are():
+    torch.manual_seed(0)
+    ear, eye = SoundVQ(width=8).train(), FaceVQ(width=16, codes=32, dim=4).train()
+    for part in (ear, eye):
+        part(noise(), Schedule())
+    model = tokenised().train()
+    model.start_from(ear, eye)
+    model.requires_grad_(True)
+    for part in (model.ear, model.eye):  # as train.freeze does
+        part.requires_grad_(False)
+    adam = torch.optim.Adam(model.parameters(), 1e-2)
+    model(noise(), Schedule()).loss(Schedule()).sum().backward()
+    adam.step()
+    for own, trained in ((model.ear, ear), (model.eye, eye)):
+        for name, value in trained.state_dict().items():
+            assert torch.equal(own.state_dict()[name], value), name
+    said = model.decode(model.infer(noise()).z, model.context(noise()))
+    words = model.eye.codebook.words_CL
+    assert said["face"].expected.shape == (1, 2, 5, 64, 64, 3) and len(words) == 32
+
+
+def test_each_latent_moves_what_it_is_there_for():
+    torch.manual_seed(0)
+    model, batch = MDVAE(size=16, memory=8, width=16, dim=4), noise()
+    z, context = dict(model.infer(batch, mode="mean").z), model.context(batch)
+    before = model.decode(z, context)
+    for name, moved in (("z_a", (True, False)), ("z_v", (False, True)), ("z_av", (True, True)), ("w", (True, True))):
+        after = model.decode(z | {name: z[name] + 1}, context)
+        same = (
+            torch.equal(after["power"].log_var, before["power"].log_var),
+            torch.equal(after["face"].expected, before["face"].expected),
+        )
+        assert same == tuple(not m for m in moved), name
+
+
+def test_faces_of_another_size_are_refused():
+    with pytest.raises(UserError, match="faces of 32 x 32 pixels, not 64 x 64"):
+        FaceVQ(16)(Batch(("a",), torch.ones(1, 1).bool(), face=torch.zeros(1, 1, 32, 32, 3).byte()), Schedule())

@@ -90,7 +90,7 @@ class Stage:
                 f"{role}={name} is neither a file nor a clip of {self.corpus.root}: its {len(ids)} clips have ids "
                 f"such as {', '.join(like)}"
             )
-        return self.corpus.only(name)
+        return self.corpus.only([self.corpus.utterances[ids.index(name)]])
 
     def _prepare(self, path: Path, folder: Path) -> PreparedCorpus:
         suffix, looks = path.suffix.lower(), "lips" in self.model.sees

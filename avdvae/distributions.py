@@ -340,7 +340,8 @@ class DMoL:
     def of(cls, output: Float[Tensor, "*draws N M3"], coding: Coding, scoring: Scoring) -> DMoL:
         """From the output of a network."""
         output = output if output.dtype == torch.float64 else output.float()
-        return cls(*output.chunk(3, -1), coding, scoring)
+        logits, loc, log_scale = output.chunk(3, -1)
+        return cls(logits, loc, log_scale, coding, scoring)
 
     def log_prob(self, waveform: Float[Tensor, "*#draws n"]) -> Float[Tensor, "*_draws n"]:
         """Of each sample."""

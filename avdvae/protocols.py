@@ -94,7 +94,7 @@ class LatentSpec:
     modality: Literal["audio", "video", "audio-visual", "motion"]
 
 
-Observed = Literal["power", "pose"]  # what a model may explain: speech or motion
+Observed = Literal["power", "pose", "waveform"]  # what a model may explain: speech, motion, or sound, code by code
 Latents = Mapping[str, Tensor]  # z_KBTL by the name of the latent; z_KB1L where the rate is None
 
 

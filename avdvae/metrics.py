@@ -6,18 +6,14 @@ than half a second) is nan; what is wrong for every signal is an error.
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from avdvae.errors import UserError
-from avdvae.parallel import in_parallel
 
 METRICS = ("si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi", "estoi")
 LOW_IS_GOOD = ("rmse", "rtf", "mpjpe_mm")
@@ -47,6 +43,8 @@ LOOKS = {
     "estoi": Look("ESTOI", "", 3),
     "rmse": Look("RMSE", "", 4),
     "mpjpe_mm": Look("MPJPE", "mm", 1),
+    "lips_weight": Look("weight of the lips", "", 2),
+    "lips_weight_hidden": Look("while hidden", "", 2),
 }
 
 
@@ -109,7 +107,6 @@ _COMPUTE: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
     "rmse": lambda reference, estimate, rate: rmse(reference, estimate),
 }
 _LONGEST_PESQ = 20  # seconds: longer signals may hold more than the 50 utterances at which the package crashes
-_FEW = 8  # jobs that take less time than processes take to start
 _PESQ_RATES = {"pesq_wb": (16_000,), "pesq_nb": (8_000, 16_000)}
 
 
@@ -132,56 +129,3 @@ def score(
             raise UserError(f"{name} is defined at {allowed} Hz, not at {rate}: resample, or leave {name} out")
     usable = all(signal.any() and np.isfinite(signal).all() for signal in (reference, estimate))
     return {name: _COMPUTE[name](reference, estimate, rate) if usable else float("nan") for name in names}
-
-
-@dataclass(frozen=True, eq=False)
-class ScoreJob:
-    """A clean signal and what is to be held against it.
-
-    The keys of `estimates` begin the names of the metrics: {"": enhanced, "input_": mixture} gives si_sdr and
-    input_si_sdr, and with them si_sdr_improvement.
-    """
-
-    reference: Float[np.ndarray, " N"]
-    estimates: Mapping[str, Float[np.ndarray, " N"]]
-    rate: int = 16_000
-    names: Sequence[str] = METRICS
-
-
-def score_all(jobs: Sequence[ScoreJob], workers: int) -> list[dict[str, float]]:
-    """The metrics of every job, in the order of the jobs, computed in processes of one thread each."""
-    numbered = list(enumerate(jobs))
-    if len(jobs) <= _FEW:
-        return [_score_job(job) for job in numbered]
-    scores: list[dict[str, float]] = [{}] * len(jobs)
-    with _one_thread_each():
-        for (index, _), found in in_parallel(_score_job, numbered, workers, "scoring"):
-            scores[index] = found
-    return scores
-
-
-def _score_job(numbered: tuple[int, ScoreJob]) -> dict[str, float]:
-    _, job = numbered
-    scores = {
-        prefix + name: value
-        for prefix, estimate in job.estimates.items()
-        for name, value in score(job.reference, estimate, job.rate, job.names).items()
-    }
-    if INPUT in job.estimates and "si_sdr" in job.names:
-        for prefix in job.estimates.keys() - {INPUT}:
-            scores[f"{prefix}si_sdr_improvement"] = scores[f"{prefix}si_sdr"] - scores[f"{INPUT}si_sdr"]
-    return scores
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes spawned meanwhile find it in their environment before they load a library of linear algebra."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from avdvae.errors import UserError
@@ -32,7 +33,8 @@ def _start_worker() -> None:
 def in_parallel(
     work: Callable[[Item], Result], items: Sequence[Item], workers: int, label: str
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield (item, work(item)) as they come, in any order. The first exception of a worker ends it all."""
+    """Yield (item, work(item)) as they come, in any order. The first exception of a worker ends it all. A single worker
+    is this process."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -52,8 +54,13 @@ def in_parallel(
         TextColumn("left"),
         TimeRemainingColumn(),
     )
+    workers = min(workers, len(items))
+    if workers == 1:
+        with Progress(*columns) as progress:
+            yield from ((item, work(item)) for item in progress.track(items, description=label))
+        return
     context = multiprocessing.get_context("spawn")  # decoders and landmarkers run threads, which a fork would break
-    pool = ProcessPoolExecutor(min(workers, len(items)), context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
     with Progress(*columns) as progress:
         task = progress.add_task(label, total=len(items))
         try:
@@ -67,3 +74,17 @@ def in_parallel(
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Processes spawned meanwhile find it in their environment before they load a library of linear algebra."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from avdvae.audio import Stft
 from avdvae.data.poses import Skeleton
@@ -125,12 +125,13 @@ def triptych(
     hop: int,
     lips_THW: UInt8[np.ndarray, "T H W"] | None = None,
     sure_T: Float[np.ndarray, " T"] | None = None,
+    spoilt_T: Bool[np.ndarray, " T"] | None = None,
     shares: Mapping[str, Float[np.ndarray, " T"]] | None = None,
 ) -> matplotlib.figure.Figure:
     """Spectrograms below each other on one scale of decibels, and the lips on the same clock, a picture a frame.
 
     Where `sure_T` is 0 no face was found: there the lips are red. `shares` are those of the components of a mixture,
-    which add up to 1 in each frame.
+    which add up to 1 in each frame, here of a fifth of a second. Dashed lines enclose where the lips are spoilt.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -166,10 +167,16 @@ def triptych(
         if lips_THW is not None:
             _draw_lips(axes[len(powers)], lips_THW, sure_T, seconds)
         if shares is not None:
-            times = np.arange(len(next(iter(shares.values())))) * hop / rate
-            axes[-1].stackplot(times, *shares.values(), labels=list(shares), colors=_LINES, step="mid", lw=0)
+            around = np.ones(max(1, round(0.2 * rate / hop)))
+            smooth_MT = np.stack([np.convolve(share, around, "same") for share in shares.values()])
+            times = np.arange(smooth_MT.shape[1]) * hop / rate
+            axes[-1].stackplot(times, smooth_MT / smooth_MT.sum(0), labels=list(shares), colors=_LINES, lw=0)
             axes[-1].set(title="switch", ylabel="share", ylim=(0, 1), yticks=[0, 1])
             axes[-1].legend(loc="lower right", bbox_to_anchor=(1, 0.95), ncols=len(shares), borderaxespad=0.3)
+        if spoilt_T is not None:
+            for edge in np.flatnonzero(np.diff(spoilt_T, prepend=False, append=False)):
+                for ax in axes[len(powers) :]:
+                    ax.axvline((edge - 0.5) * hop / rate, color="black", linestyle=(0, (3, 2)), linewidth=1.2)
         axes[-1].set(xlabel="seconds", xlim=(0, seconds))
     return figure
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.errors import UserError
-from avdvae.evaluation import Evaluation, evaluate_run, find_corpus, find_other_runs
+from avdvae.evaluation import evaluate_run, find_corpus, find_other_runs, settings_of
 from avdvae.runs import Run, build_vem, changed, create_run, open_run
 
 
@@ -37,7 +37,7 @@ def main(config: DictConfig) -> None:
         asked = changed(trained.config, changes)
         if (out / "config.yaml").exists() and open_run(out).config != asked:
             raise UserError(f"{out} holds an evaluation with other settings: choose another out=")
-        Evaluation(**asked["evaluate"])  # these say what is wrong before a folder is made
+        settings_of(asked["evaluate"])  # these say what is wrong before a folder is made
         build_vem(asked["enhance"])
         find_other_runs(given["compare"])
         prepared = find_corpus(asked)

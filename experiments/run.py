@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
-from avdvae.evaluation import Evaluation, evaluate_run, find_corpus, find_other_runs, join_evaluations
+from avdvae.evaluation import evaluate_run, find_corpus, find_other_runs, join_evaluations, settings_of
 from avdvae.metrics import Look
 from avdvae.results import ranking
 from avdvae.runs import Run, build_model, build_vem, create_run, find_runs, open_run
@@ -55,7 +55,7 @@ def find_run(config: dict[str, Any]) -> Run:
 def check(config: dict[str, Any]) -> None:
     """Say what is wrong with a configuration before a run is made of it."""
     Training(**config["train"], seed=config["seed"])
-    Evaluation(**config["evaluate"])
+    settings_of(config["evaluate"])
     build_vem(config["enhance"])
     model = build_model(config["model"])
     if config.get("start") and not hasattr(model, "start_from"):

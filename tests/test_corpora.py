@@ -16,7 +16,7 @@ from avdvae.data.prepare import prepare
 from avdvae.data.shards import PreparedCorpus
 from avdvae.data.talker.corpus import Talker
 from avdvae.errors import UserError
-from avdvae.evaluation import Evaluation, Evaluator
+from avdvae.evaluation import measure
 from avdvae.inference.esteps import PointEstimate
 from avdvae.inference.vem import Vem
 from avdvae.models.av_vae import AVVAE
@@ -24,6 +24,7 @@ from avdvae.models.rvae import RVAE
 from avdvae.models.vae import VAE
 from avdvae.report import write_report
 from avdvae.results import Result, read_results, summarise, write_summary
+from avdvae.tasks.task import Evaluation, Subject
 from avdvae.training import Training, train
 
 
@@ -80,7 +81,7 @@ def test_from_a_tree_to_a_table_of_results(name, roots, tmp_path):
     )
     vem = Vem(PointEstimate(), iterations=2, rank=2)
     model.eval().requires_grad_(False)
-    Evaluator(model, splits["test"], Stft(533), vem, evaluation, tmp_path / "out", name).run()
+    measure(Subject(model, splits["test"], Stft(533), vem, evaluation, tmp_path / "out", name))
     rows = read_results(tmp_path / "out" / "results.csv")
     gained = [row for row in rows if row.metric == ("mpjpe_mm" if moves else "si_sdr_improvement")]
     assert len(gained) == len(speakers["test"]) and all(np.isfinite(row.value) for row in gained)
@@ -117,7 +118,7 @@ def test_what_is_no_corpus_is_said_in_a_sentence(tmp_path):
 
 
 @pytest.fixture
-def measure(roots, tmp_path):
+def measured(roots, tmp_path):
     """What the mixtures themselves are found to be, evaluated on a folder of noisy recordings of a corpus."""
 
     def inputs(name: str, noise: str, snrs: list[float], out: str) -> list[Result]:
@@ -127,27 +128,26 @@ def measure(roots, tmp_path):
         asked: Any = {"noises": [str(roots(name) / noise)], "snrs": snrs, "trim_db": None, "per_speaker": None}
         evaluation = Evaluation(**asked, metrics=["si_sdr"], examples=1, workers=1)
         vem = Vem(PointEstimate(), iterations=1, rank=2)
-        evaluator = Evaluator(model, test, Stft(533), vem, evaluation, tmp_path / out, "vae")
-        evaluator.run()
-        write_summary(tmp_path / out / "summary.json", summarise(evaluator.rows, 0))
+        rows = measure(Subject(model, test, Stft(533), vem, evaluation, tmp_path / out, "vae"))
+        write_summary(tmp_path / out / "summary.json", summarise(rows, 0))
         assert Path(noise).name in write_report(tmp_path / out).read_text()
-        return [row for row in evaluator.rows if row.metric == "input_si_sdr"]
+        return [row for row in rows if row.metric == "input_si_sdr"]
 
     return inputs
 
 
-def test_noisy_recordings_are_measured_beside_their_labels(measure):
+def test_noisy_recordings_are_measured_beside_their_labels(measured):
     """NTCD-TIMIT calls 5 dB what is -3 dB; lower levels than it has are made of the noise of its lowest."""
-    rows = measure("ntcd_timit", "Noisy_TCDTIMIT/White", [5, -5, -10], "levels")
+    rows = measured("ntcd_timit", "Noisy_TCDTIMIT/White", [5, -5, -10], "levels")
     assert len(rows) == 3 * 2 and {row.noise for row in rows} == {"White"}
     for level in (5, -5, -10):
         there = [row.value for row in rows if row.snr == level]
         assert there == pytest.approx([level - 8] * 2, abs=0.3)
     with pytest.raises(UserError, match=r"has the levels -5, 5: choose evaluate\.snrs from them, or lower ones"):
-        measure("ntcd_timit", "Noisy_TCDTIMIT/White", [0], "between")
+        measured("ntcd_timit", "Noisy_TCDTIMIT/White", [0], "between")
 
 
-def test_noisy_recordings_may_have_a_level_each(measure):
-    rows = measure("voicebank_demand", "noisy_testset_wav", [0], "once")
+def test_noisy_recordings_may_have_a_level_each(measured):
+    rows = measured("voicebank_demand", "noisy_testset_wav", [0], "once")
     assert [row.snr for row in rows] == [None, None]
     assert [row.value for row in rows] == pytest.approx([7.5, 7.5], abs=0.5)

@@ -1,14 +1,12 @@
 import math
-import os
 
 import fast_bss_eval
 import numpy as np
 import pytest
 from jaxtyping import Float
 
-import avdvae.metrics
 from avdvae.errors import UserError
-from avdvae.metrics import LOOKS, METRICS, ScoreJob, rmse, score, score_all, sdr, si_sdr
+from avdvae.metrics import LOOKS, METRICS, rmse, score, sdr, si_sdr
 
 RATE = 16_000
 RNG = np.random.default_rng(0)
@@ -79,28 +77,3 @@ def test_mistakes_are_named() -> None:
         score(VOICE, NOISY[1:])
     with pytest.raises(UserError, match="pesq_wb is defined at 16000 Hz, not at 8000"):
         score(VOICE, NOISY, 8000)
-
-
-def test_many_are_scored_in_order_under_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = []
-    in_parallel = avdvae.metrics.in_parallel
-    monkeypatch.setattr(
-        avdvae.metrics,
-        "in_parallel",
-        lambda *args: (threads.append(os.environ["OMP_NUM_THREADS"]), in_parallel(*args))[1],
-    )
-    monkeypatch.setattr(avdvae.metrics, "_FEW", 0)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    names = ("si_sdr", "estoi")
-    jobs = [
-        ScoreJob(VOICE, {"": HISSING, "input_": NOISY}, names=names),
-        *(ScoreJob(VOICE, {"": VOICE + level * NOISE}, names=names) for level in (0.2, 0.02, 0.05)),
-    ]
-    first, *others = score_all(jobs, workers=2)
-    assert first.pop("si_sdr_improvement") == pytest.approx(20, abs=0.1)  # a tenth of the noise
-    expected = score(VOICE, HISSING, names=names)
-    expected |= {f"input_{name}": value for name, value in score(VOICE, NOISY, names=names).items()}
-    assert first == pytest.approx(expected)
-    for job, found in zip(jobs[1:], others, strict=True):
-        assert found == pytest.approx(score(job.reference, job.estimates[""], names=names))
-    assert threads == ["1"] and "OMP_NUM_THREADS" not in os.environ

@@ -193,7 +193,7 @@ def test_all_panels_of_a_triptych_share_the_clock() -> None:
     sure[30:45] = 0  # from 1 s to 1.5 s
     off = np.where(sure > 0, 0.1, 0.9)
     shares = {"sound": off, "both": 1 - off}
-    figure = triptych({"clean": click, "louder": 10 * click}, 16_000, 533, lips, sure, shares)
+    figure = triptych({"clean": click, "louder": 10 * click}, 16_000, 533, lips, sure, sure == 0, shares)
     clean, louder, strip, switch, *_ = figure.axes
     assert [ax.get_title(loc="left") for ax in (clean, louder, strip)] == ["clean", "louder", "lips"]
     assert {ax.get_xlim() for ax in (clean, louder, strip, switch)} == {(0.0, 2.0)}
@@ -205,6 +205,8 @@ def test_all_panels_of_a_triptych_share_the_clock() -> None:
     loudest = left + (picture.max(axis=0).argmax() + 0.5) * (right - left) / picture.shape[1]
     assert loudest == pytest.approx(1, abs=533 / 16_000)
     assert np.asarray(clean.images[0].get_array()).max() == pytest.approx(picture.max() - 20, abs=0.01)
+    for ax in (strip, switch):  # the edges of what is spoilt
+        assert [np.asarray(line.get_xdata())[0] for line in ax.lines] == pytest.approx([1, 1.5], abs=533 / 16_000)
     lost = strip.collections[0].get_datalim(strip.transData)
     assert (lost.x0, lost.x1) == pytest.approx((1, 1.5))
     assert len(triptych({"clean": click}, 16_000, 256).axes) == 2  # with the colour bar

@@ -307,6 +307,10 @@ class PreparedCorpus:
                 f"per_speaker={per_speaker} and min_seconds={min_seconds} leave no utterance of {self.root}: "
                 f"give 1 or more, and at most the {longest:.2f} s of the longest"
             )
+        return self.only(utterances)
+
+    def only(self, utterances: Sequence[Utterance]) -> PreparedCorpus:
+        """The same corpus with these of its utterances."""
         chosen = copy(self)
         chosen.utterances = tuple(utterances)
         return chosen

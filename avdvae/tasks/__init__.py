@@ -1,0 +1,16 @@
+"""The tasks that a model is measured on, by name."""
+
+from __future__ import annotations
+
+from avdvae.tasks.enhancement import Enhancement
+from avdvae.tasks.motion import Motion
+from avdvae.tasks.resynthesis import Resynthesis
+from avdvae.tasks.task import Task
+
+TASKS: dict[str, Task] = {
+    "enhancement": Enhancement(),
+    "resynthesis": Resynthesis(true_past=False),
+    "resynthesis_true_past": Resynthesis(true_past=True),
+    "motion": Motion(true_past=False),
+    "motion_true_past": Motion(true_past=True),
+}

@@ -1,0 +1,73 @@
+"""Parts measured side by side, in any order, by any process, are those that one process would have measured."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from avdvae.audio import Stft
+from avdvae.data.prepare import Summary
+from avdvae.data.shards import PreparedCorpus
+from avdvae.errors import UserError
+from avdvae.evaluation import measure, settings_of
+from avdvae.inference.esteps import PointEstimate
+from avdvae.inference.vem import Vem
+from avdvae.models.cvae import CVAE
+from avdvae.models.vae import VAE
+from avdvae.models.vae_mm import VAEMM
+from avdvae.results import Result, read_results, write_results
+from avdvae.tasks.task import Evaluation, Subject
+
+
+@pytest.fixture
+def subject(prepared: Summary, tmp_path: Path) -> Subject:
+    torch.manual_seed(0)
+    sound, both = VAE(hidden=8, dim=4), CVAE(hidden=8, dim=4)
+    model = VAEMM(sound, both).eval().requires_grad_(False)
+    settings = Evaluation(
+        tasks=["enhancement", "resynthesis"], noises=["White"], snrs=[-5, 5], metrics=["si_sdr"], examples=1, workers=1
+    )
+    corpus = PreparedCorpus(prepared.out, "test", verify=False)
+    vem = Vem(PointEstimate(), iterations=3, rank=2)
+    return Subject(model, corpus, Stft(533), vem, settings, tmp_path, "vae_mm", share=1)
+
+
+def heard(rows: list[Result]) -> list[tuple[Any, ...]]:
+    """What does not depend on the machine or the folder."""
+    return [(row.task, row.item, row.snr, row.lips, row.metric, row.value) for row in rows if row.metric != "rtf"]
+
+
+def test_processes_and_interruptions_change_nothing(subject: Subject, tmp_path: Path) -> None:
+    whole = measure(subject)
+    assert {(row.task, row.snr, row.lips) for row in whole} == {
+        *(("enhancement", snr, lips) for snr in (-5, 5) for lips in ("clean", "occluded")),
+        ("resynthesis", None, "clean"),
+    }
+    weights = {(row.lips, row.metric) for row in whole if row.metric.startswith("lips_weight") and 0 <= row.value <= 1}
+    assert weights == {("clean", "lips_weight"), ("occluded", "lips_weight"), ("occluded", "lips_weight_hidden")}
+    examples = json.loads((tmp_path / "examples.json").read_text())
+    assert [len(example["audio"]) for example in examples] == [3, 3, 2] and len(list(tmp_path.glob("audio/*.wav"))) == 8
+
+    several = replace(subject, settings=replace(subject.settings, workers=2), out=tmp_path / "several")
+    assert heard(measure(several)) == heard(whole)
+    left = [row for row in whole if (row.snr, row.item) != (5, whole[0].item)]  # as if it had stopped before that
+    write_results(tmp_path / "results.csv", left)
+    again = measure(subject)
+    assert heard(again) == heard(whole) == heard(read_results(tmp_path / "results.csv"))
+    kept = [row for row in again if row.metric == "rtf" and row in left]
+    assert len(kept) == sum(row.metric == "rtf" for row in left)  # measured once
+
+
+def test_a_task_that_a_model_or_a_corpus_is_not_made_for_is_refused(subject: Subject) -> None:
+    with pytest.raises(UserError, match=r"no task is called singing: choose from enhancement, "):
+        settings_of({"tasks": ["singing"]})
+    motion = replace(subject, settings=replace(subject.settings, tasks=["motion"]))
+    with pytest.raises(
+        UserError, match=r"tasks=motion: .* holds sound, so choose from enhancement, resynthesis"
+    ):
+        measure(motion)
+    with pytest.raises(UserError, match=r"Linear cannot enhance: it lacks a verb of protocols\.SpeechPrior"):
+        measure(replace(subject, model=torch.nn.Linear(1, 1)))

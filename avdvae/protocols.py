@@ -162,6 +162,19 @@ class Autoregressive(LatentModel, Protocol):
         ...
 
 
+def why_not_enhancing(model: object) -> str | None:
+    """What keeps the EM stage from enhancing with this model, and which models qualify; None: nothing."""
+    what = {"waveform": "samples code by code", "pose": "poses"}.get(getattr(model, "observes", "power"))
+    lacks = not isinstance(model, SpeechPrior)
+    if not (lacks or what):
+        return None
+    why = f"explains {what}" if what else "has no latents to infer"
+    return (
+        f"{type(model).__name__} cannot enhance, for it {why}, and noise is taken off by a likelihood of power "
+        "spectra: choose a model that has one, such as exp=vae, cvae or rvae"
+    )
+
+
 def indispensable(model: LatentModel) -> set[str]:
     """What `model` cannot do without: what it sees, but for what it says it `can_miss`."""
     return set(model.sees) - set(getattr(model, "can_miss", ()))

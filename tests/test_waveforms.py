@@ -185,12 +185,13 @@ def test_free_nats_cost_no_more_than_none():
 
 
 def test_what_they_cannot_be_made_of_is_told():
-    for wrong, message in (
+    wrongs: list[tuple[dict[str, Any], str]] = [
         ({"coding": "a-law"}, "model.coding=a-law: choose mu-law or linear"),
         ({"scoring": "seed"}, "model.scoring=seed: choose exact or paper"),
         ({"stride": 48}, "the stride is a power of 2"),
         ({"layers": 2, "dim": [3]}, "dim is a number or one for each layer"),
-    ):
+    ]
+    for wrong, message in wrongs:
         with pytest.raises(UserError, match=message):
             CWVAE(**wrong)
     with pytest.raises(UserError, match="stride=0: give the samples of a step"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from avdvae.tasks.enhancement import Enhancement
+from avdvae.tasks.likelihood import Likelihood
 from avdvae.tasks.motion import Motion
+from avdvae.tasks.probe import Probe
 from avdvae.tasks.resynthesis import Resynthesis
 from avdvae.tasks.task import Task
 
@@ -11,6 +13,8 @@ TASKS: dict[str, Task] = {
     "enhancement": Enhancement(),
     "resynthesis": Resynthesis(true_past=False),
     "resynthesis_true_past": Resynthesis(true_past=True),
+    "likelihood": Likelihood(),
+    "probe": Probe(),
     "motion": Motion(true_past=False),
     "motion_true_past": Motion(true_past=True),
 }

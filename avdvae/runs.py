@@ -75,7 +75,7 @@ class Run:
         return model
 
     def load_speech_prior(self, device: str = "cpu") -> SpeechPrior:
-        model = self.load_model(device)
+        model: Any = self.load_model(device)
         if reason := why_not_enhancing(model):
             raise UserError(reason)
         return model

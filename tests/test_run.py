@@ -20,10 +20,12 @@ from avdvae.runs import build_model, open_run
 from avdvae.video import probe
 
 PROJECT = Path(__file__).parent.parent
-SEVERAL = {"own", "robustness", "dvae_benchmark"}
+SEVERAL = {"own", "robustness", "dvae_benchmark", "likelihood_benchmark"}
 EXPERIMENTS = sorted(
     path.stem for path in PROJECT.glob("configs/exp/*.yaml") if path.stem not in SEVERAL and "motion" not in path.stem
 )
+PAPER_SIZES = [name for name in EXPERIMENTS if name.endswith("_paper")]  # minutes long
+EXPERIMENTS = [name for name in EXPERIMENTS if name not in PAPER_SIZES]
 TRUE_PAST = "resynthesis_true_past"
 
 

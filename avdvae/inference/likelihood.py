@@ -51,7 +51,7 @@ def importance_bits(model: LatentModel, batch: Batch, draws: int) -> Float[Tenso
         log_x_BN = model.decode(inferred.z, context)["waveform"].log_prob(waveform_BN)[0]
         log_w_B = (log_x_BN * sounds_BN).sum(-1)
         for spec in model.latents:
-            z, q, p = (side[spec.name] for side in (inferred.z, inferred.q, inferred.p))
+            z, q, p = inferred.z[spec.name], inferred.q[spec.name], inferred.p[spec.name]
             first_T = torch.arange(z.shape[2], device=z.device) * (spec.rate or 0)
             ratio_BT = (p.log_prob(z) - q.log_prob(z))[0]
             log_w_B = log_w_B + (ratio_BT * (first_T < batch.lengths[:, None])).sum(-1)
@@ -61,7 +61,7 @@ def importance_bits(model: LatentModel, batch: Batch, draws: int) -> Float[Tenso
 
 def fitted_dmol(recordings: Sequence[Int16[np.ndarray, " _"]], components: int = 2) -> Float[np.ndarray, " codes"]:
     """The bits of each code by one mixture of logistics for all samples, the most likely one for these recordings."""
-    counts = sum(np.bincount(codes.astype(np.int32) + CODES, minlength=2 * CODES) for codes in recordings)
+    counts = np.bincount(np.concatenate(recordings).astype(np.int32) + CODES, minlength=2 * CODES)
     seen = torch.from_numpy(np.flatnonzero(counts))
     share = torch.from_numpy(counts[seen] / counts.sum())
     code = torch.arange(-CODES, CODES, dtype=torch.float64) / CODES

@@ -106,14 +106,18 @@ class Cell(nn.Module):
         z_weight, c_weight = self.mix.weight.t().split([self.dim, self.mix.in_features - self.dim])
         c_told = self.mix.bias if c_NTH is None else torch.addmm(self.mix.bias, c_NTH.flatten(0, 1), c_weight)
         c_told = c_told.expand(noise_NTL[..., 0].numel(), -1).unflatten(0, noise_NTL.shape[:2])
-        (first_p, *_), (first_q, *_) = self.p_head, self.q_head
+        p_layers: list[Any] = [layer for layer in self.p_head if not isinstance(layer, nn.ReLU)]
+        q_layers: list[Any] = [layer for layer in self.q_head if not isinstance(layer, nn.ReLU)]
+        (first_p, *later_p, head_p), (first_q, *later_q, head_q) = p_layers, q_layers
         h_weight, e_weight = first_q.weight.t().split(self.hidden)
         h_weight = torch.cat([first_p.weight.t(), h_weight], 1)
         e_told = pad(e_NTH, (0, 0, 0, steps - heard)) @ e_weight + first_q.bias
         e_told = torch.cat([first_p.bias.expand_as(e_told), e_told], -1)
-        later = [(p, q) for p, q in zip(self.p_head, self.q_head, strict=True) if isinstance(p, nn.Linear)][1:]
-        layers = [(torch.stack([p.bias, q.bias])[:, None], torch.stack([p.weight.t(), q.weight.t()])) for p, q in later]
-        (p_bias, p_weight), (q_bias, q_weight) = (head[-1].joined() for head in (self.p_head, self.q_head))
+        layers = [
+            (torch.stack([p.bias, q.bias])[:, None], torch.stack([p.weight.t(), q.weight.t()]))
+            for p, q in zip(later_p, later_q, strict=True)
+        ]
+        (p_bias, p_weight), (q_bias, q_weight) = head_p.joined(), head_q.joined()
         head_bias, head_weight = torch.stack([p_bias, q_bias])[:, None], torch.stack([p_weight, q_weight])
         gru = [getattr(self.remember, f"{kind}_l0") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
         z_NL, h_NH = noise_NTL.new_zeros(len(noise_NTL), self.dim), noise_NTL.new_zeros(len(noise_NTL), self.hidden)

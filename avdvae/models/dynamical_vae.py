@@ -196,13 +196,14 @@ class AutoregressiveVAE(DynamicalVAE):
 
 
 def awaiting(
-    network: nn.Module, early: Float[Tensor, "... M"]
+    network: Any, early: Float[Tensor, "... M"]
 ) -> tuple[Float[Tensor, "... N"], Callable[[Tensor, Tensor], Tensor]]:
     """Of layers that end in a GaussianHead, what the first inputs add to the first of them, for all frames at once; and
     what makes mean and log-variance, side by side, of that and of the other inputs in a loop."""
-    first, *others = network if isinstance(network, nn.Sequential) else [network]
+    layers: list[Any] = [*network] if isinstance(network, nn.Sequential) else [network]
+    first, *others = layers
     told, late_weight = hoisted(first, early)
-    bias, weight = others.pop().joined() if others else (None, None)
+    bias, weight = others.pop().joined() if others else (None, late_weight)
 
     def finish(told_NM: Tensor, late_NM: Tensor) -> Tensor:
         features_NM = torch.addmm(told_NM, late_NM, late_weight)

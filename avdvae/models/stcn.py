@@ -35,10 +35,10 @@ class WideHead(nn.Module):
 
     def __init__(self, features: int, hidden: int, dim: int, start: float):
         super().__init__()
-        self.mean, self.deviation = (
-            nn.Sequential(*mlp([features, hidden, hidden], nn.LeakyReLU), nn.Linear(hidden, dim)) for _ in range(2)
-        )
-        nn.init.constant_(self.deviation[-1].bias, math.log(math.expm1(start - 1e-3)))
+        last = nn.Linear(hidden, dim)
+        nn.init.constant_(last.bias, math.log(math.expm1(start - 1e-3)))
+        self.mean = nn.Sequential(*mlp([features, hidden, hidden], nn.LeakyReLU), nn.Linear(hidden, dim))
+        self.deviation = nn.Sequential(*mlp([features, hidden, hidden], nn.LeakyReLU), last)
 
     def forward(self, features: Float[Tensor, "... M"]) -> Gaussian:
         deviation = nn.functional.softplus(self.deviation(features).float()) + 1e-3

@@ -14,6 +14,8 @@ J. D. Havtorn et al., "Benchmarking generative latent variable models for speech
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from avdvae.blocks import GaussianHead, mlp
@@ -36,8 +38,9 @@ class VRNNWave(WaveformVAE, VRNN):
         super().__init__(dim, stride, coding, scoring)
         self.listen = mlp([stride, wide, wide, wide], nn.LeakyReLU)
         self.want = mlp([dim, wide, wide, wide, wide], nn.ReLU)
-        self.remember = nn.GRU(2 * wide, hidden, batch_first=True)
-        nn.init.orthogonal_(self.remember.weight_hh_l0)
+        remember: Any = nn.GRU(2 * wide, hidden, batch_first=True)
+        nn.init.orthogonal_(remember.weight_hh_l0)
+        self.remember = remember
         self.q_head = nn.Sequential(*mlp([wide + hidden, wide, wide, wide], nn.ReLU), GaussianHead(wide, dim))
         self.p_head = nn.Sequential(*mlp([hidden, wide, wide, wide], nn.ReLU), GaussianHead(wide, dim))
         self.out = nn.Sequential(*mlp([hidden + wide, wide, wide], nn.LeakyReLU), CodeHead(wide, stride))

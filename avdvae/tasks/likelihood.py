@@ -82,7 +82,8 @@ def _sounds(model: Any, batch: Batch, b: int) -> Mapping[str, np.ndarray]:
     alone = Batch(batch.ids[b : b + 1], batch.mask[b : b + 1], waveform=clean_1N, lengths=batch.lengths[b : b + 1])
     second = min(RATE, clean_1N.shape[1] // 2) // model.stride * model.stride
     sounds: dict[str, Tensor] = {"clean": clean_1N[0]}
-    if isinstance(model, LatentModel):
+    has_latents = isinstance(model, LatentModel)
+    if has_latents:
         again = model.decode(model.infer(alone, mode="mean").z, model.context(alone))["waveform"]
         sounds["by its latents"] = again.mode[0, 0, : clean_1N.shape[1]]
     goes_on_1N = model.go_on(clean_1N[:, :second], second)

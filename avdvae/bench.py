@@ -29,6 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from avdvae.audio import Stft
+from avdvae.distributions import CODES
 from avdvae.inference.separation import RATE, Pictures, separate_long
 from avdvae.inference.vem import Vem
 from avdvae.objectives import Schedule
@@ -80,14 +81,16 @@ def our_trainee(model: nn.Module, batch: Batch) -> Trainee:
     return Trainee(model, loss)
 
 
-def random_batch(utterances: int, frames: int, pixels: int, device: torch.device) -> Batch:
-    """Power spectra and mouth crops of no meaning."""
+def random_batch(utterances: int, frames: int, pixels: int, hop: int, device: torch.device) -> Batch:
+    """Power spectra, mouth crops and sound of no meaning."""
     return Batch(
         ids=tuple(map(str, range(utterances))),
         mask=torch.ones(utterances, frames, dtype=torch.bool),
         power=torch.rand(utterances, frames, 513),
         lips=torch.randint(0, 256, (utterances, frames, pixels, pixels), dtype=torch.uint8),
         sure=torch.ones(utterances, frames),
+        waveform=torch.randint(-3000, 3000, (utterances, frames * hop)) / CODES,
+        lengths=torch.full((utterances,), frames * hop),
     ).to(device)
 
 
@@ -118,8 +121,10 @@ def step_memory(trainee: Trainee) -> int:
 
 
 def step_flops(trainee: Trainee) -> int:
-    # Fused, recurrent layers would hide their products from the counter.
-    plain = torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False)
+    # Fused, recurrent layers would hide their products from the counter. Convolutions are left as they are: not fused,
+    # those of each channel by itself take minutes.
+    hidden = any(isinstance(module, nn.LSTM) for module in trainee.model.modules())
+    plain = torch.backends.mkldnn.flags(enabled=not hidden), torch.backends.cudnn.flags(enabled=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no TF32 on a CPU
         with plain[0], plain[1], FlopCounterMode(display=False) as counter:

@@ -21,18 +21,18 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
 
 
 class Recurrent(nn.Module):
-    """An LSTM or GRU along time, forward, backward, or both beside each other; frames that pad do not disturb it."""
+    """A `unit` along time, forward, backward, or both beside each other, which frames that pad do not disturb."""
 
     def __init__(
         self,
         inputs: int,
         hidden: int,
         direction: Literal["forward", "backward", "both"] = "forward",
-        cell: type[nn.LSTM | nn.GRU] = nn.LSTM,
+        unit: type[nn.LSTM] | type[nn.GRU] = nn.LSTM,
     ):
         super().__init__()
-        self.forth = cell(inputs, hidden, batch_first=True) if direction != "backward" else None
-        self.back = cell(inputs, hidden, batch_first=True) if direction != "forward" else None
+        self.forth = unit(inputs, hidden, batch_first=True) if direction != "backward" else None
+        self.back = unit(inputs, hidden, batch_first=True) if direction != "forward" else None
 
     def forward(self, x: Float[Tensor, "*draws T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "*draws T H"]:
         flat, mask = x.flatten(end_dim=-3), mask_BT.expand(*x.shape[:-2], -1).flatten(end_dim=-2)
@@ -58,6 +58,37 @@ def backwards(x_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) -> Fl
     frame_T = torch.arange(x_BTM.shape[1], device=x_BTM.device)
     source_BT = torch.where(mask_BT, mask_BT.sum(1, keepdim=True) - 1 - frame_T, frame_T)
     return x_BTM.gather(1, source_BT[..., None].expand_as(x_BTM))
+
+
+class CausalConv(nn.Linear):
+    """y_t from x_t and x_t-d, the dilation; it also gives the inputs that its next call, on what follows, needs."""
+
+    def __init__(self, inputs: int, outputs: int, dilation: int = 1):
+        super().__init__(2 * inputs, outputs)
+        self.dilation = dilation
+
+    def forward(
+        self, x_BTC: Float[Tensor, "B T C"], past_BDC: Float[Tensor, "B D C"] | None = None
+    ) -> tuple[Float[Tensor, "B T M"], Float[Tensor, "B D C"]]:
+        if past_BDC is None:
+            past_BDC = x_BTC.new_zeros(len(x_BTC), self.dilation, x_BTC.shape[2])
+        frames = x_BTC.shape[1]
+        longer = torch.cat([past_BDC, x_BTC], 1)
+        return super().forward(torch.cat([longer[:, :frames], x_BTC], -1)), longer[:, frames:]
+
+
+class GatedLayer(nn.Module):
+    """A layer of WaveNet: residual output, skip output, and what its next call needs."""
+
+    def __init__(self, channels: int, dilation: int):
+        super().__init__()
+        self.conv, self.out = CausalConv(channels, 2 * channels, dilation), nn.Linear(channels, 2 * channels)
+
+    def forward(self, x_BTC: Float[Tensor, "B T C"], past_BDC: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        both, left_BDC = self.conv(x_BTC, past_BDC)
+        content, gate = both.chunk(2, -1)
+        residual, skip = self.out(torch.tanh(content) * torch.sigmoid(gate)).chunk(2, -1)
+        return (x_BTC + residual) * 0.5**0.5, skip, left_BDC
 
 
 def before(x: Float[Tensor, "*draws T M"]) -> Float[Tensor, "*draws T M"]:

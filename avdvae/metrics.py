@@ -17,8 +17,8 @@ from jaxtyping import Float
 from avdvae.errors import UserError
 
 METRICS = ("si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi", "estoi")
-LOW_IS_GOOD = ("rmse", "rtf", "mpjpe_mm")
-LOW_IS_GOOD = ("rmse", "rtf", "mpjpe_mm")
+OF_EACH_SAMPLE = ("bits_per_frame", "importance_bits", "dmol_bits", "flac_bits", "uniform_bits")
+LOW_IS_GOOD = ("rmse", "rtf", "mpjpe_mm", *OF_EACH_SAMPLE)
 INPUT = "input_"  # begins the names of the metrics of the unprocessed input
 
 
@@ -44,6 +44,12 @@ LOOKS = {
     "estoi": Look("ESTOI", "", 3),
     "rmse": Look("RMSE", "", 4),
     "mpjpe_mm": Look("MPJPE", "mm", 1),
+    "bits_per_frame": Look("bits", "a frame", 3),
+    "importance_bits": Look("importance-weighted", "bits", 3),
+    "dmol_bits": Look("fitted DMoL", "bits", 3),
+    "flac_bits": Look("FLAC", "bits", 3),
+    "uniform_bits": Look("uniform", "bits", 1),
+    "samples": Look("samples", "", 0),
     "lips_weight": Look("weight of the lips", "", 2),
     "lips_weight_hidden": Look("while hidden", "", 2),
 }

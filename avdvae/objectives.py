@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from avdvae.distributions import Gaussian
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -17,11 +19,13 @@ class Schedule:
     beta   weight of the KL terms
     coin   uniform in 0..1, drawn anew for each step, the same in every process: for choices that a whole batch shares
     own    share of the frames in which a model that hears the past is given what it said itself
+    free   nats of KL that cost no more than none would, of each step of a latent: free nats
     epoch  how many have gone before
     """
 
     beta: float = 1.0
     own: float = 0.0
+    free: float = 0.0
     coin: float = 1.0
     epoch: int = 0
 
@@ -67,6 +71,17 @@ class Elbo:
 
     def _total(self, parts: Mapping[str, Tensor]) -> Float[Tensor, " B"]:
         return sum(parts.values(), torch.zeros_like(self.n))
+
+
+def divergence(
+    q: Gaussian, p: Gaussian, mask: Bool[Tensor, "B T"], schedule: Schedule, share: float = 1.0
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """KL(q || p) of a latent of each utterance, and what makes its free nats free, for `Elbo.aux`: each dimension is
+    charged its part of them at least, so that below it nothing pulls it down. `share` scales them."""
+    kl_BTL = q.divergences(p).mean(0)
+    least_BTL = kl_BTL.clamp_min(share * schedule.free / kl_BTL.shape[-1])
+    charged_B, kl_B = ((value.sum(-1) * mask).sum(1) for value in (least_BTL, kl_BTL))
+    return kl_B, schedule.beta * (kl_B - charged_B)
 
 
 # The two terms of the bound of each component of a mixture, E[ln p(s | z)] and KL(q(z) || p(z)), frame by frame.

@@ -1,27 +1,34 @@
-"""The public benchmark code of dynamical VAEs, for a comparison of speed: run from a checkout, nothing of it is here.
+"""Public benchmark code, for a comparison of speed: run from a checkout, nothing of it is here.
 
 X. Bie et al., "A benchmark of dynamical variational autoencoders applied to speech spectrogram modeling", Interspeech
 2021 (arXiv 2106.06500). Its models take spectra T B F and leave the moments of their latents on themselves; its loss
 is a sum over the batch, which its training divides by the frames. Its training also switches autograd's anomaly
 detection on and reads each loss back; here neither is done, which is in its favour.
+
+J. D. Havtorn et al., "Benchmarking generative latent variable models for speech", 2022 (arXiv 2202.12707). Its
+Clockwork VAE takes waveforms, companded; it is made as large as ours.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import tempfile
+from collections.abc import Mapping
 from configparser import ConfigParser
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import MagicMock
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from avdvae.bench import Trainee
+from avdvae.distributions import CODES, compand
 from avdvae.errors import UserError
+from avdvae.protocols import Batch
 
 MODELS = {  # by our experiments: what builds it, and its configuration
     "vae_sequences": ("build_VAE", "cfg_vae.ini"),
@@ -35,28 +42,59 @@ MODELS = {  # by our experiments: what builds it, and its configuration
 }
 
 
-class Peer:
+class Peer(Protocol):
+    def trainee(self, name: str, batch: Batch, config: Mapping[str, Any]) -> Trainee | None:
+        """Its counterpart of our experiment `name`, whose model is made of `config`, if it has one."""
+        ...
+
+
+def open_peer(path: Path) -> Peer:
+    return WaveformPeer(path) if (path / "blvm").is_dir() else DynamicalPeer(path)
+
+
+class WaveformPeer:
+    def __init__(self, path: Path):
+        os.environ.setdefault("BLVM_DATA_ROOT_DIRECTORY", tempfile.mkdtemp())  # which it would ask for otherwise
+        self.models = _imported(path, "blvm.models")
+
+    def trainee(self, name: str, batch: Batch, config: Mapping[str, Any]) -> Trainee | None:
+        if not config["target"].endswith("CWVAE"):
+            return None
+        layers = config["layers"]
+        model = self.models.CWVAEAudio(
+            z_size=[config["dim"]] * layers if isinstance(config["dim"], int) else list(config["dim"]),
+            h_size=config["channels"],
+            strides=[config["stride"], *[8] * (layers - 1)],
+            num_level_layers=8,
+            stride_per_layer=2,
+            precision_posterior=True,
+            likelihood="DMoL",
+            num_bins=2 * CODES,
+        )
+        assert batch.waveform is not None and batch.lengths is not None
+        x_BN = compand(batch.waveform)
+        model = model.to(x_BN.device)
+        return Trainee(model, lambda: model(x_BN, batch.lengths.cpu())[0])
+
+
+class DynamicalPeer:
     def __init__(self, path: Path):
         self.configs = path / "config" / "speech"
         if not self.configs.is_dir() or not (path / "dvae" / "model").is_dir():
             raise UserError(
                 f"peer={path} is no checkout of the DVAE benchmark: give one, with dvae/model and config/speech"
             )
-        sys.path.insert(0, str(path.resolve()))
-        try:
-            self.models, self.losses = (_import(f"dvae.{part}") for part in ("model", "utils"))
-        finally:
-            sys.path.remove(str(path.resolve()))
+        self.models, self.losses = (_imported(path, f"dvae.{part}") for part in ("model", "utils"))
 
-    def trainee(self, name: str, power_BTF: Float[Tensor, "B T F"]) -> Trainee | None:
-        """Its counterpart of our experiment `name`, if it has one."""
+    def trainee(self, name: str, batch: Batch, config: Mapping[str, Any]) -> Trainee | None:
         builder, file = MODELS.get(name, ("", ""))
         if not hasattr(self.models, builder):
             return None
-        config = ConfigParser()
-        config.optionxform = str  # type: ignore[assignment,method-assign]  # its keys have capitals
-        config.read(self.configs / file)
-        model: Any = getattr(self.models, builder)(config, str(power_BTF.device))
+        power_BTF = batch.need("power", self)
+        sizes = ConfigParser()
+        sizes.optionxform = str  # type: ignore[assignment,method-assign]  # its keys have capitals
+        sizes.read(self.configs / file)
+        model: Any = getattr(self.models, builder)(sizes, str(power_BTF.device))
         power_TBF = power_BTF.transpose(0, 1).contiguous()
         latents = ("z", "v") if name == "dsae" else ("z",)
 
@@ -68,6 +106,14 @@ class Peer:
         return Trainee(model, loss)
 
 
+def _imported(path: Path, name: str) -> Any:
+    sys.path.insert(0, str(path.resolve()))
+    try:
+        return _import(name)
+    finally:
+        sys.path.remove(str(path.resolve()))
+
+
 def _import(name: str) -> Any:
     """With empty stand-ins for modules of others that are not installed: what is timed needs none of them."""
     stand_ins: dict[str, ModuleType] = {}
@@ -77,7 +123,7 @@ def _import(name: str) -> Any:
                 return importlib.import_module(name)
             except ModuleNotFoundError as error:
                 lacking = error.name or ""
-                if lacking.split(".")[0] in ("", "dvae") or lacking in stand_ins:
+                if lacking.split(".")[0] in ("", "dvae", "blvm") or lacking in stand_ins:
                     raise UserError(f"the code of peer= cannot be imported: {error}") from error
                 sys.modules[lacking] = stand_ins[lacking] = MagicMock()
     finally:

@@ -107,7 +107,7 @@ class LatentSpec:
     modality: Literal["audio", "video", "audio-visual", "motion"]
 
 
-Observed = Literal["power", "pose"]  # what a model may explain: speech or motion
+Observed = Literal["power", "pose", "waveform"]  # what a model may explain: speech, motion, or sound, code by code
 Latents = Mapping[str, Tensor]  # z_KBTL by the name of the latent; z_KB1L where the rate is None
 
 
@@ -176,6 +176,19 @@ class Autoregressive(LatentModel, Protocol):
     def own_past(self, z: Latents, context: Context, own: Sequence[bool] | None = None) -> Float[Tensor, "K B T F"]:
         """What stands for the past when x_t is what the model says itself, in the frames that are its `own`, or all."""
         ...
+
+
+def why_not_enhancing(model: object) -> str | None:
+    """What keeps the EM stage from enhancing with this model, and which models qualify; None: nothing."""
+    what = {"waveform": "samples code by code", "pose": "poses"}.get(getattr(model, "observes", "power"))
+    lacks = not isinstance(model, SpeechPrior)
+    if not (lacks or what):
+        return None
+    why = f"explains {what}" if what else "has no latents to infer"
+    return (
+        f"{type(model).__name__} cannot enhance, for it {why}, and noise is taken off by a likelihood of power "
+        "spectra: choose a model that has one, such as exp=vae, cvae or rvae"
+    )
 
 
 def indispensable(model: LatentModel) -> set[str]:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from avdvae.data.shards import replacing
 from avdvae.errors import UserError
-from avdvae.metrics import INPUT, LOW_IS_GOOD
+from avdvae.metrics import INPUT, LOW_IS_GOOD, OF_EACH_SAMPLE
 
 ALL_NOISES = "all"
 NOISE_GROUPS = {"stationary": ("White", "Car", "LR")}
@@ -70,8 +70,13 @@ def summarise(rows: Sequence[Result], seed: int = 0) -> list[dict[str, Any]]:
     """Means over items, for each noise and over all of them, with intervals; n is the number of items that counted.
 
     Values that are not finite are left out. From a single item follows no interval: it is nan.
+    A metric of each sample is the mean over all samples, so that items count by their length.
     """
-    measured = [((row.model, row.task, row.lips, row.metric), row.noise, row.snr, row.item, row.value) for row in rows]
+    samples = _samples(rows)
+    measured = [
+        ((row.model, row.task, row.lips, row.metric), row.noise, row.snr, row.item, row.value, _weight(row, samples))
+        for row in rows
+    ]
     return [
         {"model": model, "task": task, "noise": noise, "snr": snr, "lips": lips, "metric": metric, **mean}
         for (model, task, lips, metric), noise, snr, mean in _means(measured, {}, seed)
@@ -92,13 +97,13 @@ def compare(
     """
     theirs = {(row.task, row.item, row.noise, row.snr, row.metric, row.lips): row.value for row in other_rows}
     their_lips = {row.lips for row in other_rows}
-    differences = []
+    differences, samples = [], _samples(rows)
     for row in rows:
         lips = row.lips if row.lips in their_lips else ("" if row.lips else "clean")
         other = theirs.get((row.task, row.item, row.noise, row.snr, row.metric, lips))
         if other is not None and not row.metric.startswith(INPUT) and not row.metric.endswith("_improvement"):
             key = row.model, row.task, row.lips, row.metric
-            differences.append((key, row.noise, row.snr, row.item, row.value - other))
+            differences.append((key, row.noise, row.snr, row.item, row.value - other, _weight(row, samples)))
     if not differences:
         mine, other = (sides[0].run if sides else "an empty run" for sides in (rows, other_rows))
         raise UserError(f"{mine} and {other} have no task, item, noise, SNR and metric in common: evaluate both alike")
@@ -129,15 +134,24 @@ def write_summary(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
         new.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
 
 
-_Measured = tuple[tuple, str, float | None, str, float]  # key, noise, SNR, item, value
+def _samples(rows: Iterable[Result]) -> dict[tuple, float]:
+    """How many samples an item has, where that was noted."""
+    return {(row.model, row.task, row.item): row.value for row in rows if row.metric == "samples"}
+
+
+def _weight(row: Result, samples: Mapping[tuple, float]) -> float:
+    return samples[row.model, row.task, row.item] if row.metric in OF_EACH_SAMPLE else 1.0
+
+
+_Measured = tuple[tuple, str, float | None, str, float, float]  # key, noise, SNR, item, value, weight
 _Mean = tuple[tuple, str, float | None, dict[str, Any]]  # key, noise, SNR, the mean with its interval
 
 
 def _means(measured: Iterable[_Measured], groups: Mapping[str, Sequence[str]], seed: int) -> Iterator[_Mean]:
     """For each key and SNR: each noise, then all noises and each group of noises of which there are several."""
-    values: dict[tuple, dict[str, dict[str, list[float]]]] = {}
-    for key, noise, snr, item, value in measured:
-        values.setdefault((key, snr), {}).setdefault(noise, {}).setdefault(item, []).append(value)
+    values: dict[tuple, dict[str, dict[str, list[tuple[float, float]]]]] = {}
+    for key, noise, snr, item, value, weight in measured:
+        values.setdefault((key, snr), {}).setdefault(noise, {}).setdefault(item, []).append((value, weight))
     for (key, snr), noises in values.items():
         for noise, items in noises.items():
             yield key, noise, snr, _mean(items, seed)
@@ -149,9 +163,9 @@ def _means(measured: Iterable[_Measured], groups: Mapping[str, Sequence[str]], s
                 yield key, group, snr, _mean(pooled, seed)
 
 
-def _mean(items: Mapping[str, Sequence[float]], seed: int) -> dict[str, Any]:
-    finite = [[value for value in values if math.isfinite(value)] for _, values in sorted(items.items())]
-    totals = np.array([(sum(values), len(values)) for values in finite if values]).reshape(-1, 2)
+def _mean(items: Mapping[str, Sequence[tuple[float, float]]], seed: int) -> dict[str, Any]:
+    finite = [[(v * weight, weight) for v, weight in values if math.isfinite(v)] for _, values in sorted(items.items())]
+    totals = np.array([np.sum(values, axis=0) for values in finite if values]).reshape(-1, 2)
     n = len(totals)
     mean, low, high = float("nan"), float("nan"), float("nan")
     if n:

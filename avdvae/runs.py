@@ -26,7 +26,7 @@ from avdvae.data.shards import replacing
 from avdvae.errors import UserError
 from avdvae.inference.esteps import build_estep
 from avdvae.inference.vem import Vem
-from avdvae.protocols import SpeechPrior
+from avdvae.protocols import SpeechPrior, why_not_enhancing
 
 MISSING = "???"  # what Hydra writes for a key that has no value: unlike null, which is one
 
@@ -75,9 +75,9 @@ class Run:
         return model
 
     def load_speech_prior(self, device: str = "cpu") -> SpeechPrior:
-        model = self.load_model(device)
-        if not isinstance(model, SpeechPrior):
-            raise UserError(f"{type(model).__name__} cannot enhance: it lacks a verb of protocols.SpeechPrior")
+        model: Any = self.load_model(device)
+        if reason := why_not_enhancing(model):
+            raise UserError(reason)
         return model
 
     def note(self, **facts: Any) -> None:

@@ -54,11 +54,14 @@ class Training:
     patience: int | None = 20  # epochs without a better validation loss, counted after the warm-up; None: never stop
     frames: int | None = 1  # of a window; None: whole utterances
     batch_size: int = 128  # items, of all processes together
+    batch_seconds: float | None = None  # of whole utterances, padding included, in place of batch_size
     accumulate: int = 1  # batches a step
     lr: float = 1e-3
     schedule: str = "constant"  # of lr; or cosine: down to 0 over all epochs
     beta: float = 1.0  # weight of the KL terms
     warmup_epochs: int = 0  # in which beta rises from 0
+    free_nats: float | None = None  # of KL that cost nothing, of each step of a latent
+    free_until: Sequence[int] | None = None  # (from, to): epochs over which they go to 0; None: never
     own_past: Sequence[int] | None = None  # (from, to): epochs over which a model comes to hear itself alone
     clip_norm: float | None = None  # length of the longest gradient
     ema: float | None = None  # decay of an average of the weights, which is then validated and kept in their place
@@ -92,11 +95,15 @@ class Training:
             ("patience frames", "1, 2, 3, ... or null", lambda v: v is None or whole(v, 1)),
             ("lr", "a number above 0", lambda v: real(v) and v > 0),
             ("beta save_every", "0 or a number above", lambda v: real(v) and v >= 0),
-            ("clip_norm trim_db", "a number above 0, or null", lambda v: v is None or (real(v) and v > 0)),
+            (
+                "clip_norm trim_db batch_seconds free_nats",
+                "a number above 0, or null",
+                lambda v: v is None or (real(v) and v > 0),
+            ),
             ("ema", "a number between 0 and 1, or null", lambda v: v is None or (real(v) and 0 < v < 1)),
             ("level_db", "a range such as [-20, 0], or null", lambda v: v is None or is_range(v)),
             (
-                "own_past",
+                "own_past free_until",
                 "two epochs such as [10, 30], or null",
                 lambda v: v is None or is_range(v, lambda e: whole(e, 0)),
             ),
@@ -111,6 +118,11 @@ class Training:
             f"train.{n}={getattr(self, n)!r} (give {a})" for n, a, fits in checks if not fits(getattr(self, n))
         ]:
             raise UserError(f"training cannot start with {', '.join(wrong)}")
+        if self.batch_seconds is not None and self.frames is not None:
+            raise UserError(
+                f"train.batch_seconds={self.batch_seconds} is for whole utterances and train.frames={self.frames} cuts "
+                "windows: give train.frames=null, or train.batch_seconds=null"
+            )
 
 
 @dataclass(frozen=True)
@@ -221,6 +233,9 @@ class _Loop:
         s = self.settings
         how |= {"seed": s.seed, "workers": s.workers, "trim_db": s.trim_db, "device": self.fabric.device}
         how |= {"faces": "face" in getattr(self.model, "sees", ())}
+        how |= {"pcm": getattr(self.model, "observes", None) == "waveform"}
+        if s.batch_seconds is not None:
+            how |= {"batch_frames": round(s.batch_seconds * corpus.utterances[0].rate / self.stft.hop)}
         return Loader(corpus, self.stft, frames, s.batch_size, **how)
 
     def run_epochs(self, interrupted: threading.Event) -> None:
@@ -255,7 +270,9 @@ class _Loop:
     def _step(self, batches: Sequence[Batch]) -> None:
         s, at, fabric = self.settings, self.at, self.fabric
         rng = stream("step", s.seed, at.step)
-        schedule = Schedule(self._beta(at.step), coin=rng.random(), own=self._own(at.step), epoch=at.epoch)
+        free = (self.settings.free_nats or 0.0) * (1 - self._passed(self.settings.free_until, at.step))
+        own = self._passed(self.settings.own_past, at.step)
+        schedule = Schedule(self._beta(at.step), coin=rng.random(), own=own, free=free, epoch=at.epoch)
         self._seed(int(rng.integers(2**62)))
         self.optimiser.param_groups[0]["lr"] = self._lr(at.step)
         self.optimiser.zero_grad()
@@ -290,10 +307,11 @@ class _Loop:
         rise = self.settings.warmup_epochs * self.at.steps_per_epoch
         return self.settings.beta * (min(step / rise, 1.0) if rise else 1.0)
 
-    def _own(self, step: int) -> float:
-        if self.settings.own_past is None:
+    def _passed(self, epochs: Sequence[int] | None, step: int) -> float:
+        """Which share of the steps from one epoch to another lies behind."""
+        if epochs is None:
             return 0.0
-        first, last = (epoch * self.at.steps_per_epoch for epoch in self.settings.own_past)
+        first, last = (epoch * self.at.steps_per_epoch for epoch in epochs)
         return float(step >= last) if first == last else min(max((step - first) / (last - first), 0.0), 1.0)
 
     def _lr(self, step: int) -> float:
@@ -339,7 +357,7 @@ class _Loop:
         at, last = self.at, self.at.step - 1
         if self.log:
             rates = {"lr": self._lr(last), "beta": self._beta(last)}
-            rates |= {} if self.settings.own_past is None else {"own_past": self._own(last)}
+            rates |= {} if self.settings.own_past is None else {"own_past": self._passed(self.settings.own_past, last)}
             self.log.write("train", last // at.steps_per_epoch + 1, at.step, _per_frame(at.sums), rates)
         at.sums = {}
 
@@ -387,7 +405,7 @@ class _Loop:
     def _illustrate(self, board: Any) -> None:
         """Spectrograms and sounds of the first validation utterance and of its resynthesis, and its lips."""
         model: Any = self.judged
-        if not isinstance(model, LatentModel):
+        if not isinstance(model, LatentModel) or getattr(model, "observes", "power") != "power":
             return
         from avdvae.viz import lip_strip, spectrogram
 

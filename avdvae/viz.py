@@ -398,3 +398,28 @@ def _panels(count: int, sharey: bool = False) -> tuple[matplotlib.figure.Figure,
 def _legend_above(figure: matplotlib.figure.Figure, ax: matplotlib.axes.Axes) -> None:
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=int(figure.get_figwidth() / 2.4))
+
+
+def probe_curves(summary: Sequence[Mapping[str, Any]]) -> matplotlib.figure.Figure:
+    """What share neighbours tell right, over how many are asked, with intervals: a panel a label, a line a latent."""
+    from matplotlib import rc_context
+
+    curves: dict[str, dict[str, list[tuple[int, float, float, float]]]] = {}
+    for item in summary:
+        name, _, k = item["metric"].rpartition("_k")
+        label, _, latent = name.rpartition("_")
+        curves.setdefault(label, {}).setdefault(latent, []).append(
+            (int(k), item["mean"], item["ci_low"], item["ci_high"])
+        )
+    with rc_context(_STYLE):
+        figure, axes = _panels(len(curves))
+        colours = dict(zip(dict.fromkeys(latent for lines in curves.values() for latent in lines), cycle(_LINES)))
+        for ax, (label, lines) in zip(axes, curves.items(), strict=True):
+            for latent, points in lines.items():
+                k, mean, low, high = np.array(sorted(points)).T
+                ax.plot(k, mean, "o-", color=colours[latent], label=latent)
+                ax.fill_between(k, low, high, color=colours[latent], alpha=0.15)
+            ax.set(title=label.replace("_", " "), xlabel="neighbours", ylim=(0, 1))
+        axes[0].set_ylabel("told right")
+        axes[0].legend(frameon=False)
+    return figure

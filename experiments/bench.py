@@ -2,7 +2,8 @@
 
 python experiments/bench.py
 python experiments/bench.py models=[rvae,dkf] device=cpu out=speed.csv
-python experiments/bench.py peer=PATH            beside a checkout of the public DVAE benchmark, in turns
+python experiments/bench.py peer=PATH            beside a checkout of a public benchmark, in turns: see avdvae/peer.py
+python experiments/bench.py models=[cw_vae_paper] batch=4 frames=62 peer=PATH    a second of sound, four times
 OMP_NUM_THREADS=2 python experiments/bench.py    on so many threads
 
 What the columns mean is told in avdvae/bench.py. Medians, with the quartiles in brackets.
@@ -11,6 +12,7 @@ What the columns mean is told in avdvae/bench.py. Medians, with the quartiles in
 from __future__ import annotations
 
 import csv
+import math
 import os
 import sys
 from dataclasses import asdict, fields
@@ -36,7 +38,8 @@ from avdvae.bench import (
     training_cost,
 )
 from avdvae.errors import UserError
-from avdvae.peer import Peer
+from avdvae.peer import Peer, open_peer
+from avdvae.protocols import why_not_enhancing
 from avdvae.runs import build_model, build_vem
 
 COSTS = [field.name for field in fields(TrainingCost)]
@@ -82,10 +85,10 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
     config: Any = OmegaConf.to_container(hydra.compose("config", [f"exp={name}"]), resolve=True, throw_on_missing=True)
     pixels = config["lips"]["size"]
     torch.manual_seed(0)
-    batch = random_batch(given["batch"], given["frames"], pixels, device)
+    batch = random_batch(given["batch"], given["frames"], pixels, given["hop"], device)
     model: Any = build_model(config["model"]).to(device)
     trainees = [our_trainee(model, batch)]
-    if peer and (counterpart := peer.trainee(name, batch.need("power", model))):
+    if peer and (counterpart := peer.trainee(name, batch, config["model"])):
         trainees.append(counterpart)
     times = train_in_turns(trainees, given["seconds"])
     costs = [asdict(training_cost(t, seconds, rate)) for t, seconds in zip(trainees, times, strict=True)]
@@ -94,6 +97,8 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
         ratios = np.quantile(times[1][:, 2] / times[0][:, 2], [0.5, 0.25, 0.75])
         row |= {f"peer_{column}": value for column, value in costs[1].items()} | dict(zip(RATIOS, ratios, strict=True))
     model.eval().requires_grad_(False)
+    if why_not_enhancing(model):
+        return row | {"em_rtf": math.nan}
     vem, stft = build_vem(config["enhance"]), Stft(given["hop"])
     row["em_rtf"] = em_real_time_factor(model, vem, stft, given["utterance"], given["em_iterations"], pixels, device)
     return row
@@ -101,7 +106,7 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
 
 def lines(row: dict[str, Any]) -> str:
     """As they are printed: a model, and under it the peer's."""
-    rtf = f"{row['em_rtf']:7.2f}"
+    rtf = f"{row['em_rtf']:7.2f}" if math.isfinite(row["em_rtf"]) else " " * 7
     printed = [f"{row['model']:12}{cost_line(row)}{rtf}"]
     if "ratio" in row:
         ratio = f"  ours {row['ratio']:.2f} times as fast ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
@@ -121,7 +126,7 @@ def cost_line(cost: dict[str, Any]) -> str:
 def bench(given: dict[str, Any]) -> None:
     device = check(given)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler calls it an error that a machine has no GPU
-    peer = Peer(Path(given["peer"])) if given["peer"] else None
+    peer = open_peer(Path(given["peer"])) if given["peer"] else None
     out = Path(given["out"]) if given["out"] else None
     if out:
         write(out, [])

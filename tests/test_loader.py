@@ -357,6 +357,34 @@ def test_neighbours_in_length_share_a_batch(corpus):
     assert [n for group in frames for n in group] == sorted(n for group in frames for n in group)
 
 
+def test_codes_come_as_they_were_recorded(corpus):
+    for frames in (7, None):
+        for batch in load(corpus, frames=frames, shuffle=False, pcm=True):
+            for name, length, waveform in zip(batch.ids, batch.lengths, batch.waveform, strict=True):
+                codes = (waveform[:length] * 32768).to(torch.int16).numpy()
+                assert torch.equal(torch.from_numpy(codes) / 32768, waveform[:length])
+                audio = corpus.audio(next(u for u in corpus.utterances if u.id == name))
+                windows = np.lib.stride_tricks.sliding_window_view(audio, len(codes))
+                assert (windows == codes).all(1).any()
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_are_capped_by_what_they_hold_with_padding(corpus, shuffle):
+    """Each utterance comes once an epoch, in as many batches each time; only one that is too long itself exceeds."""
+    loader = load(corpus, frames=None, batch_frames=100, shuffle=shuffle)
+    for _ in range(3):
+        batches = list(loader)
+        assert len(batches) == len(loader) < 5
+        assert sorted(name for batch in batches for name in batch.ids) == [u.id for u in corpus.utterances]
+        assert all(batch.mask.numel() <= 100 or len(batch.ids) == 1 for batch in batches)
+    assert_same(
+        list(load(corpus, frames=None, batch_frames=10**6, shuffle=False)),
+        list(load(corpus, frames=None, batch_size=5, shuffle=False)),
+    )
+    with pytest.raises(UserError, match="batch_frames=100 caps batches of whole utterances"):
+        load(corpus, frames=5, batch_frames=100)
+
+
 def test_a_condition_mixes_noise_and_spoils_lips(corpus):
     def condition(utterance, start, waveform, lips):
         noise = np.random.default_rng(len(utterance.id)).standard_normal(len(waveform)).astype(np.float32)

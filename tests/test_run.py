@@ -20,13 +20,15 @@ from avdvae.runs import build_model, open_run
 from avdvae.video import probe
 
 PROJECT = Path(__file__).parent.parent
-SEVERAL = {"own", "robustness", "dvae_benchmark"}
+SEVERAL = {"own", "robustness", "dvae_benchmark", "likelihood_benchmark"}
 ELSEWHERE = ("motion", "vqvae", "mdvae")  # those that need poses or faces
 EXPERIMENTS = sorted(
     path.stem
     for path in PROJECT.glob("configs/exp/*.yaml")
     if path.stem not in SEVERAL and not any(kind in path.stem for kind in ELSEWHERE)
 )
+PAPER_SIZES = [name for name in EXPERIMENTS if name.endswith("_paper")]  # minutes long
+EXPERIMENTS = [name for name in EXPERIMENTS if name not in PAPER_SIZES]
 TRUE_PAST = "resynthesis_true_past"
 
 

@@ -26,6 +26,7 @@ from avdvae.audio import MARGIN, WINDOW, Stft, reflected, trim_silence
 from avdvae.data.clock import nearest_frames
 from avdvae.data.mixing import stream
 from avdvae.data.shards import PreparedCorpus, Utterance
+from avdvae.distributions import CODES
 from avdvae.errors import UserError
 from avdvae.protocols import Batch
 
@@ -41,9 +42,11 @@ class Loader:
     frames = 1      single frames, each frame of the corpus once an epoch
     frames = T      windows that tile each utterance. Shuffled, they are whole, from a new random phase each epoch; in
                     order, they start at the first frame and the last is padded. Utterances shorter than T are padded.
-    frames = None   whole utterances, padded, neighbours in length sharing a batch
+    frames = None   whole utterances, padded, neighbours in length sharing a batch. `batch_frames` caps what a batch
+                    holds, padding included, in place of `batch_size`; one utterance it may always hold
 
-    Waveforms are divided by the largest absolute sample of their utterance. Batch.waveform starts at the centre of the
+    Waveforms are divided by the largest absolute sample of their utterance, or, as `pcm`, by 32768: then they are the
+    codes of the recording, for models whose likelihood is of codes. Batch.waveform starts at the centre of the
     first frame, spans `frames * hop` samples at most, and is zero from `lengths` on. `trim_db` cuts silence off both
     ends of the sound; the lips follow by the clock. A `condition` (whole utterances only) adds `mixture` and `noisy`,
     in the scale of the clean waveform. A `level_db` of (low, high) then scales every item, its mixture alike, by a
@@ -73,6 +76,8 @@ class Loader:
         world: int = 1,
         level_db: tuple[float, float] | None = None,
         faces: bool = False,
+        pcm: bool = False,
+        batch_frames: int | None = None,
     ):
         if frames is not None and frames < 1:
             raise UserError(f"a window of {frames} frames is empty: choose 1 or more, or None for whole utterances")
@@ -84,6 +89,12 @@ class Loader:
             raise UserError(
                 f"noise is mixed into whole utterances, not into windows of {frames} frames: use frames=None"
             )
+        if batch_frames is not None and (frames is not None or batch_frames < 1):
+            raise UserError(
+                f"batch_frames={batch_frames} caps batches of whole utterances: give frames=None, and 1 or more"
+            )
+        if pcm and level_db is not None:
+            raise UserError(f"level_db={list(level_db)} changes the codes that a model of codes is to learn: give null")
         if not 0 <= rank < world:
             raise UserError(f"rank={rank} of world={world}: ranks count from 0 and stay below the number of processes")
         if level_db is not None and not -np.inf < level_db[0] <= level_db[1] < np.inf:
@@ -99,7 +110,7 @@ class Loader:
         self.cutter = (
             _PoseCutter(corpus, frames)
             if corpus.has_poses
-            else _Cutter(corpus, stft, frames, trim_db, condition, faces)
+            else _Cutter(corpus, stft, frames, trim_db, condition, faces, pcm)
         )
         if frames is None:
             self.windows = np.ones_like(self.cutter.counts)
@@ -108,6 +119,13 @@ class Loader:
         else:
             self.windows = -(-self.cutter.counts // frames)
         self.fewest = world if shuffle else rank + 1  # items of a batch that leave a share for this process
+        self.sizes = self.cutter.counts
+        if batch_frames is None:
+            self.cuts = np.arange(batch_size, int(self.windows.sum()), batch_size)
+        else:
+            if shuffle:  # lengths of about 6 % more or less count as equal, and share batches that differ each epoch
+                self.sizes = np.ceil(2 ** (np.ceil(12 * np.log2(self.sizes)) / 12))
+            self.cuts = _capped(np.sort(self.sizes), batch_frames)
         # Batches consumed are counted among those of all processes, the ones left out included.
         self.epoch = self.consumed = self._resume_at = 0
         if shuffle and not len(self):
@@ -117,8 +135,8 @@ class Loader:
             )
 
     def __len__(self) -> int:
-        full, rest = divmod(int(self.windows.sum()), self.batch_size)
-        return full * (self.batch_size >= self.fewest) + (rest >= self.fewest)
+        items = np.diff(self.cuts, prepend=0, append=int(self.windows.sum()))
+        return int((items >= self.fewest).sum())
 
     def __iter__(self) -> Iterator[Batch]:
         self.consumed, self._resume_at = self._resume_at, 0
@@ -150,7 +168,7 @@ class Loader:
         counts, windows = self.cutter.counts, self.windows
         if self.frames is None:
             order = rng.permutation(len(counts)) if self.shuffle else np.arange(len(counts))
-            order = order[np.argsort(counts[order], kind="stable")]
+            order = order[np.argsort(self.sizes[order], kind="stable")]
             items = np.stack([order, np.zeros_like(order)], axis=1)
         else:
             phase = rng.integers(0, np.maximum(counts - windows * self.frames, 0) + 1)
@@ -159,7 +177,7 @@ class Loader:
             items = np.stack([utterance, phase[utterance] + window * self.frames], axis=1)
             if self.shuffle:
                 items = items[rng.permutation(len(items))]
-        batches = np.split(items, range(self.batch_size, len(items), self.batch_size))
+        batches = np.split(items, self.cuts)
         if self.frames is None and self.shuffle:
             rng.shuffle(batches)
         return batches
@@ -190,6 +208,15 @@ class Loader:
         waveform, power = cut(batch.waveform)
         mixture, noisy = cut(batch.mixture)
         return replace(batch, waveform=waveform, power=power, mixture=mixture, noisy=noisy)
+
+
+def _capped(sizes: np.ndarray, most: int) -> np.ndarray:
+    """Where to cut a rising sequence so that each piece, padded to its last size, holds `most` at most."""
+    cuts, first = [], 0
+    for number, size in enumerate(sizes):
+        if number > first and (number + 1 - first) * size > most:
+            cuts.append(first := number)
+    return np.array(cuts, dtype=int)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -228,7 +255,7 @@ class _Cutter(Dataset[Batch]):
     """Cuts items out of the shards, a batch at a time. It knows of each utterance
 
     origin, length   where in its shard's audio it begins, and its samples, silence trimmed off
-    peak             its largest absolute sample
+    peak             its largest absolute sample, or what stands for it
     counts, edges    its STFT frames, and where they begin in
     pictures         the picture, counted through its shard, of every STFT frame of the corpus; None for mere sound
     """
@@ -241,6 +268,7 @@ class _Cutter(Dataset[Batch]):
         trim_db: float | None,
         condition: Condition | None,
         faces: bool,
+        pcm: bool,
     ):
         self.faces = faces
         self.corpus, self.hop, self.frames, self.condition = corpus, stft.hop, frames, condition
@@ -256,7 +284,7 @@ class _Cutter(Dataset[Batch]):
             heard = audio[start:stop]
             origin.append(u.audio_start + start)
             length.append(len(heard))
-            peak.append(max(int(heard.max()), -int(heard.min()), 1))  # a silent utterance stays silent
+            peak.append(CODES if pcm else max(int(heard.max()), -int(heard.min()), 1))  # silence stays silent
             if has_lips:
                 seconds = (start + np.arange(stft.frames(len(heard))) * stft.hop) / u.rate
                 pictures.append(u.lips_start + nearest_frames(seconds, u.fps, u.lips_stop - u.lips_start))

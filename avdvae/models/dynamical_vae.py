@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import before, beginning
+from avdvae.blocks import before, beginning, hoisted
 from avdvae.distributions import Gaussian, likelihood_of
 from avdvae.errors import UserError
 from avdvae.objectives import Elbo, Schedule
@@ -42,7 +42,7 @@ class DynamicalVAE(nn.Module):
         self.features = features
         self.observes: Observed = observes
         self.sees: tuple[str, ...] = (observes,)
-        self.latents = (LatentSpec("z", dim, rate=1, modality="audio" if observes == "power" else "motion"),)
+        self.latents = (LatentSpec("z", dim, rate=1, modality="motion" if observes == "pose" else "audio"),)
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         """What standard normal noise becomes."""
@@ -55,6 +55,12 @@ class DynamicalVAE(nn.Module):
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
         """What the likelihood is made of: log-variances of speech, or places of joints."""
         raise NotImplementedError
+
+    def observed(self, batch: Batch) -> Float[Tensor, "B T F"]:
+        return batch.need(self.observes, self)
+
+    def likelihood(self, output: Float[Tensor, "K B T F"]) -> Any:
+        return likelihood_of(self.observes, output)
 
     def explain(
         self, path: Path, context: Context, schedule: Schedule
@@ -74,7 +80,7 @@ class DynamicalVAE(nn.Module):
         return Inferred(path.z, path.q, self.prior(path.z, context))
 
     def _draw(self, batch: Batch, context: Context, k: int, mode: str) -> Path:
-        observed_BTF = batch.need(self.observes, self)
+        observed_BTF = self.observed(batch)
         if (found := observed_BTF.shape[-1]) != self.features:
             raise UserError(f"a frame of {self.observes} has {found} numbers here: give model.features={found}")
         return self.posterior(observed_BTF, context, self._noise(context, k, mode))
@@ -88,7 +94,7 @@ class DynamicalVAE(nn.Module):
         return {s.name: (k, utterances, 1 if s.rate is None else frames, s.dim) for s in self.latents}
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
-        return {self.observes: likelihood_of(self.observes, self.output(z, context))}
+        return {self.observes: self.likelihood(self.output(z, context))}
 
     def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]:
         """That of a latent of the whole utterance is spread evenly over the frames."""
@@ -119,7 +125,7 @@ class DynamicalVAE(nn.Module):
     def elbo(self, batch: Batch, context: Context, schedule: Schedule) -> Elbo:
         path = self._draw(batch, context, 1, "sample")
         p, output = self.explain(path, context, schedule)
-        likelihood_BT = likelihood_of(self.observes, output).log_prob(batch.need(self.observes, self)).mean(0)
+        likelihood_BT = self.likelihood(output).log_prob(self.observed(batch)).mean(0)
         kl = {name: q.kl(p[name]).mean(0) for name, q in path.q.items()}
         return Elbo(
             recon={self.observes: (likelihood_BT * batch.mask).sum(1)},
@@ -130,6 +136,8 @@ class DynamicalVAE(nn.Module):
 
 class AutoregressiveVAE(DynamicalVAE):
     """Hears the past of what it explains: the true one, `context.past`, or its own where nobody has that."""
+
+    residual = False  # whether the mean of q is told as its distance from that of the prior
 
     def proceed(
         self, heard: Float[Tensor, "#K B T F"], z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any
@@ -181,6 +189,10 @@ class AutoregressiveVAE(DynamicalVAE):
         self._walk(z["z"], known["z"], context, [t >= heard for t in range(context.mask.shape[1])])
         return z
 
+    def said(self, output: Float[Tensor, "K B 1 F"]) -> Float[Tensor, "K B 1 F"]:
+        """What the model takes for the past where it hears itself."""
+        return self.likelihood(output).expected
+
     def own_past(self, z: Latents, context: Context, own: Sequence[bool] | None = None) -> Float[Tensor, "K B T F"]:
         """See protocols.Autoregressive."""
         frames = z["z"].shape[2]
@@ -198,13 +210,32 @@ class AutoregressiveVAE(DynamicalVAE):
                 z_now.copy_(self.prior_at(h, z_before).sample()[0])
             h, state = self.proceed(said, z_before, z_now, state)
             if own[t]:
-                said = likelihood_of(self.observes, self.output_at(h, z_now)).expected
+                said = self.said(self.output_at(h, z_now))
             else:
                 assert context.past is not None
                 said = context.past[..., t : t + 1, :].expand_as(said)
             past.append(said)
             z_before = z_now
         return torch.cat(past, 2)
+
+
+def awaiting(
+    network: Any, early: Float[Tensor, "... M"]
+) -> tuple[Float[Tensor, "... N"], Callable[[Tensor, Tensor], Tensor]]:
+    """Of layers that end in a GaussianHead, what the first inputs add to the first of them, for all frames at once; and
+    what makes mean and log-variance, side by side, of that and of the other inputs in a loop."""
+    layers: list[Any] = [*network] if isinstance(network, nn.Sequential) else [network]
+    first, *others = layers
+    told, late_weight = hoisted(first, early)
+    bias, weight = others.pop().joined() if others else (None, late_weight)
+
+    def finish(told_NM: Tensor, late_NM: Tensor) -> Tensor:
+        features_NM = torch.addmm(told_NM, late_NM, late_weight)
+        for layer in others:
+            features_NM = layer(features_NM)
+        return features_NM if bias is None else torch.addmm(bias, features_NM, weight)
+
+    return told, finish
 
 
 def along(told: Float[Tensor, "#K B T M"], noise_KBTL: Tensor, step: Callable[[Tensor, Tensor], Tensor]) -> Path:

@@ -18,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from avdvae.blocks import GaussianHead, Recurrent, beside, hoisted, mlp
+from avdvae.blocks import GaussianHead, Recurrent, beside, mlp
 from avdvae.distributions import Gaussian
-from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, along
+from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, along, awaiting
 from avdvae.protocols import Context, Latents, Observed
 
 
@@ -55,19 +55,21 @@ class SRNN(AutoregressiveVAE):
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         h = self.states(noise, context)
-        heard = self.hear(beside(h, observed_BTF[None]))
-        layers: Any = self.q_head
-        first, *others, head = layers
-        told, late = hoisted(first, self.hear_on(heard, context.mask))
-        bias, weight = head.joined()
+        told_q, finish_q = awaiting(self.q_head, self.hear_on(self.heard(h, observed_BTF), context.mask))
+        if not self.residual:
+            return along(told_q, noise["z"], finish_q)._replace(h=h)
+        told_p, finish_p = awaiting(self.p_head, h)
 
         def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
-            features_NM = torch.addmm(told_NM, z_NL, late)
-            for layer in others:
-                features_NM = layer(features_NM)
-            return torch.addmm(bias, features_NM, weight)
+            told_q_NM, told_p_NM = told_NM.split([told_q.shape[-1], told_p.shape[-1]], -1)
+            mean_NL = finish_p(told_p_NM, z_NL)[:, : z_NL.shape[-1]]
+            return finish_q(told_q_NM, z_NL) + pad(mean_NL, (0, z_NL.shape[-1]))
 
-        return along(told, noise["z"], step)._replace(h=h)
+        return along(beside(told_q, told_p), noise["z"], step)._replace(h=h)
+
+    def heard(self, h: Tensor, observed_BTF: Tensor) -> Float[Tensor, "K B T M"]:
+        """What is heard from the end on."""
+        return self.hear(beside(h, observed_BTF[None]))
 
     def prior_at(self, h: Tensor, z_before_KBTL: Tensor) -> Gaussian:
         return self.p_head(beside(h, z_before_KBTL))

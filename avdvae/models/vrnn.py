@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from avdvae.blocks import GaussianHead, before, beside, hoisted, mlp
+from avdvae.blocks import GaussianHead, before, beside, mlp
 from avdvae.distributions import Gaussian
-from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, along
+from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, along, awaiting
 from avdvae.protocols import Context, Latents, Observed
 
 
@@ -48,7 +49,7 @@ class VRNN(AutoregressiveVAE):
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         assert context.past is not None
-        now_BTM, weight = hoisted(self.q_head, self.listen(observed_BTF))
+        now_BTM, finish = awaiting(self.q_head, self.listen(observed_BTF))
         past_BTM = self.listen(before(context.past))
         state, states = None, []
 
@@ -58,7 +59,8 @@ class VRNN(AutoregressiveVAE):
             heard_N1M = torch.cat([told_past_NM, self.want(z_NL)], -1)[:, None]
             h_N1M, state = self._remembered(heard_N1M, state)
             states.append(h_N1M)
-            return torch.addmm(told_now_NM, h_N1M[:, 0], weight)
+            q_N2L = finish(told_now_NM, h_N1M[:, 0])
+            return q_N2L + pad(self.p_head(h_N1M[:, 0]).mean, (0, q_N2L.shape[-1] // 2)) if self.residual else q_N2L
 
         path = along(torch.cat([now_BTM, past_BTM], -1)[None], noise["z"], step)
         return path._replace(h=torch.cat(states, 1).unflatten(0, noise["z"].shape[:2]))
@@ -67,11 +69,11 @@ class VRNN(AutoregressiveVAE):
         if state is not None:
             return self.remember(heard_NTM, state)
         nothing_1NM = heard_NTM.new_zeros(1, len(heard_NTM), self.remember.hidden_size)
-        state = (nothing_1NM, nothing_1NM)
+        state = (nothing_1NM, nothing_1NM) if isinstance(self.remember, nn.LSTM) else nothing_1NM
         if heard_NTM.shape[1] == 1:
             return nothing_1NM.movedim(0, 1), state
         h_NTM, state = self.remember(heard_NTM[:, 1:], state)
-        return nn.functional.pad(h_NTM, (0, 0, 1, 0)), state
+        return pad(h_NTM, (0, 0, 1, 0)), state
 
     def proceed(
         self, heard: Tensor, z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any

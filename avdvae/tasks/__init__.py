@@ -5,7 +5,9 @@ from __future__ import annotations
 from avdvae.tasks.denoising import Denoising
 from avdvae.tasks.emotion import EmotionOfFew
 from avdvae.tasks.enhancement import Enhancement
+from avdvae.tasks.likelihood import Likelihood
 from avdvae.tasks.motion import Motion
+from avdvae.tasks.probe import Probe
 from avdvae.tasks.resynthesis import Resynthesis
 from avdvae.tasks.task import Task
 from avdvae.tasks.transfer import Transfer
@@ -17,6 +19,8 @@ TASKS: dict[str, Task] = {
     "transfer": Transfer(),
     "denoising": Denoising(),
     "emotion": EmotionOfFew(),
+    "likelihood": Likelihood(),
+    "probe": Probe(),
     "motion": Motion(true_past=False),
     "motion_true_past": Motion(true_past=True),
 }

@@ -24,7 +24,7 @@ from avdvae.data.twins import NoisyTwins
 from avdvae.errors import UserError
 from avdvae.inference.separation import RATE, Separated, separate
 from avdvae.metrics import INPUT, score
-from avdvae.protocols import Batch, SpeechPrior, indispensable
+from avdvae.protocols import Batch, indispensable, why_not_enhancing
 from avdvae.tasks.task import Measured, Part, Subject
 
 SHOWN_SNR = 0.0  # the example is taken at the SNR nearest to this
@@ -34,8 +34,8 @@ class Enhancement:
     takes: Literal["sound", "poses"] = "sound"
 
     def check(self, subject: Subject) -> None:
-        if not isinstance(subject.model, SpeechPrior):
-            raise UserError(f"{type(subject.model).__name__} cannot enhance: it lacks a verb of protocols.SpeechPrior")
+        if reason := why_not_enhancing(subject.model):
+            raise UserError(reason)
         if not (subject.settings.noises and subject.settings.snrs and subject.settings.lips):
             raise UserError("evaluate.noises, evaluate.snrs and evaluate.lips must each name something")
 

@@ -26,7 +26,7 @@ class Resynthesis:
         self.true_past = true_past
 
     def check(self, subject: Subject) -> None:
-        if not isinstance(subject.model, SpeechPrior):
+        if not isinstance(subject.model, SpeechPrior) or getattr(subject.model, "observes", "power") != "power":
             raise UserError(
                 f"{type(subject.model).__name__} has no latents that spectra come back from: it lacks a verb of "
                 "protocols.SpeechPrior"

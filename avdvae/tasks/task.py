@@ -42,15 +42,19 @@ class Evaluation:
     metrics: Sequence[str] = METRICS
     examples: int = 3  # of each state of the lips
     workers: int | None = None  # None: one a core
+    importance: int | None = None  # draws of the importance-weighted bound
+    neighbours: Sequence[int] = (1, 5, 10, 20)  # that probes ask
 
 
 class Part(NamedTuple):
-    """`first` counts the utterances before those of the part; what does not apply is as here."""
+    """`first` counts the utterances before those of the part, of which there are `size`, or a share if that is None;
+    what does not apply is as here."""
 
     task: str
     noise: str = ""
     snr: float | None = None
     first: int = 0
+    size: int | None = None
 
 
 @dataclass
@@ -96,7 +100,7 @@ class Subject:
 
     def items(self, part: Part) -> PreparedCorpus:
         """The utterances of a part."""
-        return self.corpus.only(self.chosen.utterances[part.first : part.first + self.share])
+        return self.corpus.only(self.chosen.utterances[part.first : part.first + (part.size or self.share)])
 
     @property
     def shown(self) -> list[str]:
@@ -114,7 +118,8 @@ class Subject:
             trim_db=self.settings.trim_db,
             device=self.device,
             condition=condition,
-            faces="face" in self.model.sees,
+            faces="face" in getattr(self.model, "sees", ()),
+            pcm=getattr(self.model, "observes", None) == "waveform",
         )
 
     def rows(self, part: Part, item: str, lips: str, scores: Mapping[str, float]) -> list[Result]:

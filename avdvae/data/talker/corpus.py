@@ -71,7 +71,8 @@ class Talker:
         clips = []
         for truth in sorted(folder.glob("volunteers/*/Clips/straightcam/*.json")):
             known = json.loads(truth.read_text())
-            labels = {name: known[name] for name in ("sex", "emotion", "level", "text")}
+            labels = {name: known[name] for name in ("sex", "emotion", "level", "text", "phones")}
+            labels["tract"] = round(speaker(self.seed, int(known["speaker"][:-1])).voice.tract, 4)
             clips.append(
                 Clip(
                     known["id"],

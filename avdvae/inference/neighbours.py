@@ -1,0 +1,63 @@
+"""What latents know of a label: nearest neighbours after linear discriminants, fitted without what is asked about.
+
+For each group of points (one phoneme, or all utterances of a speaker) the discriminants are fitted to the other groups,
+and neighbours are sought among these. Fitted to all points, as is common, they would know the answer.
+
+    x   N points of D features      labels, groups   N numbers      d   discriminants
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+
+WIDEST = 64  # of more features, the principal components are asked
+SHRINKAGE = 1e-2  # of the scatter within the classes, towards its mean variance
+
+
+def neighbours_right(
+    x: Float[np.ndarray, "N D"],
+    labels: Int64[np.ndarray, " N"],
+    groups: Int64[np.ndarray, " N"],
+    dims: int,
+    ks: Sequence[int],
+) -> Bool[np.ndarray, "K N"]:
+    """Whether most of the k nearest points of other groups have a point's label, for each k; the nearer wins a tie."""
+    x = _principal((x - x.mean(0)) / (x.std(0) + 1e-9))
+    right = np.zeros((len(ks), len(x)), bool)
+    for group in np.unique(groups):
+        mine = groups == group
+        others, known = x[~mine], labels[~mine]
+        turned = discriminants(others, known, dims)
+        points, asked = others @ turned, x[mine] @ turned
+        distances = np.square(asked[:, None] - points).sum(-1)
+        nearest = known[np.argsort(distances, axis=1)[:, : max(ks)]]
+        for number, k in enumerate(ks):
+            votes = (nearest[:, :k, None] == nearest[:, None, :k]).sum(2) - np.arange(k)[: nearest.shape[1]] / (k + 1)
+            right[number, mine] = nearest[np.arange(len(asked)), votes.argmax(1)] == labels[mine]
+    return right
+
+
+def discriminants(x: Float[np.ndarray, "N D"], labels: Int64[np.ndarray, " N"], dims: int) -> Float[np.ndarray, "D d"]:
+    """Directions along which the classes lie apart the most, in units of their spread; at most classes - 1."""
+    from scipy.linalg import eigh
+
+    _, label, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), x.shape[1]))
+    np.add.at(sums, label, x)
+    means = sums / counts[:, None]
+    apart = x - means[label]
+    within = apart.T @ apart / len(x)
+    within += (SHRINKAGE * np.trace(within) / len(within) + 1e-9) * np.eye(len(within))
+    off = means - x.mean(0)
+    between = (off.T * counts) @ off / len(x)
+    count = min(dims, len(counts) - 1, x.shape[1])
+    return eigh(between, within, subset_by_index=[x.shape[1] - count, x.shape[1] - 1])[1][:, ::-1]
+
+
+def _principal(x: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N d"]:
+    if x.shape[1] <= WIDEST:
+        return x
+    return x @ np.linalg.svd(x, full_matrices=False)[2][:WIDEST].T

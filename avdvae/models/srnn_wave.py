@@ -1,0 +1,48 @@
+"""SRNN of waveforms: the recursion of srnn.py over stacks of samples, with other layers.
+
+J. D. Havtorn et al., "Benchmarking generative latent variable models for speech", 2022 (arXiv 2202.12707).
+
+    h_t = GRU(h_t-1; x_t-1)
+    p(x, z) = prod_t DMoL(x_t; f(h_t, z_t)) N(z_t; mu_p, diag var_p (h_t, z_t-1))
+    q(z | x) = prod_t N(z_t; mu_p + mu, diag var (g_t, z_t-1)),  where g_t hears h_t:T and x_t:T from the end on
+    ELBO: dynamical_vae.py
+
+    x_t   stack of s samples    x_BTS
+    z_t   latent                z_KBTL
+    h_t   state                 h_1BTM
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from avdvae.blocks import GaussianHead, Recurrent, beside, mlp
+from avdvae.models.srnn import SRNN
+from avdvae.models.waveform import CodeHead, WaveformVAE
+
+
+class SRNNWave(WaveformVAE, SRNN):
+    residual = True
+
+    def __init__(
+        self,
+        stride: int = 64,
+        dim: int = 256,
+        wide: int = 256,
+        hidden: int = 512,
+        coding: str = "mu-law",
+        scoring: str = "exact",
+    ):
+        super().__init__(dim, stride, coding, scoring)
+        self.listen = mlp([stride, wide, wide, wide], nn.LeakyReLU)
+        self.remember = nn.GRU(wide, hidden, batch_first=True)
+        self.hear_on = Recurrent(wide + hidden, hidden, "backward", nn.GRU)
+        self.q_head, self.p_head = (
+            nn.Sequential(*mlp([hidden + dim, wide, wide, wide], nn.LeakyReLU), GaussianHead(wide, dim))
+            for _ in range(2)
+        )
+        self.out = nn.Sequential(*mlp([hidden + dim, wide, wide], nn.LeakyReLU), CodeHead(wide, stride))
+
+    def heard(self, h: Tensor, observed_BTF: Tensor) -> Float[Tensor, "K B T M"]:
+        return beside(self.listen(observed_BTF)[None], h)

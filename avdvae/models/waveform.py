@@ -1,0 +1,168 @@
+"""What the models of waveforms share: sound as stacks of samples, and the likelihood of its codes.
+
+A stack is s samples, the stride, and a step of the model; zeros fill the last one. Each sample has a likelihood of its
+own. Not to be used themselves.
+
+    x   samples of 16 bits       waveform_BN; as stacks, on the line of `coding`, x_BTS
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from avdvae.distributions import Coding, DMoL, Gaussian, Scoring, compand
+from avdvae.errors import UserError
+from avdvae.models.dynamical_vae import AutoregressiveVAE
+from avdvae.objectives import Elbo, Schedule, divergence
+from avdvae.protocols import Batch, Context, LatentSpec, Observed
+
+MIXTURE = 10  # logistics of a sample
+
+
+class CodeHead(nn.Linear):
+    """What a DMoL of so many samples is made of; at the start its components lie beside each other."""
+
+    def __init__(self, features: int, samples: int = 1):
+        super().__init__(features, samples * 3 * MIXTURE)
+        start = torch.stack([torch.zeros(MIXTURE), torch.linspace(-0.5, 0.5, MIXTURE), torch.full((MIXTURE,), -2.0)])
+        with torch.no_grad():
+            self.bias.copy_(start.flatten().repeat(samples))
+
+
+class Waveforms(nn.Module):
+    observes: Observed = "waveform"
+    sees: tuple[str, ...] = ("waveform",)
+    stride: int
+    coding: Coding
+    scoring: Scoring
+
+    def listen_by(self, stride: int, coding: str, scoring: str) -> None:
+        for key, given, allowed in (("coding", coding, ("mu-law", "linear")), ("scoring", scoring, ("exact", "paper"))):
+            if given not in allowed:
+                raise UserError(f"model.{key}={given}: choose {' or '.join(allowed)}")
+        if stride < 1:
+            raise UserError(f"model.stride={stride}: give the samples of a step, 1, 2, 3, ...")
+        self.stride, self.coding, self.scoring = stride, coding, scoring  # type: ignore[assignment]  # checked
+
+    def steps(self, batch: Batch) -> Bool[Tensor, "B T"]:
+        """Which stacks hold data."""
+        assert batch.lengths is not None
+        first_T = torch.arange(0, batch.need("waveform", self).shape[1], self.stride, device=batch.lengths.device)
+        return first_T < batch.lengths[:, None]
+
+    def stacks(self, waveform: Float[Tensor, "... N"]) -> Float[Tensor, "... T S"]:
+        filled = nn.functional.pad(waveform, (0, -waveform.shape[-1] % self.stride))
+        return (compand(filled) if self.coding == "mu-law" else filled).unflatten(-1, (-1, self.stride))
+
+    def likelihood(self, output: Float[Tensor, "... T M"]) -> DMoL:
+        """From what a network says of each stack, or of each sample."""
+        return DMoL.of(output.unflatten(-1, (-1, 3 * MIXTURE)).flatten(-3, -2), self.coding, self.scoring)
+
+    def bound(
+        self,
+        likelihood: DMoL,
+        batch: Batch,
+        schedule: Schedule,
+        q: Mapping[str, Gaussian] | None = None,
+        p: Mapping[str, Gaussian] | None = None,
+        masks: Mapping[str, Bool[Tensor, "B T"]] | None = None,
+        share: Mapping[str, float] | None = None,
+    ) -> Elbo:
+        """With the posterior and the prior of each latent on the way of a draw, and the `share` that it has of the free
+        nats, where that is not 1."""
+        waveform_BN = batch.need("waveform", self)
+        assert batch.lengths is not None
+        sounds_BN = torch.arange(waveform_BN.shape[1], device=waveform_BN.device) < batch.lengths[:, None]
+        recon = (likelihood.log_prob(waveform_BN) * sounds_BN).sum(-1)
+        kl, free = {}, {}
+        if q is not None and p is not None and masks is not None:
+            for name in q:
+                kl[name], free[name] = divergence(q[name], p[name], masks[name], schedule, (share or {}).get(name, 1.0))
+        return Elbo(
+            recon={"waveform": recon.flatten(end_dim=-2).mean(0) if recon.ndim > 1 else recon},
+            kl=kl,
+            n=batch.lengths.float(),
+            aux={f"free_{name}": nats_B for name, nats_B in free.items()} if schedule.free else {},
+        )
+
+
+class Predictor(Waveforms):
+    """A model without latents: each stack from those before it."""
+
+    def tell(self, before_BTS: Float[Tensor, "B T S"], state: Any) -> tuple[Float[Tensor, "B T M"], Any]:
+        """What the likelihood of x_t is made of, from x_t-1 and the state that the stacks before left; and the next."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
+        return self.carry(batch, schedule, None)[0]
+
+    def carry(self, batch: Batch, schedule: Schedule, state: Any) -> tuple[Elbo, Any]:
+        """The bound of a piece of an utterance, whole stacks long unless it is the last, in the light of what came
+        before, which `state` holds; and the state after it."""
+        x_BTS = self.stacks(batch.need("waveform", self))
+        last_B1S, inner = state or (torch.zeros_like(x_BTS[:, :1]), None)
+        output, inner = self.tell(torch.cat([last_B1S, x_BTS[:, :-1]], 1), inner)
+        return self.bound(self.likelihood(output), batch, schedule), (x_BTS[:, -1:], inner)
+
+    @torch.no_grad()
+    def go_on(self, waveform_BN: Float[Tensor, "B N"], samples: int) -> Float[Tensor, "B n"]:
+        """What may follow whole stacks of sound, or silence where there are none."""
+        x_BTS = self.stacks(waveform_BN)
+        output, state = self.tell(nn.functional.pad(x_BTS, (0, 0, 1, 0)), None)
+        said: list[Tensor] = []
+        for _ in range(-(-samples // self.stride)):
+            said.append(self.likelihood(output[:, -1:]).sample())
+            output, state = self.tell(self.stacks(said[-1]), state)
+        return torch.cat(said, -1)[:, :samples]
+
+
+class WaveformVAE(Waveforms, AutoregressiveVAE):
+    """Turns a dynamical VAE that hears the past of spectra into one that hears stacks of samples."""
+
+    def __init__(self, dim: int, stride: int, coding: str, scoring: str):
+        AutoregressiveVAE.__init__(self, stride, dim, "waveform")
+        self.listen_by(stride, coding, scoring)
+        self.latents = (LatentSpec("z", dim, rate=stride, modality="audio"),)
+
+    def observed(self, batch: Batch) -> Float[Tensor, "B T S"]:
+        return self.stacks(batch.need("waveform", self))
+
+    def context(self, batch: Batch) -> Context:
+        return Context(self.steps(batch), past=self.observed(batch))
+
+    def decode(self, z: Any, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
+        return super().decode(z, context, None if feedback is None else self.stacks(feedback))
+
+    def said(self, output: Float[Tensor, "K B 1 M"]) -> Float[Tensor, "K B 1 S"]:
+        return self.stacks(self.likelihood(output).sample())
+
+    def elbo(self, batch: Batch, context: Context, schedule: Schedule) -> Elbo:
+        path = self._draw(batch, context, 1, "sample")
+        p, output = self.explain(path, context, schedule)
+        return self.bound(self.likelihood(output), batch, schedule, path.q, p, {"z": context.mask})
+
+    @torch.no_grad()
+    def go_on(self, waveform_BN: Float[Tensor, "B N"], samples: int) -> Float[Tensor, "B n"]:
+        """What may follow whole stacks of sound, or silence where there are none."""
+        lengths = torch.full((len(waveform_BN),), waveform_BN.shape[1], device=waveform_BN.device)
+        mask = torch.ones(len(waveform_BN), 0, dtype=torch.bool)
+        batch = Batch(("",) * len(waveform_BN), mask, waveform=waveform_BN, lengths=lengths)
+        x_1BTS = self.observed(batch)[None]
+        z_1BTL, state = x_1BTS.new_zeros(*x_1BTS.shape[:3], self.latents[0].dim), None
+        if x_1BTS.shape[2]:
+            z_1BTL = self.infer(batch).z["z"]
+        x, z = (nn.functional.pad(value, (0, 0, 1, 0)) for value in (x_1BTS, z_1BTL))
+        if x_1BTS.shape[2]:
+            _, state = self.proceed(x[:, :, :-1], z[:, :, :-1], z[:, :, 1:], None)
+        x, z, said = x[:, :, -1:], z[:, :, -1:], []
+        for _ in range(-(-samples // self.stride)):
+            h, state = self.proceed(x, z, z, state)
+            z = self.prior_at(h, z).sample()[0]
+            said.append(self.likelihood(self.output_at(h, z)).sample()[0])
+            x = self.stacks(said[-1])[None]
+        return torch.cat(said, -1)[:, :samples]

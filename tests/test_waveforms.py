@@ -1,0 +1,198 @@
+"""Models of waveforms: sizes, what depends on what, pieces and wholes, and what they say by themselves."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from test_contract import utterances
+from torch import Tensor
+
+from avdvae.distributions import Gaussian
+from avdvae.errors import UserError
+from avdvae.models.cw_vae import CWVAE, Told
+from avdvae.models.lstm import LSTM
+from avdvae.models.srnn_wave import SRNNWave
+from avdvae.models.stcn import STCN
+from avdvae.models.vrnn_wave import VRNNWave
+from avdvae.models.wavenet import WaveNet
+from avdvae.objectives import Schedule, divergence
+from avdvae.protocols import Batch
+
+SMALL: dict[Any, dict[str, Any]] = {
+    WaveNet: {"stride": 16, "channels": 6, "stacks": 2, "layers": 3},
+    LSTM: {"stride": 16, "hidden": 6},
+    VRNNWave: {"stride": 16, "dim": 3, "wide": 6, "hidden": 8},
+    SRNNWave: {"stride": 16, "dim": 3, "wide": 6, "hidden": 8},
+    STCN: {"stride": 16, "channels": 6, "dims": (4, 3, 2), "layers": 2},
+    CWVAE: {"stride": 16, "layers": 2, "channels": 4, "dim": [3, 2]},
+}
+EVERY = pytest.mark.parametrize("kind", SMALL)
+
+
+def small(kind: Any, **options: Any) -> Any:
+    torch.manual_seed(0)
+    model = kind(**SMALL[kind], **options)
+    for parameter in model.parameters():  # the usual start is too timid for what depends on what to show
+        parameter.data *= 1.5
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def same_noise(monkeypatch) -> None:
+    """Draws that do not depend on the shape of what is drawn."""
+    monkeypatch.setattr(torch, "randn", lambda *shape, **_: 0.6 * torch.ones(*shape))
+    monkeypatch.setattr(torch, "rand_like", lambda like, **_: torch.full_like(like, 0.3))
+
+
+def sound(waveform_BN: Tensor) -> Batch:
+    lengths = torch.full((len(waveform_BN),), waveform_BN.shape[1])
+    mask = torch.ones(len(waveform_BN), 1, dtype=torch.bool)
+    return Batch(("",) * len(waveform_BN), mask, waveform=waveform_BN, lengths=lengths)
+
+
+def piece(batch: Batch, first: int, last: int) -> Batch:
+    batch = batch.only("waveform")
+    assert batch.waveform is not None and batch.lengths is not None
+    return replace(
+        batch, waveform=batch.waveform[:, first:last], lengths=(batch.lengths - first).clamp(0, last - first)
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "millions"),
+    [
+        (WaveNet(1, 96), 2.81),
+        (WaveNet(64, 96), 3.40),
+        (WaveNet(1, 32), 0.32),
+        (CWVAE(64, 1), 1.45),
+        (CWVAE(64, 2), 2.89),
+        (CWVAE(64, 3), 4.33),
+    ],
+)
+def test_they_have_as_many_parameters_as_published(model, millions):
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == millions
+
+
+def test_a_sample_depends_on_those_that_the_published_models_reach():
+    torch.manual_seed(0)
+    model = WaveNet(1, 2).double()
+    x = torch.randn(1, 5300, 1, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(model.tell(x, None)[0][:, -1].square().sum(), x)
+    assert (slope[0, :, 0] != 0).nonzero().min() == 5300 - 5117 == 5300 - model.reach
+    stcn = STCN(1, 4, (2, 2, 2, 2, 2)).double()
+    x = torch.randn(1, 200, 1, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(stcn.listen(x, None)[0][-1][:, -1].square().sum(), x)
+    assert (slope[0, :, 0] != 0).nonzero().min() == 200 - 157 == 200 - stcn.reach
+
+
+@pytest.mark.parametrize(("stride", "reach"), [(64, [765, 12_797, 109_053]), (256, [1021, 49_149, 434_173])])
+def test_the_clockwork_looks_ahead_as_far_as_published(stride, reach):
+    rate, total = 1, 1
+    for level, published in zip(CWVAE(stride, 3, 2, 2).levels, reach, strict=True):
+        total += rate * (level.down.reach - 1)  # type: ignore[union-attr,operator]
+        rate *= level.down.stride  # type: ignore[union-attr,operator]
+        assert total == published
+
+
+@EVERY
+def test_nothing_is_told_of_a_sample_by_what_comes_after_it(kind):
+    """But through the latents: given these, the likelihood of x_t and the prior of z_t see the past alone."""
+    model, g = small(kind), torch.Generator().manual_seed(0)
+    one = 0.3 * torch.randn((1, 640), generator=g)
+    other = torch.cat([one[:, :320], one[:, 320:].flip(1)], 1)
+    if kind in (WaveNet, LSTM):
+        said = [
+            model.likelihood(model.tell(torch.nn.functional.pad(model.stacks(x), (0, 0, 1, -1)), None)[0]).loc
+            for x in (one, other)
+        ]
+        last = 336
+    else:
+        z = model.infer(sound(one), mode="mean").z
+        changed = {
+            name: torch.cat([value[:, :, : value.shape[2] // 2], value[:, :, value.shape[2] // 2 :] + 1], 2)
+            for name, value in z.items()
+        }
+        said = [
+            model.decode(path, model.context(sound(x)))["waveform"].loc[0] for path, x in ((z, one), (changed, other))
+        ]
+        priors = [model.log_prior(path, model.context(sound(x)))[..., :16] for path, x in ((z, one), (changed, other))]
+        torch.testing.assert_close(*priors)
+        last = 256 if kind is CWVAE else 320  # its upper level has steps of 128
+    torch.testing.assert_close(said[0][:, :last], said[1][:, :last])
+    assert not torch.allclose(said[0][:, last + 32 :], said[1][:, last + 32 :])
+
+
+@pytest.mark.usefixtures("same_noise")
+@pytest.mark.parametrize("kind", [WaveNet, LSTM, STCN])
+def test_pieces_one_after_another_are_the_whole(kind):
+    model, batch, state, bound = small(kind), utterances(3300, 5900), None, torch.zeros(2)
+    for first in range(0, 6400, 640):
+        elbo, state = model.carry(piece(batch, first, first + 640), Schedule(), state)
+        bound += elbo.bound
+    torch.testing.assert_close(bound, model(batch, Schedule()).bound, rtol=1e-5, atol=0)
+
+
+@pytest.mark.usefixtures("same_noise")
+def test_the_clockwork_is_the_same_piece_by_piece():
+    batch = utterances(3300, 5900)
+    whole, pieces = small(CWVAE), small(CWVAE, piece=512)
+    torch.testing.assert_close(pieces(batch, Schedule()).bound, whole(batch, Schedule()).bound, rtol=1e-5, atol=0)
+
+
+def test_prior_and_posterior_in_one_product_are_the_two_networks():
+    torch.manual_seed(0)
+    cell = small(CWVAE).levels[0].cell
+    c, e, noise = torch.randn(2, 9, 4), torch.randn(2, 6, 4), torch.randn(2, 9, 3)
+    told: Told = cell.draw(c, e, noise)
+    h, p = cell.follow(told.z, c)
+    q = cell.q_head(torch.cat([h[:, :6], e], -1)).times(Gaussian(p.mean[:, :6], p.log_var[:, :6]))
+    torch.testing.assert_close(told.h, h)
+    torch.testing.assert_close((told.p.mean, told.p.log_var), (p.mean, p.log_var))
+    torch.testing.assert_close((told.q.mean[:, :6], told.q.log_var[:, :6]), (q.mean, q.log_var))
+    torch.testing.assert_close(told.z[:, :6], q.moved(noise[:, :6]))
+    torch.testing.assert_close(told.z[:, 6:], p.moved(noise)[:, 6:])  # where nothing is heard, the prior
+
+
+@pytest.mark.usefixtures("same_noise")
+@EVERY
+def test_what_it_says_is_what_it_would_say_after_what_it_said(kind):
+    model = small(kind)
+    said = model.go_on(torch.zeros(2, 0), 160)
+    assert said.shape == (2, 160) and torch.equal(said, (said * 32768).round() / 32768) and said.any()
+    if kind in (WaveNet, LSTM):
+        x = model.stacks(said)
+        output = model.tell(torch.nn.functional.pad(x, (0, 0, 1, -1)), None)[0]
+        again = model.likelihood(output).sample()
+        torch.testing.assert_close(model.go_on(said[:, :64], 96), said[:, 64:], rtol=0, atol=1e-4)
+    else:
+        context = model.context(sound(said))
+        again = model.decode(model.sample_prior(context), context)["waveform"].sample()[0]
+    torch.testing.assert_close(again, said, rtol=0, atol=1e-4)
+
+
+def test_free_nats_cost_no_more_than_none():
+    mask = torch.tensor([[True, True, False]])
+    mean = torch.tensor([[[0.1, 2.0], [0.2, 0.3], [5.0, 5.0]]])[None].requires_grad_()
+    q, p = Gaussian(mean, torch.zeros_like(mean)), Gaussian(torch.zeros_like(mean), torch.zeros_like(mean))
+    schedule = Schedule(beta=0.5, free=1.0)
+    kl_B, aux_B = divergence(q, p, mask, schedule)
+    assert kl_B.item() == pytest.approx((0.01 + 4 + 0.04 + 0.09) / 2)
+    loss = schedule.beta * kl_B - aux_B  # as Elbo.loss has them
+    assert loss.item() == pytest.approx(0.5 * (0.5 + 2 + 0.5 + 0.5))
+    (slope,) = torch.autograd.grad(loss.sum(), mean)
+    torch.testing.assert_close(slope, torch.tensor([[[[0, 1.0], [0, 0], [0, 0]]]]))
+
+
+def test_what_they_cannot_be_made_of_is_told():
+    wrongs: list[tuple[dict[str, Any], str]] = [
+        ({"coding": "a-law"}, "model.coding=a-law: choose mu-law or linear"),
+        ({"scoring": "seed"}, "model.scoring=seed: choose exact or paper"),
+        ({"stride": 48}, "the stride is a power of 2"),
+        ({"layers": 2, "dim": [3]}, "dim is a number or one for each layer"),
+    ]
+    for wrong, message in wrongs:
+        with pytest.raises(UserError, match=message):
+            CWVAE(**wrong)
+    with pytest.raises(UserError, match="stride=0: give the samples of a step"):
+        LSTM(stride=0)

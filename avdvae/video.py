@@ -136,6 +136,12 @@ def check_complete(decoded: int, info: VideoInfo) -> None:
         raise _truncated(decoded, info.announced)
 
 
+def lasts(path: Path) -> float:
+    """The seconds that a file of sound or video says it lasts; endless where it says nothing."""
+    with _opened(path) as container:
+        return float("inf") if container.duration is None else container.duration / 1_000_000
+
+
 def read_sound(path: Path, rate: int = 16_000) -> tuple[np.ndarray, float]:
     """The sound of any file as int16 mono samples at `rate`, and the time in seconds at which it starts."""
     with _opened(path) as container:

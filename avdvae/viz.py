@@ -174,7 +174,7 @@ def triptych(
 
     Where `sure_T` is 0 no face was found: there the lips are red. `shares` are those of the components of a mixture,
     which add up to 1 in each frame, here of a fifth of a second. Dashed lines enclose where the lips are spoilt.
-    `strips` are pictures of signals, by their names, and `mark` a moment in seconds.
+    `strips` are pictures of signals, by their names; `mark`, a moment in seconds, is dashed in the spectrograms.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -212,7 +212,8 @@ def triptych(
         figure.colorbar(image, ax=axes[: len(powers)].tolist(), label="dB", aspect=40, pad=0.01)
         if lips_THW is not None:
             _draw_lips(axes[len(powers)], lips_THW, sure_T, seconds)
-        for ax, (name, pictures) in zip(axes[len(axes) - len(strips) :], strips.items(), strict=True):
+        below = len(powers) + (lips_THW is not None)
+        for ax, (name, pictures) in zip(axes[below : below + len(strips)], strips.items(), strict=True):
             _draw_lips(ax, pictures, None, len(signals[name]) / rate, name)
         if shares is not None:
             around = np.ones(max(1, round(0.2 * rate / hop)))

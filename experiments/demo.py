@@ -1,0 +1,232 @@
+"""A page to play with a model's latents, and to clean recordings, at http://127.0.0.1 and nowhere else.
+
+python experiments/demo.py run=RUN                 needs the extra `demo`: pip install -e '.[demo]'
+python experiments/demo.py run=RUN port=8000 max_seconds=60 enhance.iterations=30
+
+Nothing leaves the machine, nothing is fetched, and what was uploaded goes when the page is closed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from av.error import FFmpegError
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from avdvae.data.readers.folder import SOUNDS, VIDEOS
+from avdvae.errors import UserError
+from avdvae.inference.recordings import Enhancer, Job, read_sound, write_sound
+from avdvae.inference.transfer import find_latents, transfer
+from avdvae.protocols import Batch, SpeechPrior, indispensable
+from avdvae.runs import changed, open_run
+from avdvae.stage import PHASES, Stage, build_enhancer
+from avdvae.video import lasts
+
+NOTHING_FROM_ELSEWHERE = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+)
+
+
+def own_headers(app: Any) -> Any:
+    """ASGI: a browser is told to load nothing from elsewhere."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        async def with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"content-security-policy", NOTHING_FROM_ELSEWHERE.encode()))
+            await send(message)
+
+        await app(scope, receive, with_policy)
+
+    return answer
+
+
+@contextmanager
+def said_on_the_page() -> Iterator[None]:
+    import gradio as gr
+
+    try:
+        yield
+    except (UserError, FFmpegError, OSError) as error:
+        raise gr.Error(str(error), duration=20, print_exception=False) from error
+
+
+class Demo:
+    """What the page's buttons do; files that they make lie in `folder`."""
+
+    def __init__(self, stage: Stage, enhancer: Enhancer | None, folder: Path, max_mb: float, max_seconds: float):
+        self.stage, self.enhancer, self.folder, self.max_seconds = stage, enhancer, folder, max_seconds
+        self.limits = f"at most {max_mb:g} MB and {max_seconds:g} s"
+
+    @said_on_the_page()
+    def transfer(
+        self,
+        source_id: str,
+        source_file: str | None,
+        target_id: str,
+        target_file: str | None,
+        latents: list[str],
+        percent: float,
+        phase: str,
+    ) -> tuple[str | None, ...]:
+        """Paths of film, strip, and sounds of source, target and result."""
+        find_latents(self.stage.model, latents)
+        source, target = self._clip("source", source_id, source_file), self._clip("target", target_id, target_file)
+        made = transfer(self.stage.model, source, target, latents, percent / 100)
+        result = self.stage.made(made, source, phase)
+        scenes = {"source": self.stage.true(source), "target": self.stage.true(target), "result": result}
+        out = Path(tempfile.mkdtemp(dir=self.folder))
+        self.stage.write(out, [scenes])
+        names = ("film.mp4", "strip.png", "source.wav", "target.wav", "result.wav")
+        return tuple(str(out / name) if (out / name).exists() else None for name in names)
+
+    @said_on_the_page()
+    def enhance(self, file: str | None, progress: Callable[[float], None]) -> tuple[str, str]:
+        """Paths of the recording's sound, and of its speech."""
+        assert self.enhancer
+        if file is None:
+            raise UserError("choose a file first")
+        path, out = self._checked(file), Path(tempfile.mkdtemp(dir=self.folder))
+        write_sound(out / "noisy.wav", read_sound(path))
+        done = 0.0
+
+        def advance(share: float) -> None:
+            nonlocal done
+            done += share
+            progress(min(done, 1.0))
+
+        video = path if path.suffix.lower() in VIDEOS else None
+        if video is None and "lips" in indispensable(self.enhancer.model):
+            name = type(self.enhancer.model).__name__
+            raise UserError(f"{path.name}: {name} looks at the lips: give a video of the talker")
+        self.enhancer.run(Job(path, video, out / "clean.wav"), advance)
+        return str(out / "noisy.wav"), str(out / "clean.wav")
+
+    def _clip(self, role: str, name: str, file: str | None) -> Batch:
+        return self.stage.clip(role, str(self._checked(file)) if file else name)
+
+    def _checked(self, file: str) -> Path:
+        path = Path(file)
+        if path.suffix.lower() not in SOUNDS + VIDEOS:
+            raise UserError(f"{path.name}: neither sound nor video by its name: give {', '.join(SOUNDS + VIDEOS)}")
+        try:
+            if (seconds := lasts(path)) > self.max_seconds:
+                raise UserError(f"it lasts {seconds:.1f} s, and this page takes {self.max_seconds:g} s at most")
+        except UserError as error:
+            raise UserError(f"{path.name}: {error}") from error
+        return path
+
+
+def build_page(demo: Demo) -> Any:
+    import gradio as gr
+
+    stage, name = demo.stage, type(demo.stage.model).__name__
+    ids = [utterance.id for utterance in stage.corpus.utterances]
+    own = [spec.name for spec in stage.model.latents]
+    suffixes = [*SOUNDS, *VIDEOS]
+    with gr.Blocks(title=f"{name} on stage", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gr.Markdown(f"# {name}\n{stage.run.path}: the source, with latents of the target.")
+        with gr.Tab("Transfer"):
+            pickers: list[Any] = []
+            with gr.Row():
+                for role, first in (("source", ids[0]), ("target", ids[-1])):
+                    with gr.Column():
+                        pickers.append(gr.Dropdown(ids, value=first, label=role, elem_id=role))
+                        if not stage.moves:
+                            label = f"{role}: or a file of your own, which goes first, {demo.limits}"
+                            pickers.append(gr.File(label=label, file_types=suffixes, elem_id=f"{role}_file"))
+                        else:
+                            pickers.append(gr.State(None))
+            latents = gr.CheckboxGroup(own, value=own[:1], label="latents taken from the target", elem_id="latents")
+            percent = gr.Slider(0, 100, 100, step=5, label="how far on the way, in %", elem_id="percent")
+            phase = gr.Radio(PHASES, value=PHASES[0], label="phase of the result", visible=not stage.moves)
+            make = gr.Button("Transfer", variant="primary", elem_id="make")
+            film = gr.Video(show_label=False, buttons=["download"], elem_id="film")
+            sounds = []
+            with gr.Row(visible=not stage.moves):
+                sounds = [
+                    gr.Audio(label=role, buttons=["download"], elem_id=f"{role}_sound")
+                    for role in ("source", "target", "result")
+                ]
+            strip = gr.Image(show_label=False, buttons=["download", "fullscreen"], elem_id="strip")
+            given, shown = [*pickers, latents, percent, phase], [film, strip, *sounds]
+            make.click(demo.transfer, given, shown)
+            percent.release(demo.transfer, given, shown)
+        with gr.Tab("Enhance"):
+            if demo.enhancer is None:
+                gr.Markdown(f"{name} explains no sound: it cannot take noise out of recordings.")
+            else:
+                file = gr.File(
+                    label=f"a noisy recording, or a video, {demo.limits}", file_types=suffixes, elem_id="noisy_file"
+                )
+                clean = gr.Button("Enhance", variant="primary", elem_id="clean")
+                with gr.Row():
+                    heard = [gr.Audio(label=name, buttons=["download"], elem_id=name) for name in ("noisy", "enhanced")]
+
+                def enhance(path: str | None, progress: Any = gr.Progress()) -> tuple[str, str]:  # noqa: B008
+                    return demo.enhance(path, lambda share: progress(share))
+
+                clean.click(enhance, file, heard)
+    return page
+
+
+def serve(config: Mapping[str, Any], folder: Path) -> None:
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(folder)}
+    try:
+        from gradio.themes import Base
+        from starlette.middleware import Middleware
+    except ImportError as error:
+        raise UserError(f"the page needs gradio ({error}): pip install -e '.[demo]'") from error
+    if config["run"] is None:
+        raise UserError("run= missing: give the folder of a run of experiments/run.py")
+    for name in ("port", "max_mb", "max_seconds"):
+        if not (isinstance(config[name], int | float) and config[name] > 0):
+            raise UserError(f"{name}={config[name]}: give a number above 0")
+    run = open_run(Path(str(config["run"])))
+    stage, enhancer = Stage(run), None
+    if isinstance(stage.model, SpeechPrior) and not stage.moves:
+        enhancer = build_enhancer(run, changed(run.config["enhance"], config["enhance"]), films=True)
+    page = build_page(Demo(stage, enhancer, folder, config["max_mb"], config["max_seconds"]))
+    system = ["system-ui", "sans-serif"]
+    print(f"page       http://127.0.0.1:{config['port']}    Ctrl-C closes it", flush=True)
+    try:
+        page.launch(
+            server_name="127.0.0.1",
+            server_port=int(config["port"]),
+            share=False,
+            quiet=True,
+            inbrowser=config["open"],
+            max_file_size=int(config["max_mb"] * 2**20),
+            footer_links=[],
+            theme=Base(font=system, font_mono=["monospace"]),
+            app_kwargs={"middleware": [Middleware(own_headers)]},
+            allowed_paths=[str(folder)],
+        )
+    except OSError as error:
+        raise UserError(f"port={config['port']} cannot be had ({error}): choose another") from error
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="demo")
+def main(config: DictConfig) -> None:
+    sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
+    try:
+        given: Any = OmegaConf.to_container(config, resolve=True)
+        with tempfile.TemporaryDirectory() as folder:
+            serve(given, Path(folder))
+    except (UserError, OmegaConfBaseException) as error:
+        sys.exit(f"demo.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("demo.py: closed")
+
+
+if __name__ == "__main__":
+    main()

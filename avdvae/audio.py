@@ -89,6 +89,25 @@ class Stft:
         )
         return overlapped_BN / weight_1N.clip(1e-3)
 
+    def griffin_lim(
+        self, power_BTF: Float[Tensor, "B T F"], length: int, iterations: int = 200, momentum: float = 0.99
+    ) -> Float[Tensor, "B N"]:
+        """Signals with nearly this spectrum of power; the same power gives the same signal.
+
+        Their phase is found by going back and forth between the spectra that belong to a signal and those of the right
+        magnitude, each time a little further than one came: N. Perraudin, P. Balazs, P. Sondergaard, "A fast
+        Griffin-Lim algorithm", WASPAA 2013.
+        """
+        magnitude_BTF = power_BTF.float().sqrt()
+        noise = torch.randn(length, generator=torch.Generator().manual_seed(0)).to(power_BTF.device)
+        phase_BTF = torch.sgn(self.analyse(noise[None]))
+        before_BTF = torch.zeros_like(phase_BTF)
+        for _ in range(iterations):
+            now_BTF = self.analyse(self.synthesise(magnitude_BTF * phase_BTF, length))
+            phase_BTF = torch.sgn(now_BTF + momentum * (now_BTF - before_BTF))
+            before_BTF = now_BTF
+        return self.synthesise(magnitude_BTF * phase_BTF, length)
+
 
 def read_wav(path: str | Path, rate: int = 16_000) -> Float[Tensor, " N"]:
     """A sound file, mixed down to one channel and resampled to `rate`."""
@@ -113,7 +132,7 @@ def write_wav(path: str | Path, waveform: Float[Tensor, " N"], rate: int) -> Non
     _check_rate(rate, path)
     if not waveform.isfinite().all():
         raise UserError(f"the sound for {path} has values that are not finite: look for the step that made them")
-    soundfile.write(path, waveform.detach().cpu().numpy(), rate, subtype="PCM_16")
+    soundfile.write(path, waveform.detach().cpu().numpy(), rate, subtype="PCM_16", format="WAV")
 
 
 def _check_rate(rate: int, path: str | Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from avdvae.data.talker.vowels import FACTORS
+from avdvae.tasks.control import Control
 from avdvae.tasks.enhancement import Enhancement
+from avdvae.tasks.f0 import F0
 from avdvae.tasks.motion import Motion
 from avdvae.tasks.resynthesis import Resynthesis
 from avdvae.tasks.task import Task
@@ -13,4 +16,6 @@ TASKS: dict[str, Task] = {
     "resynthesis_true_past": Resynthesis(true_past=True),
     "motion": Motion(true_past=False),
     "motion_true_past": Motion(true_past=True),
+    **{f"control_{factor}": Control(factor) for factor in FACTORS},
+    "f0": F0(),
 }

@@ -13,7 +13,7 @@ test: .venv/.test
 	$(BIN)/python -m pytest
 
 .venv/.demo: EXTRAS = metrics
-.venv/.test: EXTRAS = metrics,test
+.venv/.test: EXTRAS = control,metrics,test
 
 .venv/.demo .venv/.test: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

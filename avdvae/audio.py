@@ -132,7 +132,7 @@ def write_wav(path: str | Path, waveform: Float[Tensor, " N"], rate: int) -> Non
     _check_rate(rate, path)
     if not waveform.isfinite().all():
         raise UserError(f"the sound for {path} has values that are not finite: look for the step that made them")
-    soundfile.write(path, waveform.detach().cpu().numpy(), rate, subtype="PCM_16")
+    soundfile.write(path, waveform.detach().cpu().numpy(), rate, subtype="PCM_16", format="WAV")
 
 
 def _check_rate(rate: int, path: str | Path) -> None:

@@ -18,7 +18,11 @@ from avdvae.errors import UserError
 
 METRICS = ("si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi", "estoi")
 OF_EACH_SAMPLE = ("bits_per_frame", "importance_bits", "dmol_bits", "flac_bits", "uniform_bits")
-LOW_IS_GOOD = ("rmse", "rtf", "mpjpe_mm", *OF_EACH_SAMPLE)
+LOW_IS_GOOD = (
+    *("rmse", "rtf", "mpjpe_mm", "gross_error", "fine_error", "voicing_error"),
+    *("f0", "f0_world", "f1", "f2", "f3"),  # relative errors
+    *OF_EACH_SAMPLE,
+)
 INPUT = "input_"  # begins the names of the metrics of the unprocessed input
 
 
@@ -50,6 +54,21 @@ LOOKS = {
     "flac_bits": Look("FLAC", "bits", 3),
     "uniform_bits": Look("uniform", "bits", 1),
     "samples": Look("samples", "", 0),
+    "gross_error": Look("gross errors of pitch", "%", 1),
+    "fine_error": Look("fine error of pitch", "%", 1),
+    "voicing_error": Look("errors of voicing", "%", 1),
+    "f0": Look("f0 by Praat", "%", 1),
+    "f0_world": Look("f0 by WORLD", "%", 1),
+    "f1": Look("F1", "%", 1),
+    "f2": Look("F2", "%", 1),
+    "f3": Look("F3", "%", 1),
+    "voiced": Look("still voiced", "%", 0),
+    "f0_in_speech": Look("in speech: f0 by Praat", "%", 1),
+    "f0_world_in_speech": Look("f0 by WORLD", "%", 1),
+    "f1_in_speech": Look("F1", "%", 1),
+    "f2_in_speech": Look("F2", "%", 1),
+    "f3_in_speech": Look("F3", "%", 1),
+    "voiced_in_speech": Look("still voiced", "%", 0),
     "lips_weight": Look("weight of the lips", "", 2),
     "lips_weight_hidden": Look("while hidden", "", 2),
 }

@@ -367,6 +367,8 @@ _TASKS = {
     "emotion": "Emotion from few labels",
     "motion": "Motion",
     "motion_true_past": "Motion, given the true past",
+    **{f"control_{factor}": f"Control of {factor}: relative errors" for factor in ("f0", "f1", "f2", "f3")},
+    "f0": "Pitch heard in the latents, and by others",
 }
 _GENERATED = (
     "This is a corpus that the suite generates: results on it say how methods compare on it and are not to be set "

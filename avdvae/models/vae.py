@@ -14,6 +14,7 @@ conditional variational auto-encoders", IEEE/ACM TASLP 28, 2020 (arXiv 1908.0259
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,19 +27,28 @@ from avdvae.protocols import Batch, Context, Latents, Observed
 
 
 class VAE(FrameVAE):
-    def __init__(self, frequencies: int = 513, hidden: int = 128, dim: int = 32, observes: Observed = "power"):
-        """Poses, too, can be what it `observes`, with as many numbers a frame as `frequencies` says."""
+    def __init__(
+        self,
+        frequencies: int = 513,
+        hidden: int | Sequence[int] = 128,
+        dim: int = 32,
+        observes: Observed = "power",
+        gain: float = 1.0,
+    ):
+        """Several layers are `hidden` where it names their sizes, in the order of the encoder, which hears `gain` times
+        the power. Poses, too, can be what it `observes`, with as many numbers a frame as `frequencies` says."""
         super().__init__(dim, "audio" if observes == "power" else "motion")
-        self.observes = observes
+        self.observes, self.gain = observes, gain
         self.sees: tuple[str, ...] = (observes,)
-        self.encoder = nn.Sequential(*mlp([frequencies, hidden], nn.Tanh), GaussianHead(hidden, dim))
-        self.decoder = nn.Sequential(*mlp([dim, hidden], nn.Tanh), nn.Linear(hidden, frequencies))
+        sizes = [frequencies, *([hidden] if isinstance(hidden, int) else hidden)]
+        self.encoder = nn.Sequential(*mlp(sizes, nn.Tanh), GaussianHead(sizes[-1], dim))
+        self.decoder = nn.Sequential(*mlp([dim, *sizes[:0:-1]], nn.Tanh), nn.Linear(sizes[1], frequencies))
 
     def posterior(self, batch: Batch, context: Context) -> Gaussian:
         observed_BTF = batch.need(self.observes, self)
         if (found := observed_BTF.shape[-1]) != self.decoder[-1].out_features:
             raise UserError(f"a frame of {self.observes} has {found} numbers here: give model.frequencies={found}")
-        return self.encoder(observed_BTF)
+        return self.encoder(self.gain * observed_BTF)
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
         return {self.observes: likelihood_of(self.observes, self.decoder(z["z"]))}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from avdvae.data.talker.vowels import FACTORS
+from avdvae.tasks.control import Control
 from avdvae.tasks.denoising import Denoising
 from avdvae.tasks.emotion import EmotionOfFew
 from avdvae.tasks.enhancement import Enhancement
+from avdvae.tasks.f0 import F0
 from avdvae.tasks.likelihood import Likelihood
 from avdvae.tasks.motion import Motion
 from avdvae.tasks.probe import Probe
@@ -23,4 +26,6 @@ TASKS: dict[str, Task] = {
     "probe": Probe(),
     "motion": Motion(true_past=False),
     "motion_true_past": Motion(true_past=True),
+    **{f"control_{factor}": Control(factor) for factor in FACTORS},
+    "f0": F0(),
 }

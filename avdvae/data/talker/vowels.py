@@ -1,0 +1,78 @@
+"""Clean vowels whose pitch and formants are known exactly: harmonics under the envelope of glottis and tract.
+
+    x(n) = sum_k a_k cos(2 pi k f0 n / rate + phi_k),    k f0 < rate / 2
+    a_k = |G(k f0)| |V(k f0)|,    phi_k = arg V(k f0)
+
+G falls by 6 dB an octave, glottis and radiation together; V is a cascade of resonators with two poles each. Nothing
+aliases, nothing wavers. Factors move one at a time along GRIDS, while the others stay at one of several settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Complex, Float
+
+RATE = 16_000
+FACTORS = ("f0", "f1", "f2", "f3")
+GRIDS = {  # in Hz
+    "f0": np.arange(100.0, 301, 1),
+    "f1": np.arange(200.0, 1001, 2),
+    "f2": np.arange(1000.0, 2801, 10),
+    "f3": np.arange(2000.0, 3201, 5),
+}
+_UPPER = np.array([3500.0, 4500, 5500, 6500])  # F4 to F7 stand still
+_WIDTHS = np.array([70.0, 90, 140, 175, 250, 400, 600])  # of F1 to F7, Hz
+_TILT_FROM = 100.0  # Hz, where the source begins to fall
+
+
+@dataclass(frozen=True)
+class Vowel:
+    f0: float
+    f1: float
+    f2: float
+    f3: float
+
+
+# What the other factors are while one moves: vowels and voices over which it is to mean the same.
+SETTINGS: dict[str, Sequence[Vowel]] = {
+    "f0": (Vowel(0, 400, 2000, 2700), Vowel(0, 600, 1500, 2500), Vowel(0, 300, 1100, 2300), Vowel(0, 700, 1200, 2600)),
+    "f1": (Vowel(120, 0, 1600, 2600), Vowel(160, 0, 1300, 2400), Vowel(210, 0, 1900, 2700), Vowel(260, 0, 1600, 2600)),
+    "f2": (Vowel(120, 500, 0, 3000), Vowel(160, 350, 0, 3100), Vowel(210, 650, 0, 3100), Vowel(260, 800, 0, 3000)),
+    "f3": (Vowel(120, 500, 1500, 0), Vowel(160, 350, 1700, 0), Vowel(210, 650, 1200, 0), Vowel(260, 450, 1600, 0)),
+}
+
+
+def trajectory(factor: str, setting: Vowel) -> list[Vowel]:
+    """The vowels along a factor's grid."""
+    return [replace(setting, **{factor: value}) for value in GRIDS[factor].tolist()]
+
+
+def envelope(vowel: Vowel, hertz: Float[np.ndarray, " K"]) -> Complex[np.ndarray, " K"]:
+    """Source and tract at these frequencies."""
+    centres = np.array([vowel.f1, vowel.f2, vowel.f3, *_UPPER])
+    keep = np.exp(-np.pi * _WIDTHS / RATE)
+    turn = 2 * keep * np.cos(2 * np.pi * centres / RATE)
+    delay_K1 = np.exp(-2j * np.pi * hertz[:, None] / RATE)
+    tract = (1 - turn + keep**2) / (1 - turn * delay_K1 + keep**2 * delay_K1**2)
+    return tract.prod(1) / np.hypot(1, hertz / _TILT_FROM)
+
+
+def sound(vowel: Vowel, samples: int) -> Float[np.ndarray, " N"]:
+    """At 16 kHz, with a root mean square of 1."""
+    harmonics = np.arange(1, np.ceil(RATE / 2 / vowel.f0))
+    amplitude = envelope(vowel, harmonics * vowel.f0)
+    cycles = vowel.f0 / RATE * np.arange(samples) % 1
+    angle_KN = np.float32(2 * np.pi) * np.outer(harmonics, cycles).astype(np.float32)
+    angle_KN += np.angle(amplitude)[:, None].astype(np.float32)
+    wave = np.abs(amplitude).astype(np.float32) @ np.cos(angle_KN)
+    return wave / np.float32(np.sqrt(np.square(np.abs(amplitude)).sum() / 2))
+
+
+def whispered(vowel: Vowel, samples: int, rng: np.random.Generator) -> Float[np.ndarray, " N"]:
+    """The same tract on noise."""
+    spectrum = np.fft.rfft(rng.normal(size=samples)) * np.abs(envelope(vowel, np.fft.rfftfreq(samples, 1 / RATE)))
+    wave = np.fft.irfft(spectrum, samples)
+    return (wave / np.sqrt(np.square(wave).mean())).astype(np.float32)

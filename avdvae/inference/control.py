@@ -1,0 +1,303 @@
+"""Source-filter control: where pitch and formants lie in a model's latent space, and how to move one of them.
+
+S. Sadok, S. Leglaive, L. Girin, X. Alameda-Pineda, R. Seguier, "Learning and controlling the source-filter
+representation of speech with a variational autoencoder", Speech Communication 148, 2023 (arXiv 2204.07075).
+
+Vowels in which factor i alone moves, the others at settings s, give posteriors N(mu_n, diag v_n) of its values y_n:
+
+    S_i      mean_n[(mu_n - m_s)(mu_n - m_s)^T + diag v_n];    U_i: its first eigenvectors, to 80 % of the variance
+    g_i(y)   lines from knot to knot, the least-squares fit to U_i^T (mu_n - m_s)
+    move     the z~ nearest to z with U_i^T (z~ - m_i) = g_i(y_i) for each i that moves, frame by frame;
+             of one factor: z~ = z - U (U^T (z - m) - g(y))
+    whisper  z~ = z - U_0 U_0^T (z - m_0)
+    f0       argmin_y |U_0^T (z - m_0) - g_0(y)|;    a frame is voiced where that distance is short
+
+It takes `infer` and `decode` alone, so any model with a latent a frame will do. The published method has one setting a
+factor; with several, what differs between the settings is no part of the factor.
+
+    y_n      value of a factor in Hz     hertz_N
+    z        latent, its mean            z_TL
+    m_i      mean of m_s                 mean_L
+    U_i      basis of a subspace         basis_LM
+    g_i      trajectory in it            knots_J, coordinates_JM
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from avdvae.audio import MARGIN, Stft
+from avdvae.data.talker.vowels import GRIDS, SETTINGS, sound, trajectory, whispered
+from avdvae.distributions import Gaussian
+from avdvae.errors import UserError
+from avdvae.protocols import Autoregressive, Batch, LatentModel
+
+SHARE = 0.8  # of a factor's variance that its subspace holds
+SEGMENTS = 20  # of a trajectory
+FRAMES = 8  # of an artificial vowel
+LEVEL = 0.2  # its root mean square
+SILENCE = 1e-8  # a peak that no scaling lifts
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """Where a factor lies."""
+
+    factor: str
+    mean_L: Float[Tensor, " L"]
+    basis_LM: Float[Tensor, "L M"]
+    shares_L: Float[Tensor, " L"]  # of the variance, in the first 1, 2, ... eigenvectors
+    knots_J: Float[Tensor, " J"]
+    coordinates_JM: Float[Tensor, "J M"]
+    hertz_N: Float[Tensor, " N"]
+    along_NL: Float[Tensor, "N L"]  # mean latents of these values
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return self.knots_J[0].item(), self.knots_J[-1].item()
+
+    def of(self, z_TL: Float[Tensor, "*draws L"]) -> Float[Tensor, "*draws M"]:
+        """U^T (z - m)"""
+        return (z_TL - self.mean_L) @ self.basis_LM
+
+    def at(self, hertz_T: Float[Tensor, " T"]) -> Float[Tensor, "T M"]:
+        """g"""
+        low, high = self.range
+        if len(wrong := hertz_T[~((hertz_T >= low) & (hertz_T <= high))]):
+            given = " to ".join(f"{value:.0f}" for value in dict.fromkeys((wrong.min().item(), wrong.max().item())))
+            raise UserError(f"{self.factor} would be {given} Hz: it moves between {low:g} and {high:g} Hz")
+        return hats(hertz_T, self.knots_J) @ self.coordinates_JM
+
+    def translated(
+        self, z_TL: Float[Tensor, "T L"], source_T: Float[Tensor, " T"], target_T: Float[Tensor, " T"]
+    ) -> Float[Tensor, "T L"]:
+        """z - mu(source) + mu(target), what was done before there were subspaces."""
+        source, target = ((hertz_T[:, None] - self.hertz_N).abs().argmin(1) for hertz_T in (source_T, target_T))
+        return z_TL - self.along_NL[source] + self.along_NL[target]
+
+
+def hats(hertz_N: Float[Tensor, " N"], knots_J: Float[Tensor, " J"]) -> Float[Tensor, "N J"]:
+    """Functions that are 1 at one knot, 0 at the others and straight between: any lines from knot to knot are their
+    weighted sum."""
+    return (1 - (hertz_N[:, None] - knots_J).abs() / (knots_J[1] - knots_J[0])).clamp_min(0)
+
+
+def fit_subspace(
+    factor: str, hertz_N: Float[Tensor, " N"], heard: Sequence[Gaussian], share: float = SHARE
+) -> Subspace:
+    """From the posteriors, N L, of the same values in each setting."""
+    mu_SNL = torch.stack([q.mean for q in heard])
+    moved_SNL = mu_SNL - mu_SNL.mean(1, keepdim=True)
+    spread_L = torch.stack([q.log_var.exp() for q in heard]).mean((0, 1))
+    moments_LL = torch.einsum("snl,snm->lm", moved_SNL, moved_SNL) / moved_SNL[..., 0].numel() + spread_L.diag()
+    values_L, vectors_LL = torch.linalg.eigh(moments_LL)
+    shares_L = values_L.flip(0).cumsum(0) / values_L.sum()
+    basis_LM = vectors_LL.flip(1)[:, : int((shares_L < share).sum()) + 1]
+    knots_J = torch.linspace(hertz_N[0].item(), hertz_N[-1].item(), SEGMENTS + 1, device=hertz_N.device)
+    coordinates_JM = torch.linalg.lstsq(hats(hertz_N, knots_J), moved_SNL.mean(0) @ basis_LM).solution
+    mean_L, along_NL = mu_SNL.mean((0, 1)), mu_SNL.mean(0)
+    return Subspace(factor, mean_L, basis_LM, shares_L, knots_J, coordinates_JM, hertz_N, along_NL)
+
+
+def principal_angles(one: Subspace, other: Subspace) -> Float[Tensor, " M"]:
+    """Between two subspaces, in degrees, the smallest first."""
+    return torch.linalg.svdvals(one.basis_LM.T @ other.basis_LM).clamp(max=1).acos().rad2deg()
+
+
+class Relation(NamedTuple):
+    """Of two factors: the smallest principal angle between their subspaces in degrees, and the largest cosine between
+    vectors of their bases; each with the middle 95 % of what other choices of settings give."""
+
+    angle: tuple[float, float, float]
+    cosine: tuple[float, float, float]
+
+
+def relations(
+    heard: Mapping[str, Sequence[Gaussian]], share: float = SHARE, draws: int = 50
+) -> dict[tuple[str, str], Relation]:
+    """Of all pairs. The settings of each factor are drawn anew, with replacement, in each of the `draws`."""
+    rng = np.random.default_rng(0)
+    grids = {factor: torch.from_numpy(GRIDS[factor]).float().to(q[0].mean.device) for factor, q in heard.items()}
+
+    def measure(chosen: Mapping[str, Sequence[Gaussian]]) -> list[tuple[float, float]]:
+        fitted = [fit_subspace(factor, grids[factor], q, share) for factor, q in chosen.items()]
+        return [
+            (principal_angles(a, b)[0].item(), (a.basis_LM.T @ b.basis_LM).abs().max().item())
+            for a, b in combinations(fitted, 2)
+        ]
+
+    drawn = [
+        measure({factor: [q[i] for i in rng.integers(len(q), size=len(q))] for factor, q in heard.items()})
+        for _ in range(draws)
+    ]
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0).tolist()
+    return {
+        pair: Relation(*zip(value, below, above, strict=True))
+        for pair, value, below, above in zip(combinations(heard, 2), measure(heard), low, high, strict=True)
+    }
+
+
+def listen_to_vowels(model: LatentModel, stft: Stft, vowels: Sequence[Float[np.ndarray, " N"]]) -> Gaussian:
+    """The posterior of each vowel, N L: the mean of its frames'."""
+    wave_BN = LEVEL * torch.from_numpy(np.stack(vowels)).to(_device(model))
+    power_BTF = stft.power(wave_BN, centred=False)
+    q = _infer(model, power_BTF)
+    return Gaussian(q.mean.mean(1), q.log_var.exp().mean(1).log())
+
+
+def listen_to_factors(model: LatentModel, stft: Stft) -> dict[str, list[Gaussian]]:
+    """What the model makes of the vowels along each factor's grid, in each setting."""
+    samples = 2 * MARGIN + (FRAMES - 1) * stft.hop
+    return {
+        factor: [
+            listen_to_vowels(model, stft, [sound(vowel, samples) for vowel in trajectory(factor, setting)])
+            for setting in settings
+        ]
+        for factor, settings in SETTINGS.items()
+    }
+
+
+@torch.no_grad()
+def _infer(model: LatentModel, power_BTF: Float[Tensor, "B T F"]) -> Gaussian:
+    """The posterior of the latent that has a vector a frame."""
+    mask_BT = torch.ones(power_BTF.shape[:2], dtype=torch.bool, device=power_BTF.device)
+    batch = Batch(ids=tuple(map(str, range(len(power_BTF)))), mask=mask_BT, power=power_BTF)
+    name, inferred = latent_a_frame(model), model.infer(batch, mode="mean")
+    z_1BTL = inferred.z[name]
+    return Gaussian(z_1BTL[0], inferred.q[name].log_var.expand_as(z_1BTL)[0])
+
+
+def latent_a_frame(model: LatentModel) -> str:
+    """Its name."""
+    if names := [spec.name for spec in model.latents if spec.rate == 1 and spec.modality != "motion"]:
+        return names[0]
+    raise UserError(f"{type(model).__name__} has no latent of sound that has a vector a frame: choose another model")
+
+
+def _device(model: LatentModel) -> torch.device:
+    return next(model.parameters()).device  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A recording of `samples`, whose largest was `peak`, as a model took it in, by which time it peaked at 1."""
+
+    z: Float[Tensor, "T L"]
+    phase: Float[Tensor, "T F"]
+    samples: int
+    peak: float
+
+
+@dataclass(frozen=True)
+class Controller:
+    """A model, and where in it the factors lie. Where a factor moves it is told frame by frame, in Hz; nan: it stays.
+
+    voiced_within   how far from the trajectory of f0 a voiced frame may lie
+    """
+
+    model: LatentModel
+    stft: Stft
+    subspaces: Mapping[str, Subspace]
+    voiced_within: float
+
+    @classmethod
+    def of(cls, model: LatentModel, stft: Stft, share: float = SHARE) -> Controller:
+        """Found by listening to artificial vowels, spoken and whispered."""
+        if blind := set(model.sees) - {"power"}:
+            raise UserError(
+                f"{type(model).__name__} sees {', '.join(blind)} and vowels are sound alone: choose another"
+            )
+        heard = listen_to_factors(model, stft)
+        device = heard["f0"][0].mean.device
+        subspaces = {
+            factor: fit_subspace(factor, torch.tensor(GRIDS[factor], dtype=torch.float32, device=device), q, share)
+            for factor, q in heard.items()
+        }
+        rng = np.random.default_rng(0)
+        samples = 2 * MARGIN + (FRAMES - 1) * stft.hop
+        breaths = [whispered(setting, samples, rng) for setting in SETTINGS["f0"] for _ in range(25)]
+        f0 = subspaces["f0"]
+        spoken = torch.cat([nearest(f0, q.mean)[1] for q in heard["f0"]])
+        breathed = nearest(f0, listen_to_vowels(model, stft, breaths).mean)[1]
+        # Where as large a share of the spoken lies beyond as of the whispered lies within.
+        bounds = torch.cat([spoken, breathed]).sort().values
+        wrong = (spoken > bounds[:, None]).float().mean(1) - (breathed <= bounds[:, None]).float().mean(1)
+        return cls(model, stft, subspaces, bounds[wrong.abs().argmin()].item())
+
+    def listen(self, waveform_N: Float[Tensor, " N"]) -> Heard:
+        peak = waveform_N.abs().max().clamp_min(SILENCE).item()
+        spectrum_TF = self.stft.analyse(waveform_N[None] / peak)[0]
+        power_1TF = spectrum_TF.abs().square()[None]
+        return Heard(_infer(self.model, power_1TF).mean[0], spectrum_TF.angle(), len(waveform_N), peak)
+
+    def pitch(self, z_TL: Float[Tensor, "T L"]) -> Float[Tensor, " T"]:
+        """f0, and 0 where nothing is voiced."""
+        hertz_T, distance_T = nearest(self.subspaces["f0"], z_TL)
+        return hertz_T * (distance_T <= self.voiced_within)
+
+    def move(self, z_TL: Float[Tensor, "T L"], targets: Mapping[str, Float[Tensor, " T"]]) -> Float[Tensor, "T L"]:
+        """Each factor to its target; a target of 0 is where g would be 0, which takes the voice out of f0."""
+        moved_TL = z_TL.clone()
+        ways = torch.stack([target.isnan() for target in targets.values()], -1)
+        for stays in ways.unique(dim=0):
+            here = (ways == stays).all(-1)
+            moving = {n: y[here] for (n, y), still in zip(targets.items(), stays.tolist(), strict=True) if not still}
+            if moving:
+                moved_TL[here] = self._move_all(z_TL[here], moving)
+        return moved_TL
+
+    def _move_all(self, z_TL: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        bases, missing = [], []
+        for factor, hertz_T in targets.items():
+            subspace = self.subspaces[factor]
+            aim_TM = torch.zeros(len(z_TL), subspace.basis_LM.shape[1], device=z_TL.device)
+            aim_TM[hertz_T != 0] = subspace.at(hertz_T[hertz_T != 0])
+            bases.append(subspace.basis_LM)
+            missing.append(aim_TM - subspace.of(z_TL))
+        return z_TL + torch.cat(missing, -1) @ torch.linalg.pinv(torch.cat(bases, -1))
+
+    def generate(self, targets: Mapping[str, Float[Tensor, " T"]]) -> Float[Tensor, "T L"]:
+        """Speech out of nothing but trajectories of factors."""
+        middle_L = torch.stack([subspace.mean_L for subspace in self.subspaces.values()]).mean(0)
+        return self.move(middle_L.expand(len(next(iter(targets.values()))), -1), targets)
+
+    @torch.no_grad()
+    def decode(self, z_TL: Float[Tensor, "T L"]) -> Float[Tensor, "T F"]:
+        """The power that the model expects."""
+        mask_1T = torch.ones(1, len(z_TL), dtype=torch.bool, device=z_TL.device)
+        nothing_1TF = torch.zeros(1, len(z_TL), 2 * MARGIN // 2 + 1, device=z_TL.device)
+        context = self.model.context(Batch(ids=("",), mask=mask_1T, power=nothing_1TF))
+        z = {**self.model.sample_prior(context), latent_a_frame(self.model): z_TL[None, None]}
+        past = self.model.own_past(z, context) if isinstance(self.model, Autoregressive) else None
+        return self.model.decode(z, context, feedback=past)["power"].components(nothing_1TF).mean()[0]
+
+    def say(
+        self, z_TL: Float[Tensor, "T L"], heard: Heard | None = None, griffin_lim: bool = True
+    ) -> Float[Tensor, " N"]:
+        """The sound of latents, as long and as loud as what was `heard`. Its phase, which fits where neither pitch nor
+        voice have changed, is taken where that of Griffin and Lim is not asked for."""
+        power_1TF = self.decode(z_TL)[None]
+        if heard is None:
+            return self.stft.griffin_lim(power_1TF, (len(z_TL) - 1) * self.stft.hop)[0]
+        if griffin_lim:
+            return heard.peak * self.stft.griffin_lim(power_1TF, heard.samples)[0]
+        spectrum_1TF = torch.polar(power_1TF.sqrt(), heard.phase[None])
+        return heard.peak * self.stft.synthesise(spectrum_1TF, heard.samples)[0]
+
+
+def nearest(
+    subspace: Subspace, z_TL: Float[Tensor, "T L"], step: float = 1.0
+) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
+    """The value on the trajectory, in steps of as many Hz, that is nearest to each frame; and how far off it is."""
+    low, high = subspace.range
+    grid = torch.arange(low, high + step / 2, step, device=z_TL.device)
+    distance_T, index_T = torch.cdist(subspace.of(z_TL), subspace.at(grid)).min(-1)
+    return grid[index_T], distance_T

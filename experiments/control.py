@@ -1,0 +1,128 @@
+"""Change the pitch of a recording, shift its formants, or whisper it, with a trained model.
+
+python experiments/control.py run=RUN input=speech.wav f0=180            a monotone of 180 Hz
+python experiments/control.py run=RUN input=speech.wav f0=x1.5           half as high again as it was
+python experiments/control.py run=RUN input=speech.wav f0=contour.csv    lines with seconds and Hz, straight between
+python experiments/control.py run=RUN input=speech.wav f1=700 f2=x1.1    formants, alone or together with the pitch
+python experiments/control.py run=RUN input=speech.wav whisper=true
+python experiments/control.py run=RUN f0=140 f1=500 f2=1500 f3=2500      speech made of trajectories alone
+
+What is controlled are the frames in which the model hears a voice. The output, controlled.wav unless output= names
+another, has one channel at 16 kHz; beside it lies a picture of before and after.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from avdvae.audio import read_wav, write_wav
+from avdvae.data.shards import replacing
+from avdvae.data.talker.vowels import FACTORS
+from avdvae.errors import UserError
+from avdvae.inference.control import Controller, nearest
+from avdvae.inference.separation import RATE
+from avdvae.protocols import LatentModel
+from avdvae.runs import open_run
+from avdvae.viz import triptych
+
+
+def read_target(factor: str, asked: str, seconds_T: Tensor, was_T: Tensor | None) -> Tensor:
+    """What a factor is to be in each frame, in Hz."""
+    try:
+        if asked.endswith(".csv"):
+            times, hertz = np.loadtxt(asked, delimiter=",", ndmin=2).T
+            return torch.from_numpy(np.interp(seconds_T, times, hertz)).float()
+        if asked.startswith("x") and was_T is not None:
+            return was_T * float(asked[1:])
+        return torch.full_like(seconds_T, float(asked))
+    except OSError as error:
+        raise UserError(
+            f"{factor}={asked} cannot be read ({error.strerror}): give lines with seconds and Hz"
+        ) from error
+    except ValueError as error:
+        allowed = "180, x1.5 or a csv file of lines with seconds and Hz, as 0.5,180"
+        raise UserError(f"{factor}={asked} says no frequency ({error}): give one such as {allowed}") from error
+
+
+def control(config: Mapping[str, Any]) -> None:
+    if config["run"] is None:
+        raise UserError("run= is missing: give run=RUN input=FILE and what is to change, as in f0=180")
+    asked = {factor: str(config[factor]) for factor in FACTORS if config[factor] is not None}
+    output = Path(str(config["output"]))
+    if output.suffix.lower() != ".wav" or output.is_dir():
+        raise UserError(f"output={output}: give the name of a wav file")
+    if config["whisper"] and "f0" in asked:
+        raise UserError(f"whisper=true and f0={asked['f0']}: a whisper has no pitch, so give one of them")
+    if config["phase"] not in (None, "input", "griffin_lim"):
+        raise UserError(f"phase={config['phase']}: give input, griffin_lim or null")
+    if not 0 < config["share"] < 1:
+        raise UserError(f"share={config['share']}: give a number between 0 and 1, such as 0.8")
+    made = config["input"] is None
+    if made and len(asked) < len(FACTORS):
+        raise UserError(f"input= is missing: without it {', '.join(f'{f}=' for f in FACTORS)} make speech, all of them")
+    if not asked and not config["whisper"]:
+        raise UserError("nothing is to change: give f0=, f1=, f2=, f3= or whisper=true")
+    run = open_run(Path(str(config["run"])))
+    wave_N = None if made else read_wav(Path(str(config["input"])), RATE)
+    model = run.load_model()
+    if not isinstance(model, LatentModel):
+        raise UserError(f"{type(model).__name__} has no latents to move: choose another model")
+    controller = Controller.of(model, run.stft, config["share"])
+    signals: dict[str, np.ndarray] = {}
+    if wave_N is None:
+        seconds_T = torch.arange(run.stft.frames(int(config["seconds"] * RATE))) * run.stft.hop / RATE
+        targets = {factor: read_target(factor, value, seconds_T, None) for factor, value in asked.items()}
+        changed_N = controller.say(controller.generate(targets))
+        changed_N *= 0.9 / changed_N.abs().max()
+    else:
+        heard = controller.listen(wave_N)
+        voiced_T = (controller.pitch(heard.z) > 0) | bool(config["everywhere"])
+        if not voiced_T.any():
+            raise UserError(f"{type(model).__name__} hears no voice in {config['input']}: everywhere=true moves it all")
+        seconds_T = torch.arange(len(heard.z)) * run.stft.hop / RATE
+        targets = {
+            factor: read_target(factor, value, seconds_T, nearest(controller.subspaces[factor], heard.z)[0])
+            for factor, value in asked.items()
+        }
+        if config["whisper"]:
+            targets["f0"] = torch.zeros_like(seconds_T)
+        targets = {factor: target_T.where(voiced_T, torch.nan) for factor, target_T in targets.items()}
+        fits = "f0" not in targets if config["phase"] is None else config["phase"] == "input"
+        changed_N = controller.say(controller.move(heard.z, targets), heard, griffin_lim=not fits)
+        signals["before"] = wave_N.numpy()
+        print(
+            f"moved      {', '.join(targets)} in {100 * voiced_T.float().mean():.0f} % of the frames, the voiced ones"
+        )
+    signals["after"] = changed_N.numpy()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(output) as new:
+        write_wav(new, changed_N, RATE)
+    with replacing(output.with_suffix(".png")) as new:
+        triptych(signals, RATE, run.stft.hop).savefig(new, format="png", dpi=150)
+    print(f"controlled {output}\npicture    {output.with_suffix('.png')}")
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="control_file")
+def main(config: DictConfig) -> None:
+    sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
+    try:
+        given: Any = OmegaConf.to_container(config, resolve=True)
+        control(given)
+    except (UserError, OmegaConfBaseException) as error:
+        sys.exit(f"control.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("control.py: interrupted; nothing was written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Factors are found in latents, moved there and heard from there: in spaces made up for it, and end to end."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from avdvae.audio import Stft
+from avdvae.data.prepare import Summary
+from avdvae.data.talker.vowels import GRIDS, SETTINGS, Vowel, sound
+from avdvae.distributions import Gaussian
+from avdvae.errors import UserError
+from avdvae.inference.control import Controller, Subspace, fit_subspace, hats, nearest, principal_angles
+from avdvae.models.rvae import RVAE
+from avdvae.models.vae import VAE
+from avdvae.phonetics import move_by_psola, move_by_world, pitch_praat, pitch_world
+from avdvae.results import read_results
+from avdvae.tasks.f0 import errors
+
+PROJECT = Path(__file__).parent.parent
+STFT = Stft(256)
+MIXED = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[
+    0
+]  # directions of a made-up space
+
+
+def bent(factor: str, hertz: Tensor, directions: Tensor) -> Tensor:
+    """A curve in the plane of two directions, whose corners lie on the knots."""
+    low, high = GRIDS[factor][0].item(), GRIDS[factor][-1].item()
+    share = (hertz - low) / (high - low)
+    corner = (share - 0.5).abs()
+    return torch.stack([4 * share, 3 * corner], -1) @ directions.T
+
+
+def made_up(factor: str, directions: Tensor) -> tuple[Subspace, Tensor]:
+    """What is fitted to such a curve, at three places of the space."""
+    hertz = torch.from_numpy(GRIDS[factor]).float()
+    curve = bent(factor, hertz, directions)
+    places = torch.randn(3, 1, 8, generator=torch.Generator().manual_seed(1))
+    heard = [Gaussian(curve + place, torch.full_like(curve, -12)) for place in places]
+    return fit_subspace(factor, hertz, heard, share=0.999), curve
+
+
+def test_the_plane_of_a_curve_is_found_and_the_curve_in_it() -> None:
+    fitted, curve = made_up("f0", MIXED[:, :2])
+    assert fitted.basis_LM.shape == (8, 2)
+    torch.testing.assert_close(fitted.basis_LM @ fitted.basis_LM.T, MIXED[:, :2] @ MIXED[:, :2].T, atol=1e-4, rtol=0)
+    centred = (curve - curve.mean(0)) @ fitted.basis_LM
+    torch.testing.assert_close(fitted.at(torch.from_numpy(GRIDS["f0"]).float()), centred, atol=1e-4, rtol=0)
+    assert (fitted.shares_L.diff() >= -1e-6).all() and fitted.shares_L[-1] == pytest.approx(1)
+
+
+def test_hats_make_lines_from_knot_to_knot() -> None:
+    knots, values = torch.linspace(100, 300, 21), torch.randn(21)
+    hertz = torch.linspace(100, 300, 777)
+    straight = np.interp(hertz, knots, values)
+    np.testing.assert_allclose(hats(hertz, knots) @ values, straight, atol=1e-4)
+
+
+def test_factors_come_to_their_targets_together_and_nothing_else_moves() -> None:
+    oblique = MIXED[:, 2:4] + 0.5 * MIXED[:, :2]  # f1 is not orthogonal to f0
+    spaces = {"f0": made_up("f0", MIXED[:, :2])[0], "f1": made_up("f1", oblique / oblique.norm(dim=0))[0]}
+    assert principal_angles(*spaces.values())[0].item() == pytest.approx(np.degrees(np.arctan(2)), abs=0.1)
+    controller = Controller(VAE(), STFT, spaces, voiced_within=0.1)
+    z = torch.randn(5, 8)
+    nan = torch.nan
+    targets = {"f0": torch.tensor([150, 200, nan, 0, nan]), "f1": torch.tensor([400, nan, 700, 500, nan])}
+    moved = controller.move(z, targets)
+    torch.testing.assert_close(spaces["f0"].of(moved)[:2], spaces["f0"].at(targets["f0"][:2]), atol=1e-4, rtol=0)
+    assert spaces["f0"].of(moved)[3].abs().max() < 1e-4, "a whisper"
+    here = [0, 2, 3]
+    torch.testing.assert_close(spaces["f1"].of(moved)[here], spaces["f1"].at(targets["f1"][here]), atol=1e-4, rtol=0)
+    torch.testing.assert_close((moved - z) @ MIXED[:, 4:], torch.zeros(5, 4), atol=1e-4, rtol=0)
+    torch.testing.assert_close((moved - z)[1] @ MIXED[:, 2:], torch.zeros(6), atol=1e-4, rtol=0)
+    assert torch.equal(moved[4], z[4])
+    with pytest.raises(UserError, match="f0 would be 90 Hz: it moves between 100 and 300 Hz"):
+        controller.move(z, {"f0": torch.full((5,), 90.0)})
+
+
+def test_pitch_is_heard_where_a_frame_lies_near_the_trajectory() -> None:
+    fitted, curve = made_up("f0", MIXED[:, :2])
+    controller = Controller(VAE(), STFT, {"f0": fitted}, voiced_within=0.1)
+    z = curve - curve.mean(0) + fitted.mean_L
+    far = z[:3] + MIXED[:, 1]
+    aside = z + 5 * MIXED[:, 5]
+    heard = controller.pitch(torch.cat([z, far, aside]))
+    grid = torch.from_numpy(GRIDS["f0"]).float()
+    torch.testing.assert_close(heard, torch.cat([grid, torch.zeros(3), grid]))
+    assert nearest(fitted, far)[1].min() > 0.1
+    there = fitted.translated(z, grid, grid.flip(0))
+    torch.testing.assert_close(there, z.flip(0), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("model", [VAE(hidden=[256, 64], dim=16), RVAE(causal=False)], ids=lambda m: type(m).__name__)
+def test_any_model_with_a_latent_a_frame_can_be_controlled(model, monkeypatch) -> None:
+    if isinstance(model, VAE):
+        assert sum(parameter.numel() for parameter in model.parameters()) == 299_681
+    for factor in SETTINGS:
+        monkeypatch.setitem(SETTINGS, factor, SETTINGS[factor][:1])
+        monkeypatch.setitem(GRIDS, factor, GRIDS[factor][::20])
+    controller = Controller.of(model.eval().requires_grad_(False), STFT)
+    wave = 0.5 * torch.from_numpy(sound(Vowel(150, 500, 1500, 2500), 6000))
+    heard = controller.listen(wave)
+    again = controller.say(controller.move(heard.z, {"f2": torch.full((len(heard.z),), 1800.0)}), heard, False)
+    assert again.shape == wave.shape and again.isfinite().all()
+    louder = controller.say(controller.listen(2 * wave).z, controller.listen(2 * wave), False)
+    torch.testing.assert_close(louder, 2 * controller.say(heard.z, heard, False), rtol=1e-3, atol=1e-3)
+    targets = {factor: torch.full((9,), float(GRIDS[factor][3])) for factor in GRIDS}
+    made = controller.generate(targets)
+    for factor, subspace in controller.subspaces.items():
+        if sum(s.basis_LM.shape[1] for s in controller.subspaces.values()) <= made.shape[1]:
+            torch.testing.assert_close(subspace.of(made), subspace.at(targets[factor]), atol=1e-2, rtol=0)
+    assert controller.say(made).shape == (8 * 256,)
+
+
+def test_vocoders_change_the_pitch_and_listeners_hear_it() -> None:
+    wave, times = 0.1 * sound(Vowel(150, 500, 1500, 2500), 9600), np.linspace(0.1, 0.5, 20)
+    for move in (move_by_world, move_by_psola):
+        moved = move(wave, np.full(len(wave), 210.0))
+        assert moved.shape == wave.shape
+        for listen in (pitch_praat, pitch_world):
+            assert np.median(listen(moved, times)) == pytest.approx(210, rel=0.005)
+            assert np.median(listen(wave, times)) == pytest.approx(150, rel=0.005)
+    assert (pitch_praat(np.zeros(9600, np.float32), times) == 0).all()
+
+
+def test_errors_of_pitch_are_counted_as_defined() -> None:
+    truth, heard = np.array([100.0, 100, 100, 100, 0, 0]), np.array([101.0, 130, 0, 97, 0, 80])
+    found = errors(truth, heard)
+    assert found["voicing_error"] == pytest.approx(100 * 2 / 6)
+    assert found["gross_error"] == pytest.approx(100 / 3)
+    assert found["fine_error"] == pytest.approx(2)
+
+
+def program(name: str, *words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROJECT / "experiments" / name), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_from_training_to_a_controlled_recording(prepared: Summary, clip: Path, tmp_path: Path) -> None:
+    run, wav, out = tmp_path / "run", clip.with_suffix(".wav"), tmp_path / "moved.wav"
+    few = ["evaluate.noises=[White]", "evaluate.snrs=[0]", "evaluate.tasks=[control_f0,control_f1,f0]"]
+    words = ["exp=sf_vae", "train=debug", f"prepared={prepared.out}", f"run_dir={run}", *few]
+    trained = program("run.py", *words)
+    assert trained.returncode == 0, trained.stderr
+    rows = read_results(run / "results.csv")
+    ways = {task: {row.model for row in rows if row.task == task} for task in ("control_f0", "control_f1", "f0")}
+    assert ways["control_f0"] == {"sf_vae", "sf_vae translated", "WORLD", "TD-PSOLA"}
+    assert ways["control_f1"] == {"sf_vae", "sf_vae translated"} and ways["f0"] == {"sf_vae", "Praat", "WORLD"}
+    means = {
+        (row.model, row.metric): row.value for row in rows if (row.task, row.metric) == ("control_f0", "f0_in_speech")
+    }
+    assert 0 < means["WORLD", "f0_in_speech"] < 3 and 0 < means["TD-PSOLA", "f0_in_speech"] < 3
+    page = (run / "report.html").read_text()
+    assert all(name in page for name in ("Trajectories of factors", "Angles between factors", "280 Hz", "whispered"))
+
+    base = [f"run={run}", f"output={out}"]
+    done = program("control.py", *base, f"input={wav}", "f0=200", "f1=500", "everywhere=true")
+    assert done.returncode == 0, done.stderr
+    assert soundfile.info(out).frames == soundfile.info(wav).frames and out.with_suffix(".png").exists()
+    contour = tmp_path / "contour.csv"
+    contour.write_text("0,120\n1,200\n")
+    done = program("control.py", *base, f"f0={contour}", "f1=500", "f2=1500", "f3=2500", "seconds=0.5")
+    assert done.returncode == 0 and soundfile.info(out).duration == pytest.approx(0.5, abs=0.02), done.stderr
+    for words, reason in (
+        (["f0=90", f"input={wav}", "everywhere=true"], "f0 would be 90 Hz: it moves between 100 and 300 Hz"),
+        (["f0=high", f"input={wav}", "everywhere=true"], "f0=high says no frequency"),
+        (["f0=180", "whisper=true", f"input={wav}"], "a whisper has no pitch"),
+        (["f0=180"], "input= is missing"),
+        ([f"input={wav}"], "nothing is to change"),
+    ):
+        refused = program("control.py", *base, *words)
+        assert refused.returncode == 1 and reason in refused.stderr and refused.stderr.count("\n") == 1

@@ -225,6 +225,7 @@ def test_draws_go_on_from_what_is_given_without_knowing_what_follows(model, batc
 
 
 def test_decoding_gives_a_likelihood_that_can_take_noise(model, batch):
+    likelihood: Any
     likelihood, power = decode(model, batch, 3)
     variance, weights, _ = likelihood.components(power)
     assert (likelihood.expected > 0).all() and likelihood.expected.shape == (3, *power.shape)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,15 +166,16 @@ def test_three_stages_are_trained_in_turn_measured_and_reported(root, tmp_path):
     tasks = {row.task for row in read_results(tmp_path / "vq_mdvae/results.csv")}
     assert tasks == {"transfer", "denoising", "emotion", "resynthesis"}
     assert "denoising" in (tmp_path / "vq_mdvae/report.html").read_text()
-    model = open_run(tmp_path / "vq_mdvae").load_model()
-    words_CL = open_run(Path(starts["vqvae_face"])).load_model().codebook.words_CL
-    assert torch.equal(model.eye.codebook.words_CL, words_CL)
+    model: Any = open_run(tmp_path / "vq_mdvae").load_model()
+    eye: Any = open_run(Path(starts["vqvae_face"])).load_model()
+    assert torch.equal(model.eye.codebook.words_CL, eye.codebook.words_CL)
 
 
 def test_the_configurations_of_published_size_have_it():
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
         for name, count in (("vq_mdvae_paper", 8_484_568 + 512 + 2048), ("vqvae_face_paper", 949_603)):
-            model = build_model(OmegaConf.to_container(compose("config", [f"exp={name}"]))["model"])
+            config: Any = OmegaConf.to_container(compose("config", [f"exp={name}"]))
+            model = build_model(config["model"])
             assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
 
 

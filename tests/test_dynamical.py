@@ -204,25 +204,50 @@ def test_poses_of_another_figure_are_refused_in_a_sentence(model, key):
         model.infer(batch)
 
 
+def learn(model: Any, batch: Batch, steps: int) -> None:
+    """By heart, as a batch so small can be."""
+    adam = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(steps):
+        adam.zero_grad()
+        model(batch, Schedule()).loss(Schedule()).sum().backward()
+        adam.step()
+
+
+def tiny(kind: Any, observes: Any) -> Any:
+    torch.manual_seed(0)
+    key = "frequencies" if kind is VAE else "features"
+    return kind(**{key: 9}, hidden=16, dim=3, observes=observes)
+
+
 @pytest.mark.parametrize("kind", [*MODELS, VAE])
 def test_each_learns_a_pose(kind):
-    """To overfit a wave of the hand: the joints come near, and the distance that is measured is that of the loss."""
-    torch.manual_seed(0)
-    small_sizes = {"frequencies": 9, "hidden": 16, "dim": 3} if kind is VAE else {"features": 9, "hidden": 16, "dim": 3}
-    model = kind(**small_sizes, observes="pose")
+    """A wave of the hand: the joints come near, and the distance that is measured is that of the loss."""
+    model = tiny(kind, "pose")
     pose = (torch.linspace(0, 6.28, 12)[:, None] + torch.arange(9)).sin()[None]
     batch = Batch(("a",), torch.ones(1, 12, dtype=torch.bool), pose=pose)
-    adam = torch.optim.Adam(model.parameters(), 0.01)
 
     def error() -> float:
         return (move_again(model, batch, true_past=True) - pose).unflatten(-1, (3, 3)).norm(dim=-1).mean().item()
 
     before = error()
-    for _ in range(150):
-        adam.zero_grad()
-        model(batch, Schedule()).loss(Schedule()).sum().backward()
-        adam.step()
+    learn(model, batch, 150)
     assert error() < 0.4 * before and model.latents[-1].modality == "motion"
+
+
+@pytest.mark.parametrize("kind", [*MODELS, VAE])
+def test_each_learns_a_sound(kind):
+    """A ripple of 26 dB that glides up: its level is found in each bin of each frame."""
+    model = tiny(kind, "power")
+    level = 3 * (torch.linspace(0, 6.28, 12)[:, None] + torch.arange(9)).sin()[None]
+    batch = Batch(("a",), torch.ones(1, 12, dtype=torch.bool), power=level.exp())
+
+    def error() -> float:
+        z, context = model.infer(batch, mode="mean").z, model.context(batch)
+        return (model.decode(z, context)["power"].log_var - level).abs().mean().item()
+
+    before = error()
+    learn(model, batch, 200)
+    assert error() < 0.4 * before
 
 
 def test_a_walk_frame_by_frame_is_refused_for_what_is_one_for_all(batch):

@@ -19,7 +19,8 @@ from torch import Tensor
 from avdvae.errors import UserError
 from avdvae.inference.separation import separate_long
 from avdvae.protocols import Batch
-from avdvae.runs import build_vem, open_run
+from avdvae.published_weights import read_published_weights
+from avdvae.runs import build_model, build_vem, open_run
 
 PROJECT = Path(__file__).parent.parent
 EXPERIMENT = {"RVAE": "rvae_causal", "RVAE both ways": "rvae"}
@@ -181,7 +182,7 @@ FORMULAS = dict(zip(LAYERS, (vae, dkf, storn, vrnn, srnn, rvae, rvae_both_ways, 
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_run_of_published_weights_says_what_the_formula_says(name, import_weights, tmp_path):
+def test_a_run_of_published_weights_says_and_learns_what_the_formula_does(name, import_weights, tmp_path):
     tensors = publish(tmp_path / "theirs", name)
     import_weights(tmp_path / "theirs", tmp_path / "runs" / "ours")
     run = open_run(tmp_path / "runs" / "ours")
@@ -189,15 +190,29 @@ def test_a_run_of_published_weights_says_what_the_formula_says(name, import_weig
     noted = json.loads((run.path / "run.json").read_text())
     assert noted["parameters"] == sum(tensor.numel() for tensor in tensors.values())
     assert noted["imported"].endswith("_final_epoch7.pt") and not run.trained
-    model: Any = run.load_model()
+    model: Any = run.load_model().requires_grad_(True)
     power = torch.randn(1, T, 513, generator=torch.Generator().manual_seed(1)).exp()
     batch = Batch(("a",), torch.ones(1, T, dtype=torch.bool), power=power)
     inferred = model.infer(batch, mode="mean")
     made = model.decode(inferred.z, model.context(batch))["power"].log_var
     q, p = (torch.cat([part["z"].mean, part["z"].log_var], -1).view(T, 32) for part in (inferred.q, inferred.p))
-    for ours, said in zip((q, p, made.view(T, 513)), FORMULAS[name](Net(tensors), power[0]), strict=True):
-        torch.testing.assert_close(ours, said, atol=2e-5, rtol=1e-5)
+    for tensor in tensors.values():
+        tensor.requires_grad_()
+    ours, said = (q, p, made.view(T, 513)), FORMULAS[name](Net(tensors), power[0])
+    torch.testing.assert_close(ours, tuple(said), atol=2e-5, rtol=1e-5)
     assert [path.name for path in run.path.parent.iterdir()] == ["ours"]
+
+    slopes = [torch.randn(value.shape, generator=torch.Generator().manual_seed(2)) for value in said]
+    for values in (ours, said):
+        torch.autograd.backward(sum((value * slope).sum() for value, slope in zip(values, slopes, strict=True)))
+    gradients: Any = build_model(run.config["model"])  # theirs, put where our weights are
+    theirs = {key: torch.zeros_like(value) if value.grad is None else value.grad for key, value in tensors.items()}
+    torch.save(theirs, noted["imported"])
+    read_published_weights(tmp_path / "theirs").fill(gradients)
+    for key, parameter in model.named_parameters():
+        gradient = gradients.get_parameter(key)
+        slack = 1e-5 * gradient.abs().max().item()
+        torch.testing.assert_close(parameter.grad, gradient.data, atol=slack, rtol=1e-4)
 
 
 @pytest.mark.parametrize("numpy", [b"numpy._core", b"numpy.core"])  # since numpy 2, and before

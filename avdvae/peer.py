@@ -73,8 +73,8 @@ class WaveformPeer:
         )
         assert batch.waveform is not None and batch.lengths is not None
         x_BN = compand(batch.waveform)
-        model = model.to(x_BN.device)
-        return Trainee(model, lambda: model(x_BN, batch.lengths.cpu())[0])
+        model, lengths_B = model.to(x_BN.device), batch.lengths.cpu()
+        return Trainee(model, lambda: model(x_BN, lengths_B)[0])
 
 
 class DynamicalPeer:

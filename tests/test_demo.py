@@ -54,7 +54,7 @@ def address(prepared: Summary, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield f"http://127.0.0.1:{port}"
     finally:
         page.send_signal(signal.SIGINT)
-        page.wait(30)
+        page.wait(120)  # for what is being made
         log.close()
 
 

@@ -191,6 +191,9 @@ def why_not_enhancing(model: object) -> str | None:
     )
 
 
+PICTURES = frozenset({"lips", "face"})  # what is seen of a talker
+
+
 def indispensable(model: LatentModel) -> set[str]:
     """What `model` cannot do without: what it sees, but for what it says it `can_miss`."""
     return set(model.sees) - set(getattr(model, "can_miss", ()))

@@ -35,7 +35,7 @@ from avdvae.faces import find_face_model
 from avdvae.inference.recordings import Enhancer
 from avdvae.inference.separation import RATE
 from avdvae.inference.transfer import Made, generate, has_latents
-from avdvae.protocols import Batch
+from avdvae.protocols import PICTURES, Batch
 from avdvae.runs import Run, build_vem
 from avdvae.video import write_mp4
 from avdvae.viz import film_of_clips, pose_strip, stick_figures, triptych, write_png
@@ -208,8 +208,9 @@ def build_enhancer(run: Run, settings: Mapping[str, Any], films: bool) -> Enhanc
     """A run's model as an enhancer of files; `films`: whether some of these show their talkers."""
     vem, device = build_vem(settings), best_device()
     model = run.load_speech_prior(device)
-    face_model = find_face_model() if films and "lips" in model.sees else None
-    return Enhancer(model, run.stft, vem, settings["batch_size"], device, face_model, run.config["lips"]["size"])
+    face_model = find_face_model() if films and PICTURES & {*model.sees} else None
+    size, face = run.config["lips"]["size"], run.config["lips"].get("face") if "face" in model.sees else None
+    return Enhancer(model, run.stft, vem, settings["batch_size"], device, face_model, size, face)
 
 
 def check_phase(phase: str) -> None:

@@ -25,7 +25,7 @@ from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.errors import UserError
 from avdvae.inference.recordings import Enhancer, Job, read_sound, write_sound
 from avdvae.inference.transfer import find_latents, transfer
-from avdvae.protocols import Batch, SpeechPrior, indispensable
+from avdvae.protocols import PICTURES, Batch, SpeechPrior, indispensable
 from avdvae.runs import changed, open_run
 from avdvae.stage import PHASES, Stage, build_enhancer
 from avdvae.video import lasts
@@ -105,9 +105,9 @@ class Demo:
             progress(min(done, 1.0))
 
         video = path if path.suffix.lower() in VIDEOS else None
-        if video is None and "lips" in indispensable(self.enhancer.model):
+        if video is None and (needed := PICTURES & indispensable(self.enhancer.model)):
             name = type(self.enhancer.model).__name__
-            raise UserError(f"{path.name}: {name} looks at the lips: give a video of the talker")
+            raise UserError(f"{path.name}: {name} looks at the {' and the '.join(needed)}: give a video of the talker")
         self.enhancer.run(Job(path, video, out / "clean.wav"), advance)
         return str(out / "noisy.wav"), str(out / "clean.wav")
 

@@ -30,7 +30,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.errors import UserError
 from avdvae.inference.recordings import Enhancer, Job
-from avdvae.protocols import indispensable
+from avdvae.protocols import PICTURES, indispensable
 from avdvae.runs import changed, open_run
 from avdvae.stage import build_enhancer
 
@@ -92,11 +92,10 @@ def enhance(config: Mapping[str, Any]) -> None:
     films = any(job.video for job in jobs)
     enhancer = build_enhancer(run, settings, films)
     name = type(enhancer.model).__name__
-    if "lips" in indispensable(enhancer.model) and not films:
-        raise UserError(
-            f"{name} looks at the lips and there is no video: give video=, or a run of a model of sound alone"
-        )
-    if video and "lips" not in enhancer.model.sees:
+    if (needed := PICTURES & indispensable(enhancer.model)) and not films:
+        what = " and the ".join(needed)
+        raise UserError(f"{name} looks at the {what} and there is no video: give video=, or a run of a model of sound")
+    if video and not PICTURES & {*enhancer.model.sees}:
         print(f"note       {name} works from the sound alone; video= is not looked at")
     failed = enhance_all(jobs, enhancer)
     if failed and len(jobs) == 1:

@@ -69,10 +69,11 @@ def noise(*shape: int) -> torch.Tensor:
 def make_run(path: Path, name: str, module: str | None = None, **enhance: Any) -> Path:
     """A run whose model nobody has trained."""
     torch.manual_seed(0)
-    model = {"target": f"avdvae.models.{module or name.lower()}.{name}", "hidden": 8, "dim": 4}
+    sizes = {"size": 8, "memory": 4, "width": 8, "dim": 2} if name == "MDVAE" else {"hidden": 8, "dim": 4}
+    model = {"target": f"avdvae.models.{module or name.lower()}.{name}", **sizes}
     estep = {"name": "free_gaussian", "lr": 0.1}
     enhance = {"iterations": 3, "rank": 2, "paper": False, "seed": 0, "batch_size": 2, "estep": estep} | enhance
-    run = create_run(path, {"hop": 256, "lips": {"size": 67}, "model": model, "enhance": enhance})
+    run = create_run(path, {"hop": 256, "lips": {"size": 67, "face": 64}, "model": model, "enhance": enhance})
     save_model(build_model(model), str(run.path / "weights.safetensors"))
     return path
 
@@ -258,6 +259,12 @@ def test_the_lips_come_from_the_video(program, tmp_path, clip, monkeypatch, caps
 
     program.enhance(asked(make_run(tmp_path / "deaf", "VAE"), clip, tmp_path / "sound.wav", video=clip))
     assert seen[2] is None and "video= is not looked at" in capsys.readouterr().out
+
+    whole = make_run(tmp_path / "whole", "MDVAE")
+    program.enhance(asked(whole, clip, tmp_path / "face.wav"))
+    assert film.faces is None and seen[3].faces.shape == (len(film.crops), 64, 64, 3) and seen[3].faces.std() > 10
+    with pytest.raises(UserError, match="MDVAE looks at the face and there is no video: give video="):
+        program.enhance(asked(whole, clip.with_suffix(".wav"), tmp_path / "unseen.wav"))
 
     faceless = tmp_path / "faceless.mp4"
     write_mp4(faceless, [np.full((64, 64, 3), 128, np.uint8)] * 25, probe(clip).fps)

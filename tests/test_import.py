@@ -205,7 +205,7 @@ def test_a_run_of_published_weights_says_and_learns_what_the_formula_does(name, 
     slopes = [torch.randn(value.shape, generator=torch.Generator().manual_seed(2)) for value in said]
     for values in (ours, said):
         learnt = [(value, slope) for value, slope in zip(values, slopes, strict=True) if value.requires_grad]
-        torch.autograd.backward(*map(list, zip(*learnt, strict=True)))
+        torch.autograd.backward([value for value, _ in learnt], [slope for _, slope in learnt])
     gradients: Any = build_model(run.config["model"])  # theirs, put where our weights are
     theirs = {key: torch.zeros_like(value) if value.grad is None else value.grad for key, value in tensors.items()}
     torch.save(theirs, noted["imported"])

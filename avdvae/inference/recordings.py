@@ -25,7 +25,7 @@ from avdvae.errors import UserError
 from avdvae.inference.separation import RATE, Pictures, separate_long
 from avdvae.inference.vem import Vem
 from avdvae.lips import extract_lips
-from avdvae.protocols import SpeechPrior, indispensable
+from avdvae.protocols import PICTURES, SpeechPrior, indispensable
 
 MORE_THAN_16_BITS = ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 
@@ -52,14 +52,15 @@ class Enhancer:
     settings: Vem
     batch_size: int
     device: str
-    face_model: Path | None  # for models that look at the lips
+    face_model: Path | None  # for models that look at their talker
     crop_size: int
+    face_size: int | None = None  # for models that look at the face
 
     def run(self, job: Job, progress: Callable[[float], None]) -> float:
         """Write the output; returns the seconds of sound."""
         job.output.parent.mkdir(parents=True, exist_ok=True)  # fails before the work, if it must
         sound = read_sound(job.sound)
-        pictures = self.look(job, sound) if "lips" in self.model.sees else None
+        pictures = self.look(job, sound) if PICTURES & {*self.model.sees} else None
         channels = sound.samples.shape[1]
         for channel in sound.samples.T:  # views: each is replaced
             clean = separate_long(
@@ -77,14 +78,15 @@ class Enhancer:
 
     def look(self, job: Job, sound: Sound) -> Pictures | None:
         if not job.video:
-            if "lips" in indispensable(self.model):
+            if PICTURES & indispensable(self.model):
                 raise UserError("no video of this name shows its talker")
             print(f"note       no video shows the talker of {job.sound}: it is enhanced by ear", flush=True)
             return None
         assert self.face_model
-        lips = extract_lips(job.video, self.face_model, self.crop_size)
+        lips = extract_lips(job.video, self.face_model, self.crop_size, self.face_size)
         starts = sound.start - lips.info.start if job.video.samefile(job.sound) else 0.0
-        return Pictures(lips.crops, lips.confidence, float(lips.fps), starts)
+        faces = lips.faces if self.face_size else None
+        return Pictures(lips.crops, lips.confidence, float(lips.fps), starts, faces)
 
 
 def read_sound(path: Path) -> Sound:

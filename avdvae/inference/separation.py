@@ -71,17 +71,21 @@ class Pictures:
     """The mouth beside a recording. Before its first picture and after its last, the mouth is taken to hold still.
 
     sound_starts   when the first sample is heard, in seconds after the first picture is shown
+    faces          for models that look at more than the mouth
     """
 
     crops: UInt8[np.ndarray, "M H W"]
     confidence: UInt8[np.ndarray, " M"]
     fps: float
     sound_starts: float = 0.0
+    faces: UInt8[np.ndarray, "M R C 3"] | None = None
 
-    def at(self, seconds: np.ndarray) -> tuple[UInt8[Tensor, "T H W"], Float[Tensor, " T"]]:
-        """The crop, and its confidence in 0..1, nearest to each time of the sound."""
+    def at(self, seconds: np.ndarray) -> dict[str, Tensor]:
+        """What is nearest to each time of the sound, by the modality of a Batch."""
         nearest = nearest_frames(self.sound_starts + seconds, self.fps, len(self.crops))
-        return torch.from_numpy(self.crops[nearest]), torch.from_numpy(self.confidence[nearest] / np.float32(255))
+        seen = {"lips": self.crops[nearest], "sure": self.confidence[nearest] / np.float32(255)}
+        seen |= {} if self.faces is None else {"face": self.faces[nearest]}
+        return {name: torch.from_numpy(values) for name, values in seen.items()}
 
 
 def separate_long(
@@ -132,19 +136,20 @@ def _windows(
     pieces = [waveform_N[start : start + length] for start in starts]
     spectra = [stft.power(piece[None])[0] for piece in pieces]
     frames = torch.tensor([len(power_TF) for power_TF in spectra])
-    lips = sure = None
+    seen: dict[str, Tensor] = {}
     if pictures:
         looks = [
             pictures.at((start + stft.hop * np.arange(count)) / RATE)
             for start, count in zip(starts, frames.tolist(), strict=True)
         ]
-        lips, sure = (pad_sequence(list(rows), batch_first=True) for rows in zip(*looks, strict=True))
+        seen = {name: pad_sequence([look[name] for look in looks], batch_first=True) for name in looks[0]}
     return Batch(
         ids=tuple(ids),
         mask=torch.arange(int(frames.max())) < frames[:, None],
         mixture=pad_sequence(pieces, batch_first=True),
         noisy=pad_sequence(spectra, batch_first=True),
-        lips=lips,
-        sure=sure,
         lengths=torch.tensor([len(piece) for piece in pieces]),
+        lips=seen.get("lips"),
+        sure=seen.get("sure"),
+        face=seen.get("face"),
     ).to(waveform_N.device)

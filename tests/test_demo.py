@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -53,8 +52,8 @@ def address(prepared: Summary, tmp_path_factory: pytest.TempPathFactory) -> Iter
                 time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:
-        page.send_signal(signal.SIGINT)
-        page.wait(120)  # for what is being made
+        page.terminate()  # what runs in the background may be deaf to Ctrl-C
+        page.wait(30)
         log.close()
 
 

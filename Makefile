@@ -13,7 +13,7 @@ test: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .venv/.demo: EXTRAS = metrics
-.venv/.test: EXTRAS = control,metrics,test
+.venv/.test: EXTRAS = control,demo,metrics,test
 
 .venv/.demo .venv/.test: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -93,7 +93,7 @@ class Stage:
         return self.corpus.only([self.corpus.utterances[ids.index(name)]])
 
     def _prepare(self, path: Path, folder: Path) -> PreparedCorpus:
-        suffix, looks = path.suffix.lower(), {"lips", "face"} & set(self.model.sees)
+        suffix, looks = path.suffix.lower(), PICTURES & set(self.model.sees)
         if self.moves:
             raise UserError("a model of motion takes ids of its corpus, and no files")
         if suffix not in SOUNDS + VIDEOS:
@@ -134,9 +134,8 @@ class Stage:
             return Scene(poses=_figure(batch.pose[0]))
         if batch.waveform is None:
             raise UserError(f"{batch.ids[0]} has neither sound nor poses: choose another clip")
-        face = getattr(batch, "face", None)
         lips = None if batch.lips is None else batch.lips[..., None].expand(-1, -1, -1, -1, 3)
-        shown = face if face is not None else lips
+        shown = batch.face if batch.face is not None else lips
         return Scene(batch.waveform[0].cpu().numpy(), None if shown is None else shown[0].cpu().numpy())
 
     def made(self, made: Made, source: Batch | None = None, phase: str = "griffin_lim", draw: int = 0) -> Scene:

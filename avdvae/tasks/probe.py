@@ -1,7 +1,7 @@
 """Probe: what each latent knows, beside a mel spectrogram.
 
 Means of the posterior are averaged over the phonemes of the split's utterances, where the corpus has their times, and
-over whole utterances. For each label, k nearest neighbours after linear discriminants: avdvae/inference/probes.py.
+over whole utterances. For each label, k nearest neighbours after linear discriminants: avdvae/inference/neighbours.py.
 
 <label>_<latent>_k<k>   share of an utterance's phonemes, or of utterances, that neighbours tell right; mel stands for
                         the spectrogram: 80 logarithms every 4 ms

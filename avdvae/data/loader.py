@@ -11,7 +11,9 @@ Letters: B items, T frames, N samples, H x W pixels, D coordinates of a pose.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -150,9 +152,10 @@ class Loader:
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # the global one would be a number ahead after a resume
         )
-        for number, batch in zip(mine, fetch, strict=True):
+        ready = (self._on_device(batch, self._gains(n, len(batches[n]))) for n, batch in zip(mine, fetch, strict=True))
+        for number, batch in zip(mine, _ahead(ready), strict=True):
             self.consumed = number + 1
-            yield self._on_device(batch, self._gains(number, len(batches[number])))
+            yield batch
         self.epoch, self.consumed = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
@@ -217,6 +220,15 @@ def _capped(sizes: np.ndarray, most: int) -> np.ndarray:
         if number > first and (number + 1 - first) * size > most:
             cuts.append(first := number)
     return np.array(cuts, dtype=int)
+
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, the next two being made by another thread while one is in use."""
+    with ThreadPoolExecutor(1) as maker:
+        made = deque(maker.submit(next, batches, None) for _ in range(2))
+        while (batch := made.popleft().result()) is not None:
+            made.append(maker.submit(next, batches, None))
+            yield batch
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -168,7 +168,7 @@ def enhance(
     model: SpeechPrior, batch: Batch, settings: Vem, progress: Callable[[int], None] = lambda iteration: None
 ) -> Enhanced:
     """Separate the speech of `batch.noisy` from its noise. An utterance gets the same alone as in any batch."""
-    noisy_BTF = batch.need("noisy", model)
+    noisy_BTF = batch.need("noisy", model).contiguous()  # as an STFT leaves it, frequencies lie far apart
     frames = batch.mask.sum(1)
     draws = Draws([_generator(name, settings.seed) for name in batch.ids], frames.tolist())
     heard = replace(batch, power=noisy_BTF)

@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,8 @@ def check(subject: Subject) -> Sequence[str]:
 
 
 def _measure(subject: Subject, part: Part) -> Measured:
-    return TASKS[part.task].measure(replace(subject, model=subject.model.to(subject.device)), part)
+    subject.model.to(subject.device)
+    return TASKS[part.task].measure(subject, part)
 
 
 def settings_of(config: Mapping[str, Any]) -> Evaluation:
@@ -114,15 +114,14 @@ def find_other_runs(compare: Sequence[str]) -> list[Path]:
 
 def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) -> None:
     """Measure a run's model as its configuration says, summarise, hold it against other runs, and report, in `out`."""
-    device = "cuda" if torch.cuda.is_available() and run.config["train"]["accelerator"] != "cpu" else "cpu"
     others = find_other_runs(compare)
     settings, enhance = settings_of(run.config["evaluate"]), run.config["enhance"]
     corpus = PreparedCorpus(prepared, settings.split, verify=False)
-    how = run.stft, build_vem(enhance), settings, out, run.config["exp"], enhance["batch_size"], device
+    how = run.stft, build_vem(enhance), settings, out, run.config["exp"], enhance["batch_size"], run.device
     start = time.monotonic()
     rows = measure(Subject(run.load_model(), corpus, *how))
     spent = {"evaluate": time.monotonic() - start}
-    Run(out, run.config).note(device=device, corpus=corpus.utterances[0].corpus, seconds=spent)
+    Run(out, run.config).note(device=run.device, corpus=corpus.utterances[0].corpus, seconds=spent)
 
     summary = summarise(rows, run.config["seed"])
     for other in others:

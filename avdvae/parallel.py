@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from avdvae.errors import UserError
 
@@ -18,7 +18,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def _start_worker() -> None:
+_work: Callable[[Any], Any]  # of a worker: sent once to each, for it may hold a model
+
+
+def _start_worker(work: Callable[[Any], Any]) -> None:
+    global _work
+    _work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -28,6 +33,10 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=die_with_parent, daemon=True).start()
+
+
+def _do(item: Any) -> Any:
+    return _work(item)
 
 
 def in_parallel(
@@ -60,11 +69,11 @@ def in_parallel(
             yield from ((item, work(item)) for item in progress.track(items, description=label))
         return
     context = multiprocessing.get_context("spawn")  # decoders and landmarkers run threads, which a fork would break
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(work,))
     with Progress(*columns) as progress:
         task = progress.add_task(label, total=len(items))
         try:
-            futures = {pool.submit(work, item): item for item in items}
+            futures = {pool.submit(_do, item): item for item in items}
             for future in as_completed(futures):
                 yield futures.pop(future), future.result()
                 progress.advance(task)

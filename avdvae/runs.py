@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors.torch import load_model
 from torch import nn
@@ -53,6 +54,11 @@ class Run:
     @property
     def stft(self) -> Stft:
         return Stft(self.config["hop"])
+
+    @property
+    def device(self) -> str:
+        """Where its model works once it is trained."""
+        return "cuda" if torch.cuda.is_available() and self.config["train"]["accelerator"] != "cpu" else "cpu"
 
     @property
     def noted(self) -> dict[str, Any]:

@@ -56,13 +56,9 @@ class Scene:
 Scenes = Mapping[str, Scene]
 
 
-def best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 class Stage:
     def __init__(self, run: Run):
-        self.run, self.stft, self.device = run, run.stft, best_device()
+        self.run, self.stft, self.device = run, run.stft, run.device
         self.model = has_latents(run.load_model(self.device))
         self.moves = all(spec.modality == "motion" for spec in self.model.latents)
         self.frame_rate = FPS if self.moves else RATE / self.stft.hop
@@ -205,11 +201,10 @@ class Stage:
 
 def build_enhancer(run: Run, settings: Mapping[str, Any], films: bool) -> Enhancer:
     """A run's model as an enhancer of files; `films`: whether some of these show their talkers."""
-    vem, device = build_vem(settings), best_device()
-    model = run.load_speech_prior(device)
+    model, vem = run.load_speech_prior(run.device), build_vem(settings)
     face_model = find_face_model() if films and PICTURES & {*model.sees} else None
     size, face = run.config["lips"]["size"], run.config["lips"].get("face") if "face" in model.sees else None
-    return Enhancer(model, run.stft, vem, settings["batch_size"], device, face_model, size, face)
+    return Enhancer(model, run.stft, vem, settings["batch_size"], run.device, face_model, size, face)
 
 
 def check_phase(phase: str) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 import math
 import os
-import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from avdvae.bench import (
     train_in_turns,
     training_cost,
 )
-from avdvae.errors import UserError
+from avdvae.errors import UserError, as_a_program
 from avdvae.peer import Peer, open_peer
 from avdvae.protocols import why_not_enhancing
 from avdvae.runs import build_model, build_vem
@@ -169,13 +168,8 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="bench")
 def main(config: DictConfig) -> None:
-    try:
-        given: Any = OmegaConf.to_container(config, resolve=True)
-        bench(given)
-    except (UserError, OmegaConfBaseException) as error:
-        sys.exit(f"bench.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("bench.py: interrupted")
+    with as_a_program(OmegaConfBaseException):
+        bench(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

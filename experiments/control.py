@@ -13,7 +13,6 @@ another, has one channel at 16 kHz; beside it lies a picture of before and after
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from torch import Tensor
 from avdvae.audio import read_wav, write_wav
 from avdvae.data.shards import replacing
 from avdvae.data.talker.vowels import FACTORS
-from avdvae.errors import UserError
+from avdvae.errors import UserError, as_a_program
 from avdvae.inference.control import Controller, nearest
 from avdvae.inference.separation import RATE
 from avdvae.protocols import LatentModel
@@ -114,14 +113,8 @@ def control(config: Mapping[str, Any]) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="control_file")
 def main(config: DictConfig) -> None:
-    sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
-    try:
-        given: Any = OmegaConf.to_container(config, resolve=True)
-        control(given)
-    except (UserError, OmegaConfBaseException) as error:
-        sys.exit(f"control.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("control.py: interrupted; nothing was written")
+    with as_a_program(OmegaConfBaseException, interrupted="interrupted; nothing was written"):
+        control(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

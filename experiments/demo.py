@@ -9,7 +9,6 @@ Nothing leaves the machine, nothing is fetched, and what was uploaded goes when 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
-from avdvae.errors import UserError
+from avdvae.errors import UserError, as_a_program
 from avdvae.inference.recordings import Enhancer, Job, read_sound, write_sound
 from avdvae.inference.transfer import find_latents, transfer
 from avdvae.protocols import PICTURES, Batch, SpeechPrior, indispensable
@@ -217,15 +216,8 @@ def serve(config: Mapping[str, Any], folder: Path) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="demo")
 def main(config: DictConfig) -> None:
-    sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
-    try:
-        given: Any = OmegaConf.to_container(config, resolve=True)
-        with tempfile.TemporaryDirectory() as folder:
-            serve(given, Path(folder))
-    except (UserError, OmegaConfBaseException) as error:
-        sys.exit(f"demo.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("demo.py: closed")
+    with as_a_program(OmegaConfBaseException, interrupted="closed"), tempfile.TemporaryDirectory() as folder:
+        serve(OmegaConf.to_container(config, resolve=True), Path(folder))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ talker, unless video= names another folder.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -28,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
-from avdvae.errors import UserError
+from avdvae.errors import UserError, as_a_program
 from avdvae.inference.recordings import Enhancer, Job
 from avdvae.protocols import PICTURES, indispensable
 from avdvae.runs import changed, open_run
@@ -133,14 +132,8 @@ def enhance_all(jobs: list[Job], enhancer: Enhancer) -> list[str]:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="enhance_file")
 def main(config: DictConfig) -> None:
-    sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
-    try:
-        given: Any = OmegaConf.to_container(config, resolve=True)
-        enhance(given)
-    except (UserError, OmegaConfBaseException) as error:
-        sys.exit(f"enhance.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("enhance.py: interrupted; what is finished stays")
+    with as_a_program(OmegaConfBaseException, interrupted="interrupted; what is finished stays"):
+        enhance(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

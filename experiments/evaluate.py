@@ -9,7 +9,6 @@ Results lie in a folder of their own, with a report as run.py makes it; the same
 
 from __future__ import annotations
 
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,14 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from avdvae.errors import UserError
+from avdvae.errors import UserError, as_a_program
 from avdvae.evaluation import evaluate_run, find_corpus, find_other_runs, settings_of
 from avdvae.runs import Run, build_vem, changed, create_run, open_run
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
-    try:
+    with as_a_program(OmegaConfBaseException, interrupted="interrupted; the same command with out= goes on"):
         given: Any = OmegaConf.to_container(config, resolve=True)
         if given["run"] is None:
             raise UserError("run= is missing: give the folder of a run of experiments/run.py")
@@ -44,10 +42,6 @@ def main(config: DictConfig) -> None:
         create_run(out, asked)
         evaluate_run(Run(trained.path, asked), out, prepared, given["compare"])
         print(f"report     {out / 'report.html'}\nevaluation {out}")
-    except (UserError, OmegaConfBaseException) as error:
-        sys.exit(f"evaluate.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("evaluate.py: interrupted; the same command with out= goes on")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ its own.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from avdvae.errors import UserError
+from avdvae.errors import UserError, as_a_program
 from avdvae.runs import open_run
 from avdvae.stage import Stage
 
@@ -52,14 +51,8 @@ def generate_clips(config: Mapping[str, Any]) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="generate")
 def main(config: DictConfig) -> None:
-    sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
-    try:
-        given: Any = OmegaConf.to_container(config, resolve=True)
-        generate_clips(given)
-    except (UserError, OmegaConfBaseException) as error:
-        sys.exit(f"generate.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("generate.py: interrupted; nothing was written")
+    with as_a_program(OmegaConfBaseException, interrupted="interrupted; nothing was written"):
+        generate_clips(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

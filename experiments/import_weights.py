@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import save_model
 
-from avdvae.errors import UserError
+from avdvae.errors import UserError, as_a_program
 from avdvae.published_weights import read_published_weights
 from avdvae.runs import build_model, create_run
 
@@ -46,12 +46,10 @@ def import_weights(source: Path, path: Path) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="import_weights")
 def main(config: DictConfig) -> None:
-    try:
+    with as_a_program(OmegaConfBaseException):
         if missing := [f"{name}=" for name in ("source", "run_dir") if config[name] is None]:
             raise UserError(f"{' '.join(missing)} missing: give source=FOLDER run_dir=RUN")
         import_weights(Path(str(config.source)), Path(str(config.run_dir)))
-    except (UserError, OmegaConfBaseException) as error:
-        sys.exit(f"import_weights.py: {error}")
 
 
 if __name__ == "__main__":

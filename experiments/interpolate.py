@@ -11,7 +11,6 @@ each other.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from avdvae.errors import UserError
+from avdvae.errors import UserError, as_a_program
 from avdvae.inference.transfer import find_latents, transfer
 from avdvae.runs import open_run
 from avdvae.stage import Stage, check_phase
@@ -47,14 +46,8 @@ def interpolate_clips(config: Mapping[str, Any]) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="interpolate")
 def main(config: DictConfig) -> None:
-    sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
-    try:
-        given: Any = OmegaConf.to_container(config, resolve=True)
-        interpolate_clips(given)
-    except (UserError, OmegaConfBaseException) as error:
-        sys.exit(f"interpolate.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interpolate.py: interrupted; nothing was written")
+    with as_a_program(OmegaConfBaseException, interrupted="interrupted; nothing was written"):
+        interpolate_clips(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

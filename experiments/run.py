@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.data.shards import PreparedCorpus
-from avdvae.errors import UserError
+from avdvae.errors import UserError, as_a_program
 from avdvae.evaluation import evaluate_run, find_corpus, find_other_runs, join_evaluations, settings_of
 from avdvae.metrics import Look
 from avdvae.results import ranking
@@ -141,46 +141,47 @@ def told(metric: str, item: Mapping[str, Any]) -> str:
     return f"{look.name} {mean} [{low}, {high}]{f' {look.unit}' if look.unit else ''}"
 
 
+def run_experiment(given: dict[str, Any]) -> None:
+    asked = open_run(Path(given["resume"])).config if given["resume"] else given
+    check(asked)
+    if given["resume"] and "imported" in open_run(Path(given["resume"])).noted:
+        raise UserError(
+            f"{given['resume']} holds imported weights and no training to go on with: measure them with "
+            f"experiments/evaluate.py run={given['resume']}"
+        )
+    prepared = find_corpus(asked)
+    splits = {split: PreparedCorpus(prepared, split, verify=split == "train") for split in ("train", "valid")}
+    if not given["resume"]:
+        starts = [find_start(name, given, splits) for name in given["start"]]
+    elif asked.get("start") and not Path(given["resume"], "last", "state.pt").exists():
+        raise UserError(f"{given['resume']} was stopped before its training began: start anew, in another run_dir")
+    else:
+        starts = []
+    if asked.get("models"):
+        if given["resume"]:
+            run = find_run(given)
+            paths = json.loads((run.path / "run.json").read_text())["trained"]
+        else:
+            paths = {name: str(find_start(name, given, splits).path) for name in asked["models"]}
+            run = find_run(given)
+            run.note(model=", ".join(paths), trained=paths, command=shlex.join(sys.argv))
+        compare_models(run, {name: open_run(Path(path)) for name, path in paths.items()}, prepared)
+        print(f"report     {run.path / 'report.html'}\nrun        {run.path}")
+        return
+    run = find_run(given)
+    train_run(run, splits, starts)
+    if int(os.environ.get("RANK", 0)) == int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        evaluate_run(run, run.path, prepared, given["compare"] or run.config["compare"])
+        print(f"report     {run.path / 'report.html'}\nrun        {run.path}")
+
+
 @hydra.main(version_base="1.3", config_path="../configs", config_name="config")
 def main(config: DictConfig) -> None:
-    sys.path.insert(0, str(Path.cwd()))  # where a model of the user's own may lie
-    try:
-        given: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        asked = open_run(Path(given["resume"])).config if given["resume"] else given
-        check(asked)
-        if given["resume"] and "imported" in open_run(Path(given["resume"])).noted:
-            raise UserError(
-                f"{given['resume']} holds imported weights and no training to go on with: measure them with "
-                f"experiments/evaluate.py run={given['resume']}"
-            )
-        prepared = find_corpus(asked)
-        splits = {split: PreparedCorpus(prepared, split, verify=split == "train") for split in ("train", "valid")}
-        if not given["resume"]:
-            starts = [find_start(name, given, splits) for name in given["start"]]
-        elif asked.get("start") and not Path(given["resume"], "last", "state.pt").exists():
-            raise UserError(f"{given['resume']} was stopped before its training began: start anew, in another run_dir")
-        else:
-            starts = []
-        if asked.get("models"):
-            if given["resume"]:
-                run = find_run(given)
-                paths = json.loads((run.path / "run.json").read_text())["trained"]
-            else:
-                paths = {name: str(find_start(name, given, splits).path) for name in asked["models"]}
-                run = find_run(given)
-                run.note(model=", ".join(paths), trained=paths, command=shlex.join(sys.argv))
-            compare_models(run, {name: open_run(Path(path)) for name, path in paths.items()}, prepared)
-            print(f"report     {run.path / 'report.html'}\nrun        {run.path}")
-            return
-        run = find_run(given)
-        train_run(run, splits, starts)
-        if int(os.environ.get("RANK", 0)) == int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            evaluate_run(run, run.path, prepared, given["compare"] or run.config["compare"])
-            print(f"report     {run.path / 'report.html'}\nrun        {run.path}")
-    except (UserError, OmegaConfBaseException) as error:
-        sys.exit(f"run.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"run.py: interrupted; go on with resume={config.resume or os.environ.get('AVDVAE_RUN')}")
+    with as_a_program(OmegaConfBaseException):
+        try:
+            run_experiment(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
+        except KeyboardInterrupt:
+            sys.exit(f"run.py: interrupted; go on with resume={config.resume or os.environ.get('AVDVAE_RUN')}")
 
 
 if __name__ == "__main__":

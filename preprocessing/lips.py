@@ -19,12 +19,13 @@ from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.data.check import check
 from avdvae.data.corpora import open_corpus, prepared_folder
 from avdvae.data.prepare import Summary, prepare
 from avdvae.data.readers.tree import Tree
-from avdvae.errors import UserError
+from avdvae.errors import as_a_program
 from avdvae.faces import find_face_model
 
 
@@ -49,7 +50,7 @@ def tell(summary: Summary) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="lips")
 def main(config: DictConfig) -> None:
-    try:
+    with as_a_program(OmegaConfBaseException, interrupted="interrupted; the same command goes on from here"):
         model = find_face_model(Path(config.face_model)) if config.face_model else None
         data: Any = OmegaConf.to_object(config.data)
         corpus = open_corpus(data)
@@ -63,15 +64,11 @@ def main(config: DictConfig) -> None:
         summary = prepare(corpus, out, model, config.size, config.workers, part, config.face)
         tell(summary)
         summary.usable()
-    except UserError as error:
-        sys.exit(f"lips.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("lips.py: interrupted; the same command goes on from here")
-    if not summary.complete:
-        print(f"prepared   a part of {out}; the other tasks of the array have the rest")
-    else:
-        look = " and ".join(name for name in ("contact_sheet.png", "overlay.png") if (out / name).exists())
-        print(f"prepared   {out}{f' (look at {look} there)' if look else ''}")
+        if not summary.complete:
+            print(f"prepared   a part of {out}; the other tasks of the array have the rest")
+        else:
+            look = " and ".join(name for name in ("contact_sheet.png", "overlay.png") if (out / name).exists())
+            print(f"prepared   {out}{f' (look at {look} there)' if look else ''}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -77,7 +78,7 @@ class Control:
         return subject.shares(f"control_{self.factor}")
 
     def measure(self, subject: Subject, part: Part) -> Measured:
-        measured, controller = Measured(), Controller.of(subject.model, subject.stft)
+        measured, controller = Measured(), controller_of(subject)
         if self.factor == "f0" and part.first == 0:
             draw(subject, controller)
         for batch in subject.loader(subject.items(part)):
@@ -153,6 +154,11 @@ class Control:
             target_T = torch.full((len(voiced_T),), hertz).where(voiced_T, torch.nan)
             signals[name] = controller.say(controller.move(heard.z, {"f0": target_T}), heard).cpu().numpy()
         return subject.example(part, item, "", signals, {})
+
+
+@lru_cache(maxsize=1)
+def controller_of(subject: Subject) -> Controller:
+    return Controller.of(subject.model, subject.stft)
 
 
 def draw(subject: Subject, controller: Controller) -> None:

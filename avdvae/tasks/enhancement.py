@@ -77,9 +77,8 @@ class Enhancement:
                     if item == shown:
                         signals = {"clean": clean[b, :n], "noisy": mixture[b, :n], "enhanced": speech[b, :n]}
                         seen = _seen(subject, batch, separated, spoilt_BT, b)
-                        example = subject.example(part, item, lips, signals, seen)
-                        finite = {metric: value for metric, value in scores.items() if np.isfinite(value)}
-                        measured.examples.append(example | {"scores": finite, "cost": separated.cost[:, b].tolist()})
+                        example = subject.example(part, item, lips, signals, scores, seen)
+                        measured.examples.append(example | {"cost": separated.cost[:, b].tolist()})
         return measured
 
 

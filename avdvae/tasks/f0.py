@@ -23,9 +23,9 @@ from jaxtyping import Float
 
 from avdvae.data.conditions import Condition
 from avdvae.errors import UserError
-from avdvae.inference.control import Controller
 from avdvae.phonetics import RATE, pitch_praat, pitch_world
 from avdvae.protocols import LatentModel
+from avdvae.tasks.control import controller_of
 from avdvae.tasks.task import Measured, Part, Subject
 
 CLEAN = "clean"
@@ -46,7 +46,7 @@ class F0:
         return subject.shares("f0", CLEAN) + noisy
 
     def measure(self, subject: Subject, part: Part) -> Measured:
-        measured, controller = Measured(), Controller.of(subject.model, subject.stft)
+        measured, controller = Measured(), controller_of(subject)
         low, high = controller.subspaces["f0"].range
         for utterance in subject.items(part).utterances:
             wave_N = subject.corpus.audio(utterance) / np.float32(32768)

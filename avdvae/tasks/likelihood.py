@@ -66,7 +66,7 @@ class Likelihood:
                 measured.rows += subject.rows(part, item, "", scores | {"samples": float(len(codes))})
                 if item in subject.shown:
                     signals = _sounds(model, batch, b)
-                    measured.examples.append(subject.example(part, item, "", signals, {}) | {"scores": scores})
+                    measured.examples.append(subject.example(part, item, "", signals, scores))
         return measured
 
 

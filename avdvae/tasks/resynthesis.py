@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import torch
 
 from avdvae.errors import UserError
@@ -49,6 +48,5 @@ class Resynthesis:
                 measured.rows += subject.rows(part, item, lips, scores)
                 if item in subject.shown:
                     signals = {"clean": clean[b, :n], "resynthesised": speech[b, :n]}
-                    finite = {metric: value for metric, value in scores.items() if np.isfinite(value)}
-                    measured.examples.append(subject.example(part, item, lips, signals, {}) | {"scores": finite})
+                    measured.examples.append(subject.example(part, item, lips, signals, scores))
         return measured

@@ -65,9 +65,9 @@ class Measured:
     examples: list[dict[str, Any]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
-    """What is measured, and how.
+    """What is measured, and how. A process has one, for all parts that it measures.
 
     corpus   the split of the corpus    chosen   the utterances of it that are measured
     out      where audio/, figures/ and videos/ lie
@@ -127,7 +127,13 @@ class Subject:
         return [Result(*where, item, part.noise, part.snr, lips, metric, value) for metric, value in scores.items()]
 
     def example(
-        self, part: Part, item: str, lips: str, signals: Mapping[str, np.ndarray], seen: Mapping[str, Any]
+        self,
+        part: Part,
+        item: str,
+        lips: str,
+        signals: Mapping[str, np.ndarray],
+        scores: Mapping[str, float],
+        seen: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Sounds to hear, at one level, and their picture, with what there is `seen` beside them: see viz.triptych."""
         key = file_name(item, part.noise or part.task, "" if part.snr is None else f"{part.snr:g}dB", lips)
@@ -136,10 +142,11 @@ class Subject:
         for name, path in audio.items():
             write_wav(self.out / path, torch.from_numpy(signals[name] * (0.9 / loudest)), RATE)
         figure = f"figures/{key}.png"
-        triptych(signals, RATE, self.stft.hop, **seen).savefig(self.out / figure, dpi=150)
+        triptych(signals, RATE, self.stft.hop, **(seen or {})).savefig(self.out / figure, dpi=150)
         level = "" if part.snr is None else f" at {part.snr:g} dB"
         title = f"{item}, {part.noise or part.task.replace('_', ' ')}{level}" + (f", {lips} lips" if lips else "")
-        return {"key": key, "title": title, "audio": audio, "figure": figure}
+        finite = {metric: value for metric, value in scores.items() if np.isfinite(value)}
+        return {"key": key, "title": title, "audio": audio, "figure": figure, "scores": finite}
 
 
 class Task(Protocol):

@@ -11,6 +11,7 @@ the donor's. With no latent exchanged, `kept`, this is resynthesis: what the bes
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -93,6 +94,7 @@ def compare(made: Made, clips: tuple[Batch, Batch], readers: Readers) -> dict[st
     return scores
 
 
+@lru_cache(maxsize=1)
 def fit_readers(subject: Subject) -> Readers:
     own, others = (
         [_real(*window) for window in windows(subject, corpus)]

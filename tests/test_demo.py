@@ -88,6 +88,13 @@ def test_the_page_in_a_browser(address: str, clip: Path, tmp_path: Path) -> None
         )
         assert 0.5 < seconds < 10, "the film plays"
         expect(result).to_be_visible()
+
+        for percent in ("50", "0"):  # half way, and not at all
+            shown = page.locator("#film video").get_attribute("src")
+            page.locator("#percent input[type=range]").fill(percent)
+            expect(page.locator("#percent input[type=number]")).to_have_value(percent)
+            page.get_by_role("button", name="Transfer", exact=True).click()
+            expect(page.locator("#film video")).not_to_have_attribute("src", shown or "")
         first = page.locator("#film video").get_attribute("src")
 
         page.locator("#source_file input[type=file]").set_input_files(clip)  # one's own, which goes first

@@ -12,8 +12,13 @@ audiovisual speech representation learning", Neural Networks 172, 2024 (arXiv 23
 
 MDVAE explains sound and faces themselves, as Nc(0, sigma) and Gaussian pixels. VQMDVAE explains what the encoders of
 two trained VQ-VAEs (vqvae.py), which stay as they are, make of them before quantisation, as Gaussians with a learned
-variance for each feature; the published code takes a divergence of spectra for features of either sign. Both count the
-divergence of w once an utterance. With `paper` it counts once a frame, as in the published code, and is no bound.
+variance for each feature; the published code takes a divergence of spectra for features of either sign. Networks take
+and give features brought to mean 0 and variance 1: as they come, most of them are far off and nearly still.
+
+A z that does not move costs as little as w and is learned sooner, so that w would be left empty. Therefore q(z) is told
+how sound and face depart from their means over the utterance, and q(w) the mean of what its network makes of them. With
+`paper` both are as published: q(z) is told everything, q(w) where its network arrives, and the divergence of w counts
+once a frame, which is no bound, and not once an utterance.
 
     a_t, v_t   sound and face, or their features      a_BTA, v_BTV
     w          what stays                             w of B 1 L
@@ -27,13 +32,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from avdvae.blocks import FaceDecoder, FaceEncoder, GaussianHead, Recurrent, before, beside, ends, hoisted, mlp
 from avdvae.distributions import ComplexGaussian, Gaussian, Picture
 from avdvae.models.dynamical_vae import DynamicalVAE, Path, along
-from avdvae.models.vqvae import HEARD_FROM, VQVAE
+from avdvae.models.vqvae import HEARD_FROM, VQVAE, of_all_processes
 from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
 
@@ -65,6 +70,41 @@ class Chain(nn.Module):
 
         path = along(early, noise_KBTL, step)
         return path.z["z"], path.q["z"]
+
+
+class Standard(nn.Module):
+    """Brings features to mean 0 and variance 1, by what was met in training lately."""
+
+    SLOWEST = 0.01
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.moments_2M: Tensor  # means of features and of their squares
+        self.met: Tensor
+        self.register_buffer("moments_2M", torch.stack([torch.zeros(size), torch.ones(size)]))
+        self.register_buffer("met", torch.tensor(0))
+
+    @torch.no_grad()
+    def follow(self, u_NM: Float[Tensor, "N M"]) -> None:
+        sums_3M = of_all_processes(torch.stack([u_NM, u_NM.square(), torch.ones_like(u_NM)]).sum(1))
+        self.met += 1
+        self.moments_2M.lerp_(sums_3M[:2] / sums_3M[2], (1 / self.met).clamp_min(self.SLOWEST))
+
+    @property
+    def scale_M(self) -> Float[Tensor, " M"]:
+        mean_M, squares_M = self.moments_2M
+        return (squares_M - mean_M.square()).clamp_min(1e-4).sqrt()
+
+    def forward(self, u: Float[Tensor, "*some M"]) -> Float[Tensor, "*some M"]:
+        return (u - self.moments_2M[0]) / self.scale_M
+
+    def back(self, a: Float[Tensor, "*some M"]) -> Float[Tensor, "*some M"]:
+        return self.moments_2M[0] + self.scale_M * a
+
+
+def average(x_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B M"]:
+    """Over the frames that do not pad."""
+    return (x_BTM * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True)
 
 
 class _Multimodal(DynamicalVAE):
@@ -108,9 +148,12 @@ class _Multimodal(DynamicalVAE):
 
     def _found(self, a_BTA: Tensor, v_BTV: Tensor, context: Context, noise: Latents) -> Path:
         v_BTM = self.look(v_BTV)
-        end_BM = ends(self.hear_w(torch.cat([a_BTA, v_BTM], -1), context.mask), context.mask)
-        q: dict[str, Gaussian] = {"w": self.w_head(end_BM[None, :, None])}
+        heard_BTM = self.hear_w(torch.cat([a_BTA, v_BTM], -1), context.mask)
+        stays_BM = (ends if self.paper else average)(heard_BTM, context.mask)
+        q: dict[str, Gaussian] = {"w": self.w_head(stays_BM[None, :, None])}
         z: dict[str, Tensor] = {"w": q["w"].moved(noise["w"])}
+        if not self.paper:
+            a_BTA, v_BTM = (x_BTM - average(x_BTM, context.mask)[:, None] for x_BTM in (a_BTA, v_BTM))
         for name, seen in (("z_av", (a_BTA, v_BTM)), ("z_a", (a_BTA,)), ("z_v", (v_BTM,))):
             together = () if name == "z_av" else (z["z_av"],)
             told = beside(z["w"], *(x_BTM[None] for x_BTM in seen), *together)
@@ -174,6 +217,8 @@ class MDVAE(_Multimodal):
 class VQMDVAE(_Multimodal):
     """The parts `ear` and `eye` are frozen (train.freeze): they come trained by `start_from`."""
 
+    PACE = 20  # at which logarithms of variances learn, to the weights' 1: they have as far to go
+
     def __init__(
         self,
         ear: VQVAE,
@@ -187,8 +232,10 @@ class VQMDVAE(_Multimodal):
         variance: Literal["learned", "unit"] = "learned",
         paper: bool = False,
     ):
-        super().__init__(ear.size, eye.size, size, _dims(dim_w, dim_av, dim_a, dim_v), memory, paper)
+        dims = _dims(dim_w, dim_av, dim_a, dim_v)
+        super().__init__(ear.size, eye.size, size, dims, memory, paper)
         self.ear, self.eye = ear.requires_grad_(False), eye.requires_grad_(False)
+        self.standard_a, self.standard_v = Standard(ear.size), Standard(eye.size)
         learned = variance == "learned"
         self.log_var_a = nn.Parameter(torch.zeros(ear.size), requires_grad=learned)
         self.log_var_v = nn.Parameter(torch.zeros(eye.size), requires_grad=learned)
@@ -198,13 +245,21 @@ class VQMDVAE(_Multimodal):
             own.load_state_dict(theirs.state_dict())
 
     def observed(self, batch: Batch) -> tuple[Float[Tensor, "B T A"], Float[Tensor, "B T V"]]:
-        return self.ear.features(batch.need("power", self)), self.eye.features(batch.need("face", self))
+        u_BTA, u_BTV = self.ear.features(batch.need("power", self)), self.eye.features(batch.need("face", self))
+        if self.training:
+            self.standard_a.follow(u_BTA[batch.mask])
+            self.standard_v.follow(u_BTV[batch.mask])
+        return self.standard_a(u_BTA), self.standard_v(u_BTV)
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
         (a_KBTA, v_KBTV), ear, eye = self.told(z), self.ear, self.eye
-        return {"power": ear.likelihood(ear.quantised(a_KBTA)), "face": eye.likelihood(eye.quantised(v_KBTV))}
+        heard, seen = ear.quantised(self.standard_a.back(a_KBTA)), eye.quantised(self.standard_v.back(v_KBTV))
+        return {"power": ear.likelihood(heard), "face": eye.likelihood(seen)}
 
     def log_likelihood(self, z: Latents, batch: Batch, a_BTA: Tensor, v_BTV: Tensor) -> Mapping[str, Tensor]:
         a_KBTA, v_KBTV = self.told(z)
-        heard, seen = Gaussian(a_KBTA, self.log_var_a), Gaussian(v_KBTV, self.log_var_v)
-        return {"power": heard.log_prob(a_BTA), "face": seen.log_prob(v_BTV)}
+        heard, seen = Gaussian(a_KBTA, self.PACE * self.log_var_a), Gaussian(v_KBTV, self.PACE * self.log_var_v)
+        return {
+            "power": heard.log_prob(a_BTA) - self.standard_a.scale_M.log().sum(),
+            "face": seen.log_prob(v_BTV) - self.standard_v.scale_M.log().sum(),
+        }

@@ -33,6 +33,13 @@ from avdvae.protocols import Batch
 HEARD_FROM = 1e-6  # of |s|^2; 16-bit sound has its rounding noise below
 
 
+def of_all_processes(total: Tensor) -> Tensor:
+    """The sum of those of each process of a training."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total
+
+
 class Codebook(nn.Module):
     DECAY, SMOOTHING, COMMITMENT = 0.99, 1e-5, 0.25
     DEAD, REVIVED = 0.03, 0.05  # of the share that each code had if all were used alike: 50 steps of grace
@@ -66,9 +73,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def follow(self, u_NL: Float[Tensor, "N L"], chosen_NC: Float[Tensor, "N C"]) -> None:
         """Move each word towards the vectors that chose it, of all processes alike."""
-        both_CL1 = chosen_NC.t() @ nn.functional.pad(u_NL, (0, 1), value=1.0)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(both_CL1)
+        both_CL1 = of_all_processes(chosen_NC.t() @ nn.functional.pad(u_NL, (0, 1), value=1.0))
         self.sum_CL.lerp_(both_CL1[:, :-1], 1 - self.DECAY)
         self.count_C.lerp_(both_CL1[:, -1], 1 - self.DECAY)
         total = self.count_C.sum()

@@ -5,7 +5,7 @@ representation of speech with a variational autoencoder", Speech Communication 1
 
 Vowels in which factor i alone moves, the others at settings s, give posteriors N(mu_n, diag v_n) of its values y_n:
 
-    S_i      mean_n[(mu_n - m_s)(mu_n - m_s)^T + diag v_n];    U_i: its first eigenvectors, to 80 % of the variance
+    S_i      mean_n[(mu_n - m_s)(mu_n - m_s)^T];    U_i: its first eigenvectors, to 80 % of the variance
     g_i(y)   lines from knot to knot, the least-squares fit to U_i^T (mu_n - m_s)
     move     the z~ nearest to z with U_i^T (z~ - m_i) = g_i(y_i) for each i that moves, frame by frame;
              of one factor: z~ = z - U (U^T (z - m) - g(y))
@@ -13,7 +13,8 @@ Vowels in which factor i alone moves, the others at settings s, give posteriors 
     f0       argmin_y |U_0^T (z - m_0) - g_0(y)|;    a frame is voiced where that distance is short
 
 It takes `infer` and `decode` alone, so any model with a latent a frame will do. The published method has one setting a
-factor; with several, what differs between the settings is no part of the factor.
+factor; with several, what differs between the settings is no part of the factor. It also adds mean_n diag v_n to S_i:
+but a dimension that no sound moves has v = 1, which is more than a factor moves the others, and would lead U_i.
 
     y_n      value of a factor in Hz     hertz_N
     z        latent, its mean            z_TL
@@ -36,7 +37,6 @@ from torch import Tensor
 
 from avdvae.audio import MARGIN, Stft
 from avdvae.data.talker.vowels import GRIDS, SETTINGS, sound, trajectory, whispered
-from avdvae.distributions import Gaussian
 from avdvae.errors import UserError
 from avdvae.protocols import Autoregressive, Batch, LatentModel
 
@@ -91,13 +91,11 @@ def hats(hertz_N: Float[Tensor, " N"], knots_J: Float[Tensor, " J"]) -> Float[Te
 
 
 def fit_subspace(
-    factor: str, hertz_N: Float[Tensor, " N"], heard: Sequence[Gaussian], share: float = SHARE
+    factor: str, hertz_N: Float[Tensor, " N"], mu_SNL: Float[Tensor, "S N L"], share: float = SHARE
 ) -> Subspace:
-    """From the posteriors, N L, of the same values in each setting."""
-    mu_SNL = torch.stack([q.mean for q in heard])
+    """From the mean latents of the same values in each setting."""
     moved_SNL = mu_SNL - mu_SNL.mean(1, keepdim=True)
-    spread_L = torch.stack([q.log_var.exp() for q in heard]).mean((0, 1))
-    moments_LL = torch.einsum("snl,snm->lm", moved_SNL, moved_SNL) / moved_SNL[..., 0].numel() + spread_L.diag()
+    moments_LL = torch.einsum("snl,snm->lm", moved_SNL, moved_SNL) / moved_SNL[..., 0].numel()
     values_L, vectors_LL = torch.linalg.eigh(moments_LL)
     shares_L = values_L.flip(0).cumsum(0) / values_L.sum()
     basis_LM = vectors_LL.flip(1)[:, : int((shares_L < share).sum()) + 1]
@@ -121,21 +119,21 @@ class Relation(NamedTuple):
 
 
 def relations(
-    heard: Mapping[str, Sequence[Gaussian]], share: float = SHARE, draws: int = 50
+    heard: Mapping[str, Float[Tensor, "S N L"]], share: float = SHARE, draws: int = 50
 ) -> dict[tuple[str, str], Relation]:
     """Of all pairs. The settings of each factor are drawn anew, with replacement, in each of the `draws`."""
     rng = np.random.default_rng(0)
-    grids = {factor: torch.from_numpy(GRIDS[factor]).float().to(q[0].mean.device) for factor, q in heard.items()}
+    grids = {factor: torch.from_numpy(GRIDS[factor]).float().to(mu_SNL.device) for factor, mu_SNL in heard.items()}
 
-    def measure(chosen: Mapping[str, Sequence[Gaussian]]) -> list[tuple[float, float]]:
-        fitted = [fit_subspace(factor, grids[factor], q, share) for factor, q in chosen.items()]
+    def measure(chosen: Mapping[str, Tensor]) -> list[tuple[float, float]]:
+        fitted = [fit_subspace(factor, grids[factor], mu_SNL, share) for factor, mu_SNL in chosen.items()]
         return [
             (principal_angles(a, b)[0].item(), (a.basis_LM.T @ b.basis_LM).abs().max().item())
             for a, b in combinations(fitted, 2)
         ]
 
     drawn = [
-        measure({factor: [q[i] for i in rng.integers(len(q), size=len(q))] for factor, q in heard.items()})
+        measure({factor: mu_SNL[rng.integers(len(mu_SNL), size=len(mu_SNL))] for factor, mu_SNL in heard.items()})
         for _ in range(draws)
     ]
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0).tolist()
@@ -145,34 +143,33 @@ def relations(
     }
 
 
-def listen_to_vowels(model: LatentModel, stft: Stft, vowels: Sequence[Float[np.ndarray, " N"]]) -> Gaussian:
-    """The posterior of each vowel, N L: the mean of its frames'."""
+def listen_to_vowels(model: LatentModel, stft: Stft, vowels: Sequence[Float[np.ndarray, " N"]]) -> Float[Tensor, "V L"]:
+    """The mean latent of each vowel's frames."""
     wave_BN = LEVEL * torch.from_numpy(np.stack(vowels)).to(_device(model))
     power_BTF = stft.power(wave_BN, centred=False)
-    q = _infer(model, power_BTF)
-    return Gaussian(q.mean.mean(1), q.log_var.exp().mean(1).log())
+    return _infer(model, power_BTF).mean(1)
 
 
-def listen_to_factors(model: LatentModel, stft: Stft) -> dict[str, list[Gaussian]]:
+def listen_to_factors(model: LatentModel, stft: Stft) -> dict[str, Float[Tensor, "S N L"]]:
     """What the model makes of the vowels along each factor's grid, in each setting."""
     samples = 2 * MARGIN + (FRAMES - 1) * stft.hop
     return {
-        factor: [
-            listen_to_vowels(model, stft, [sound(vowel, samples) for vowel in trajectory(factor, setting)])
-            for setting in settings
-        ]
+        factor: torch.stack(
+            [
+                listen_to_vowels(model, stft, [sound(vowel, samples) for vowel in trajectory(factor, setting)])
+                for setting in settings
+            ]
+        )
         for factor, settings in SETTINGS.items()
     }
 
 
 @torch.no_grad()
-def _infer(model: LatentModel, power_BTF: Float[Tensor, "B T F"]) -> Gaussian:
-    """The posterior of the latent that has a vector a frame."""
+def _infer(model: LatentModel, power_BTF: Float[Tensor, "B T F"]) -> Float[Tensor, "B T L"]:
+    """The mean latent that has a vector a frame."""
     mask_BT = torch.ones(power_BTF.shape[:2], dtype=torch.bool, device=power_BTF.device)
     batch = Batch(ids=tuple(map(str, range(len(power_BTF)))), mask=mask_BT, power=power_BTF)
-    name, inferred = latent_a_frame(model), model.infer(batch, mode="mean")
-    z_1BTL = inferred.z[name]
-    return Gaussian(z_1BTL[0], inferred.q[name].log_var.expand_as(z_1BTL)[0])
+    return model.infer(batch, mode="mean").z[latent_a_frame(model)][0]
 
 
 def latent_a_frame(model: LatentModel) -> str:
@@ -216,17 +213,16 @@ class Controller:
                 f"{type(model).__name__} sees {', '.join(blind)} and vowels are sound alone: choose another"
             )
         heard = listen_to_factors(model, stft)
-        device = heard["f0"][0].mean.device
         subspaces = {
-            factor: fit_subspace(factor, torch.tensor(GRIDS[factor], dtype=torch.float32, device=device), q, share)
-            for factor, q in heard.items()
+            factor: fit_subspace(factor, torch.from_numpy(GRIDS[factor]).float().to(mu_SNL.device), mu_SNL, share)
+            for factor, mu_SNL in heard.items()
         }
         rng = np.random.default_rng(0)
         samples = 2 * MARGIN + (FRAMES - 1) * stft.hop
         breaths = [whispered(setting, samples, rng) for setting in SETTINGS["f0"] for _ in range(25)]
         f0 = subspaces["f0"]
-        spoken = torch.cat([nearest(f0, q.mean)[1] for q in heard["f0"]])
-        breathed = nearest(f0, listen_to_vowels(model, stft, breaths).mean)[1]
+        spoken = nearest(f0, heard["f0"].flatten(end_dim=1))[1]
+        breathed = nearest(f0, listen_to_vowels(model, stft, breaths))[1]
         # Where as large a share of the spoken lies beyond as of the whispered lies within.
         bounds = torch.cat([spoken, breathed]).sort().values
         wrong = (spoken > bounds[:, None]).float().mean(1) - (breathed <= bounds[:, None]).float().mean(1)
@@ -236,7 +232,7 @@ class Controller:
         peak = waveform_N.abs().max().clamp_min(SILENCE).item()
         spectrum_TF = self.stft.analyse(waveform_N[None] / peak)[0]
         power_1TF = spectrum_TF.abs().square()[None]
-        return Heard(_infer(self.model, power_1TF).mean[0], spectrum_TF.angle(), len(waveform_N), peak)
+        return Heard(_infer(self.model, power_1TF)[0], spectrum_TF.angle(), len(waveform_N), peak)
 
     def pitch(self, z_TL: Float[Tensor, "T L"]) -> Float[Tensor, " T"]:
         """f0, and 0 where nothing is voiced."""

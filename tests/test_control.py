@@ -41,7 +41,7 @@ def made_up(factor: str, directions: Tensor) -> tuple[Subspace, Tensor]:
     hertz = torch.from_numpy(GRIDS[factor]).float()
     curve = bent(factor, hertz, directions)
     places = torch.randn(3, 1, 8, generator=torch.Generator().manual_seed(1))
-    return fit_subspace(factor, hertz, curve + places, share=0.999), curve
+    return fit_subspace(factor, curve + places, share=0.999), curve
 
 
 def test_the_plane_of_a_curve_is_found_and_the_curve_in_it() -> None:

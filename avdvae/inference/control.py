@@ -90,10 +90,9 @@ def hats(hertz_N: Float[Tensor, " N"], knots_J: Float[Tensor, " J"]) -> Float[Te
     return (1 - (hertz_N[:, None] - knots_J).abs() / (knots_J[1] - knots_J[0])).clamp_min(0)
 
 
-def fit_subspace(
-    factor: str, hertz_N: Float[Tensor, " N"], mu_SNL: Float[Tensor, "S N L"], share: float = SHARE
-) -> Subspace:
-    """From the mean latents of the same values in each setting."""
+def fit_subspace(factor: str, mu_SNL: Float[Tensor, "S N L"], share: float = SHARE) -> Subspace:
+    """From the mean latents along the factor's grid, in each setting."""
+    hertz_N = torch.from_numpy(GRIDS[factor]).float().to(mu_SNL.device)
     moved_SNL = mu_SNL - mu_SNL.mean(1, keepdim=True)
     moments_LL = torch.einsum("snl,snm->lm", moved_SNL, moved_SNL) / moved_SNL[..., 0].numel()
     values_L, vectors_LL = torch.linalg.eigh(moments_LL)
@@ -123,10 +122,9 @@ def relations(
 ) -> dict[tuple[str, str], Relation]:
     """Of all pairs. The settings of each factor are drawn anew, with replacement, in each of the `draws`."""
     rng = np.random.default_rng(0)
-    grids = {factor: torch.from_numpy(GRIDS[factor]).float().to(mu_SNL.device) for factor, mu_SNL in heard.items()}
 
     def measure(chosen: Mapping[str, Tensor]) -> list[tuple[float, float]]:
-        fitted = [fit_subspace(factor, grids[factor], mu_SNL, share) for factor, mu_SNL in chosen.items()]
+        fitted = [fit_subspace(factor, mu_SNL, share) for factor, mu_SNL in chosen.items()]
         return [
             (principal_angles(a, b)[0].item(), (a.basis_LM.T @ b.basis_LM).abs().max().item())
             for a, b in combinations(fitted, 2)
@@ -213,10 +211,7 @@ class Controller:
                 f"{type(model).__name__} sees {', '.join(blind)} and vowels are sound alone: choose another"
             )
         heard = listen_to_factors(model, stft)
-        subspaces = {
-            factor: fit_subspace(factor, torch.from_numpy(GRIDS[factor]).float().to(mu_SNL.device), mu_SNL, share)
-            for factor, mu_SNL in heard.items()
-        }
+        subspaces = {factor: fit_subspace(factor, mu_SNL, share) for factor, mu_SNL in heard.items()}
         rng = np.random.default_rng(0)
         samples = 2 * MARGIN + (FRAMES - 1) * stft.hop
         breaths = [whispered(setting, samples, rng) for setting in SETTINGS["f0"] for _ in range(25)]

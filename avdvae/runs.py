@@ -148,11 +148,5 @@ def build_vem(config: Mapping[str, Any]) -> Vem:
     """The EM stage of a run's `enhance`."""
     if not isinstance(config["estep"], Mapping):
         raise UserError(f"enhance.estep={config['estep']}: write enhance.estep.name={config['estep']}")
-    return Vem(
-        estep=build_estep(**config["estep"]),
-        iterations=config["iterations"],
-        rank=config["rank"],
-        paper=config["paper"],
-        begin_from=config.get("begin_from"),
-        seed=config["seed"],
-    )
+    settings = {name: value for name, value in config.items() if name not in ("estep", "batch_size")}
+    return Vem(estep=build_estep(**config["estep"]), **settings)

@@ -16,8 +16,9 @@ from avdvae.audio import Stft
 from avdvae.distributions import ComplexGaussian, Components, Gaussian, SpeechLikelihood
 from avdvae.errors import UserError
 from avdvae.inference.esteps import ESTEPS, Draws, EStep, Target, _total_variation_slope, build_estep
+from avdvae.inference.noise import Noise
 from avdvae.inference.separation import separate
-from avdvae.inference.vem import Noise, NoisySpeech, Vem, enhance
+from avdvae.inference.vem import NoisySpeech, Vem, enhance
 from avdvae.metrics import si_sdr
 from avdvae.models.cvae import CVAE
 from avdvae.models.frame_vae import FrameVAE
@@ -44,8 +45,11 @@ def generators(count: int) -> list[torch.Generator]:
 def mean_cost(noise: Noise, noisy: Tensor, speech: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     """As it is defined."""
     variance = noise.gain_BT1 * speech + noise.H_BTK @ noise.W_BFK.mT + 1e-10
-    cost = (weight * (variance.log() + noisy / variance)).sum(0)
-    return (cost * mask[..., None]).sum((1, 2)) / (mask.sum(1) * noisy.shape[2])
+    cost = ((weight * (variance.log() + noisy / variance)).sum(0) * mask[..., None]).sum((1, 2))
+    for b, frames in enumerate(mask.sum(1).tolist() if noise.smoothness else ()):
+        rise = noise.H_BTK[b, 1:frames] / noise.H_BTK[b, : frames - 1]
+        cost[b] += noise.smoothness * (rise - rise.log() - 1).sum()
+    return cost / (mask.sum(1) * noisy.shape[2])
 
 
 @settings(deadline=None, max_examples=60)
@@ -56,8 +60,9 @@ def mean_cost(noise: Noise, noisy: Tensor, speech: Tensor, weight: Tensor, mask:
     rank=st.integers(1, 6),
     spread=st.sampled_from([0.5, 2.0, 5.0]),
     silent=st.booleans(),
+    smoothness=st.sampled_from([0.0, 1.0, 200.0]),
 )
-def test_no_update_of_a_factor_raises_the_cost(seed, components, weighted, rank, spread, silent):
+def test_no_update_of_a_factor_raises_the_cost(seed, components, weighted, rank, spread, silent, smoothness):
     g, frames = seeded(seed), [9, 4]
     mask = torch.arange(9) < torch.tensor(frames)[:, None]
     noisy = (spread * torch.randn((2, 9, 7), generator=g)).exp() * mask[..., None]
@@ -67,7 +72,7 @@ def test_no_update_of_a_factor_raises_the_cost(seed, components, weighted, rank,
     given = weight if weighted else None
     if silent:  # digital silence, also in what the model makes of it
         noisy[:, 2], speech[:, :, 2] = 0, 1e-10
-    noise = Noise.drawn(noisy, rank, Draws(generators(2), frames))
+    noise = Noise.drawn(noisy, rank, Draws(generators(2), frames), smoothness)
 
     for _ in range(4):
         before = replace(noise)
@@ -401,7 +406,7 @@ def test_the_filter_is_that_of_the_final_draws_and_the_final_noise():
             targets.append(target)
             return target.likelihood({"z": drawn})
 
-    enhanced = enhance(model, batch, Vem(Counting(), iterations=4))
+    enhanced = enhance(model, batch, Vem(Counting(), iterations=4, smoothness=0.0))
     (target,) = targets
     speech = target.gain_BT1 * model.decode({"z": drawn}, target.context)["power"].speech
     torch.testing.assert_close(enhanced.filter, (speech / (speech + target.noise_BTF)).mean(0))
@@ -528,6 +533,7 @@ def test_mistakes_are_explained():
     )
     refused(lambda: Vem(build_estep("point"), iterations=0), "enhance.iterations=0")
     refused(lambda: Vem(build_estep("point"), rank=0), "enhance.rank=0")
+    refused(lambda: Vem(build_estep("point"), smoothness=-1.0), "enhance.smoothness=-1.0: give 0 or more")
     model, batch = vaes()["vae"], sounds(5)
     refused(lambda: enhance(model, batch.only("power"), few_steps("point")), "VAE needs noisy and got none")
     refused(lambda: enhance(vaes()["cvae"], batch.only("noisy"), few_steps("point")), "CVAE needs video")

@@ -5,11 +5,8 @@ S. Leglaive, L. Girin, R. Horaud, MLSP 2018; M. Sadeghi et al., IEEE/ACM TASLP 2
     x_ft = sqrt(g_t) s_ft + b_ft        b_ft ~ Nc(0, (H W^T)_tf)        s, z ~ the model, given the lips v
 
 E-step   draws of z from its posterior, or an approximation of it: inference/esteps.py
-M-step   W, H, then g, by majorise-minimise: with V = H W^T, S_r the speech variances of the draws, weighted by w_r,
-         and X_r = g S_r + V, each factor is multiplied by the square root of
-         (sum_r w_r P / X_r^2) / (sum_r w_r / X_r), contracted with what the factor multiplies
-cost     mean over frames and frequencies of sum_r w_r (ln X_r + P / X_r), which no M-step raises
-output   the Wiener filter sum_r w_r g S_r / X_r
+M-step   W, H, then g: inference/noise.py
+output   the Wiener filter sum_r w_r g S_r / X_r, with X_r = g S_r + H W^T
 
     P   noisy power |x|^2              noisy_BTF      S   variances of speech      speech_RBTF
     W   spectra of the noise           W_BFK          w   their weights            weight_RBT1
@@ -19,7 +16,6 @@ output   the Wiener filter sum_r w_r g S_r / X_r
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,9 +26,8 @@ from torch import Tensor, nn
 from avdvae.distributions import SpeechLikelihood
 from avdvae.errors import UserError
 from avdvae.inference.esteps import Draws, EStep
+from avdvae.inference.noise import Noise, subtraction, weighted_mean
 from avdvae.protocols import Batch, Context, Latents, SpeechPrior
-
-EPSILON = 1e-10
 
 
 @dataclass(frozen=True)
@@ -41,13 +36,15 @@ class Vem:
 
     The EM finds the optimum nearest to its start. Here the noise starts at the spectrum that the quieter frames have,
     and the latents at what the encoder makes of the rest; with `paper`, the noise starts anywhere and the encoder hears
-    the mixture, as published, which may end with speech and noise in each other's place. Models that can do with some
-    of the modalities may begin from those of `begin_from` alone, where they are given: noise does not mislead the lips.
+    the mixture, as published, which may end with speech and noise in each other's place; nor does `smoothness`, the
+    weight of a prior by which noise changes slowly, count then. Models that can do with some of the modalities may
+    begin from those of `begin_from` alone, where they are given: noise does not mislead the lips.
     """
 
     estep: EStep
     iterations: int = 100
     rank: int = 8
+    smoothness: float = 200.0
     paper: bool = False
     begin_from: Sequence[str] | None = None
     seed: int = 0
@@ -61,6 +58,8 @@ class Vem:
         for name in ("iterations", "rank"):
             if type(value := getattr(self, name)) is not int or value < 1:
                 raise UserError(f"enhance.{name}={value}: give a whole number of 1 or more")
+        if not self.smoothness >= 0:
+            raise UserError(f"enhance.smoothness={self.smoothness}: give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -72,70 +71,6 @@ class Enhanced:
     filter: Float[Tensor, "B T F"]
     cost: Float[Tensor, "I B"]
     switch: Float[Tensor, "B T M"] | None = None
-
-
-@dataclass
-class Noise:
-    """Gain and noise of a mixture, and their updates."""
-
-    W_BFK: Float[Tensor, "B F K"]
-    H_BTK: Float[Tensor, "B T K"]
-    gain_BT1: Float[Tensor, "B T 1"]
-
-    @classmethod
-    def drawn(cls, noisy_BTF: Tensor, rank: int, draws: Draws) -> Noise:
-        """W and H uniform in 0..1, g = 1."""
-        frequencies = noisy_BTF.shape[2]
-        W = [torch.rand((frequencies, rank), generator=g, device=g.device) for g in draws.generators]
-        H_BTK = draws.uniform(noisy_BTF[..., :1].expand(-1, -1, rank))  # 0 in frames that pad
-        gain_BT1 = torch.ones_like(noisy_BTF[..., :1])
-        return cls(torch.stack(W).to(noisy_BTF.device).clamp_min(EPSILON), H_BTK, gain_BT1)
-
-    def __post_init__(self) -> None:
-        self._mix()
-
-    def _mix(self) -> None:
-        self.variance_BTF = (self.H_BTK @ self.W_BFK.mT).add_(EPSILON)  # so that digital silence divides nothing by 0
-
-    def update(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> None:
-        """One M-step. Where H is zero, as in frames that pad, it stays so and the frame has no say in W."""
-        above, below = self._slopes(noisy_BTF, speech_RBTF, weight_RBT1)
-        self.W_BFK = _scaled(self.W_BFK, above.mT @ self.H_BTK, below.mT @ self.H_BTK).clamp_min_(EPSILON)
-        self._mix()
-        above, below = self._slopes(noisy_BTF, speech_RBTF, weight_RBT1)
-        self.H_BTK = _scaled(self.H_BTK, above @ self.W_BFK, below @ self.W_BFK)
-        self._mix()
-        variance_RBTF = self.mixture(speech_RBTF)
-        share_RBTF = speech_RBTF / variance_RBTF
-        below = _average(share_RBTF.sum(-1, keepdim=True), weight_RBT1)
-        above = _average(share_RBTF.div_(variance_RBTF).mul_(noisy_BTF).sum(-1, keepdim=True), weight_RBT1)
-        self.gain_BT1 = _scaled(self.gain_BT1, above, below).clamp_min_(EPSILON)
-
-    def _slopes(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> tuple[Tensor, Tensor]:
-        """sum_r w_r P / X_r^2 and sum_r w_r / X_r, whose difference is the slope of -cost in V."""
-        precision_RBTF = self.mixture(speech_RBTF).reciprocal_()
-        below = _average(precision_RBTF, weight_RBT1)
-        return _average(precision_RBTF.square(), weight_RBT1).mul_(noisy_BTF), below
-
-    def mixture(self, speech_RBTF: Tensor) -> Float[Tensor, "R B T F"]:
-        """X, the variances of the mixture."""
-        return torch.addcmul(self.variance_BTF, self.gain_BT1, speech_RBTF)
-
-    def cost(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> Float[Tensor, "B T"]:
-        """Summed over the frequencies."""
-        variance_RBTF = self.mixture(speech_RBTF)
-        ratio_RBTF = noisy_BTF / variance_RBTF
-        return _average(ratio_RBTF.add_(variance_RBTF.log_()).sum(-1, keepdim=True), weight_RBT1)[..., 0]
-
-
-def _average(values: Float[Tensor, "R B T D"], weight_RBT1: Tensor | None) -> Float[Tensor, "B T D"]:
-    if weight_RBT1 is not None:
-        return (weight_RBT1 * values).sum(0)
-    return values[0] if len(values) == 1 else values.mean(0)
-
-
-def _scaled(factor: Tensor, above: Tensor, below: Tensor) -> Tensor:
-    return factor * (above / below.clamp_min(EPSILON)).sqrt_()
 
 
 @dataclass(frozen=True)
@@ -173,7 +108,7 @@ def enhance(
     draws = Draws([_generator(name, settings.seed) for name in batch.ids], frames.tolist())
     heard = replace(batch, power=noisy_BTF)
     context = model.context(heard)
-    noise = Noise.drawn(noisy_BTF, settings.rank, draws)
+    noise = Noise.drawn(noisy_BTF, settings.rank, draws, 0.0 if settings.paper else settings.smoothness)
     if not settings.paper:
         level_B1F, filter_BTF = subtraction(noisy_BTF, batch.mask)
         noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))  # V is this level on average
@@ -207,15 +142,7 @@ def enhance(
 
 
 def _wiener(noise: Noise, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> Float[Tensor, "B T F"]:
-    return _average(noise.gain_BT1 * speech_RBTF / noise.mixture(speech_RBTF), weight_RBT1)
-
-
-def subtraction(noisy_BTF: Tensor, mask_BT: Tensor) -> tuple[Float[Tensor, "B 1 F"], Float[Tensor, "B T F"]]:
-    """A stationary noise, of the mean power that goes with the median power of each frequency, and the filter that
-    takes twice as much off the spectrum."""
-    present_BTF = noisy_BTF.masked_fill(~mask_BT[..., None], float("nan"))
-    level_B1F = (present_BTF.nanmedian(1, keepdim=True).values / math.log(2)).clamp_min(EPSILON)
-    return level_B1F, (1 - 2 * level_B1F / noisy_BTF.clamp_min(EPSILON)).clamp_min(0.01)
+    return weighted_mean(noise.gain_BT1 * speech_RBTF / noise.mixture(speech_RBTF), weight_RBT1)
 
 
 def _generator(name: str, seed: int) -> torch.Generator:

@@ -1,0 +1,123 @@
+"""The noise of a mixture: nonnegative matrices whose product is its variance, and the updates of an M-step.
+
+Majorise-minimise: with V = H W^T, S_r the speech variances of the draws, weighted by w_r, and X_r = g S_r + V, each
+factor is multiplied by the square root of (sum_r w_r P / X_r^2) / (sum_r w_r / X_r), contracted with what the factor
+multiplies.
+
+    cost = sum_f sum_r w_r (ln X_r + P / X_r) + smoothness * sum_k [H_t / H_t-1 - ln(H_t / H_t-1) - 1]  of a frame t
+
+which no update raises. The second term, of C. Fevotte, "Majorization-minimization algorithm for smooth Itakura-Saito
+nonnegative matrix factorization", ICASSP 2011, is a chain that each activation follows: without it, some dozens of
+frames let many components take speech for noise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from avdvae.inference.esteps import Draws
+
+EPSILON = 1e-10
+
+
+@dataclass
+class Noise:
+    """Gain and noise of a mixture, and their updates. Frames that pad are those where H is zero."""
+
+    W_BFK: Float[Tensor, "B F K"]
+    H_BTK: Float[Tensor, "B T K"]
+    gain_BT1: Float[Tensor, "B T 1"]
+    smoothness: float = 0.0
+
+    @classmethod
+    def drawn(cls, noisy_BTF: Tensor, rank: int, draws: Draws, smoothness: float = 0.0) -> Noise:
+        """W and H uniform in 0..1, g = 1."""
+        frequencies = noisy_BTF.shape[2]
+        W = [torch.rand((frequencies, rank), generator=g, device=g.device) for g in draws.generators]
+        H_BTK = draws.uniform(noisy_BTF[..., :1].expand(-1, -1, rank))  # 0 in frames that pad
+        gain_BT1 = torch.ones_like(noisy_BTF[..., :1])
+        return cls(torch.stack(W).to(noisy_BTF.device).clamp_min(EPSILON), H_BTK, gain_BT1, smoothness)
+
+    def __post_init__(self) -> None:
+        self._mix()
+
+    def _mix(self) -> None:
+        self.variance_BTF = (self.H_BTK @ self.W_BFK.mT).add_(EPSILON)  # so that digital silence divides nothing by 0
+
+    def update(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> None:
+        """One M-step. Where H is zero, as in frames that pad, it stays so and the frame has no say in W."""
+        above, below = self._slopes(noisy_BTF, speech_RBTF, weight_RBT1)
+        self.W_BFK = _scaled(self.W_BFK, above.mT @ self.H_BTK, below.mT @ self.H_BTK).clamp_min_(EPSILON)
+        self._mix()
+        above, below = self._slopes(noisy_BTF, speech_RBTF, weight_RBT1)
+        self._update_activations(above @ self.W_BFK, below @ self.W_BFK)
+        self._mix()
+        variance_RBTF = self.mixture(speech_RBTF)
+        share_RBTF = speech_RBTF / variance_RBTF
+        below = weighted_mean(share_RBTF.sum(-1, keepdim=True), weight_RBT1)
+        above = weighted_mean(share_RBTF.div_(variance_RBTF).mul_(noisy_BTF).sum(-1, keepdim=True), weight_RBT1)
+        self.gain_BT1 = _scaled(self.gain_BT1, above, below).clamp_min_(EPSILON)
+
+    def _update_activations(self, above_BTK: Tensor, below_BTK: Tensor) -> None:
+        """With the chain, every second frame, and then the others, whose neighbours have moved. Where a chain begins or
+        ends, the majoriser has the frame's own H in its missing neighbour's place."""
+        if not self.smoothness:
+            self.H_BTK = _scaled(self.H_BTK, above_BTK, below_BTK)
+            return
+        above_BTK = self.H_BTK.square() * above_BTK
+        for first in (0, 1):
+            before_BTK, after_BTK = self._neighbours()
+            above = above_BTK + self.smoothness * after_BTK
+            below = below_BTK + self.smoothness / before_BTK
+            self.H_BTK = self.H_BTK.clone()
+            self.H_BTK[:, first::2] = (above / below).sqrt_()[:, first::2]
+
+    def _neighbours(self) -> tuple[Tensor, Tensor]:
+        """H of the frame before and of the frame after, where there are such."""
+        before_BTK = torch.cat([self.H_BTK[:, :1], self.H_BTK[:, :-1]], 1)
+        after_BTK = torch.cat([self.H_BTK[:, 1:], self.H_BTK[:, -1:]], 1)
+        return before_BTK, torch.where(after_BTK > 0, after_BTK, self.H_BTK)
+
+    def _slopes(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> tuple[Tensor, Tensor]:
+        """sum_r w_r P / X_r^2 and sum_r w_r / X_r, whose difference is the slope of -cost in V."""
+        precision_RBTF = self.mixture(speech_RBTF).reciprocal_()
+        below = weighted_mean(precision_RBTF, weight_RBT1)
+        return weighted_mean(precision_RBTF.square(), weight_RBT1).mul_(noisy_BTF), below
+
+    def mixture(self, speech_RBTF: Tensor) -> Float[Tensor, "R B T F"]:
+        """X, the variances of the mixture."""
+        return torch.addcmul(self.variance_BTF, self.gain_BT1, speech_RBTF)
+
+    def cost(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> Float[Tensor, "B T"]:
+        """Summed over the frequencies."""
+        variance_RBTF = self.mixture(speech_RBTF)
+        ratio_RBTF = noisy_BTF / variance_RBTF
+        cost_BT = weighted_mean(ratio_RBTF.add_(variance_RBTF.log_()).sum(-1, keepdim=True), weight_RBT1)[..., 0]
+        if self.smoothness:
+            rise_BTK = self.H_BTK / self._neighbours()[0]
+            chain_BTK = torch.where(self.H_BTK > 0, rise_BTK - rise_BTK.log() - 1, 0)
+            cost_BT = cost_BT + self.smoothness * chain_BTK.sum(-1)
+        return cost_BT
+
+
+def weighted_mean(values: Float[Tensor, "R B T D"], weight_RBT1: Tensor | None) -> Float[Tensor, "B T D"]:
+    if weight_RBT1 is not None:
+        return (weight_RBT1 * values).sum(0)
+    return values[0] if len(values) == 1 else values.mean(0)
+
+
+def _scaled(factor: Tensor, above: Tensor, below: Tensor) -> Tensor:
+    return factor * (above / below.clamp_min(EPSILON)).sqrt_()
+
+
+def subtraction(noisy_BTF: Tensor, mask_BT: Tensor) -> tuple[Float[Tensor, "B 1 F"], Float[Tensor, "B T F"]]:
+    """A stationary noise, of the mean power that goes with the median power of each frequency, and the filter that
+    takes twice as much off the spectrum."""
+    present_BTF = noisy_BTF.masked_fill(~mask_BT[..., None], float("nan"))
+    level_B1F = (present_BTF.nanmedian(1, keepdim=True).values / math.log(2)).clamp_min(EPSILON)
+    return level_B1F, (1 - 2 * level_B1F / noisy_BTF.clamp_min(EPSILON)).clamp_min(0.01)

@@ -459,19 +459,20 @@ def _panels(count: int, sharey: bool = False) -> tuple[matplotlib.figure.Figure,
     return figure, axes[:count]
 
 
-def _legend_above(figure: matplotlib.figure.Figure, ax: matplotlib.axes.Axes) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=int(figure.get_figwidth() / 2.4))
+def _legend_above(figure: matplotlib.figure.Figure, *axes: matplotlib.axes.Axes) -> None:
+    lines = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(lines.values()), list(lines), loc="outside upper left", ncols=int(figure.get_figwidth() / 2.4))
 
 
-def probe_curves(summary: Sequence[Mapping[str, Any]]) -> matplotlib.figure.Figure:
+def probe_curves(summary: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> matplotlib.figure.Figure:
     """What share neighbours tell right, over how many are asked, with intervals: a panel a label, a line a latent."""
     from matplotlib import rc_context
 
     curves: dict[str, dict[str, list[tuple[int, float, float, float]]]] = {}
     for item in summary:
         name, _, k = item["metric"].rpartition("_k")
-        label, _, latent = name.rpartition("_")
+        label = next(label for label in labels if name.startswith(f"{label}_"))
+        latent = name.removeprefix(f"{label}_")
         curves.setdefault(label, {}).setdefault(latent, []).append(
             (int(k), item["mean"], item["ci_low"], item["ci_high"])
         )
@@ -485,5 +486,5 @@ def probe_curves(summary: Sequence[Mapping[str, Any]]) -> matplotlib.figure.Figu
                 ax.fill_between(k, low, high, color=colours[latent], alpha=0.15)
             ax.set(title=label.replace("_", " "), xlabel="neighbours", ylim=(0, 1))
         axes[0].set_ylabel("told right")
-        axes[0].legend(frameon=False)
+        _legend_above(figure, *axes)
     return figure

@@ -27,6 +27,7 @@ from avdvae.objectives import Schedule
 from avdvae.protocols import why_not_enhancing
 from avdvae.results import Result, summarise
 from avdvae.tasks.task import Evaluation, Subject
+from avdvae.viz import probe_curves
 
 
 def test_flac_counts_frames_alone():
@@ -129,11 +130,22 @@ def test_probes_ask_every_latent(model, prepared, tmp_path):
     asked = {row.metric for row in rows}
     latents = {"mel"} | {spec.name for spec in model.latents}
     for label in ("phoneme", "sex", "speaker", "tract"):
-        assert {f"{label}_{latent}_k{k}" for latent in latents for k in (1, 3)} <= asked
+        assert {f"{label}_{latent}_k1" for latent in latents} <= asked
+    assert {f"phoneme_{latent}_k3" for latent in latents} <= asked
+    assert not {f"emotion_{latent}_k3" for latent in latents} & asked  # an utterance or two have each
     means = {item["metric"]: item["mean"] for item in summarise(rows)}
     assert all(0 <= mean <= 1 for mean in means.values())
     assert means["phoneme_mel_k3"] > 0.25 and means["sex_mel_k1"] > 0.5  # of some thirty phonemes
     assert (tmp_path / "figures" / "m_probe.png").exists()
+
+
+def test_labels_and_latents_of_several_words_are_told_apart_in_the_figure():
+    metrics = "height_cm_mel_k1", "height_cm_z_av_k1", "height_cm_z_av_k5", "sex_z_av_k1", "sex_w_k1"
+    figure = probe_curves(
+        [{"metric": metric, "mean": 0.5, "ci_low": 0.4, "ci_high": 0.6} for metric in metrics], ["sex", "height_cm"]
+    )
+    assert {ax.get_title("left") for ax in figure.axes} == {"height cm", "sex"}
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"mel", "z_av", "w"}
 
 
 def test_models_are_told_what_they_are_not_for(prepared, tmp_path):

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from test_contract import utterances
-from torch import Tensor
+from torch import Tensor, nn
 
+from avdvae.blocks import Sliding, SlidingBack
 from avdvae.distributions import Gaussian
 from avdvae.errors import UserError
 from avdvae.models.cw_vae import CWVAE, Told
@@ -138,6 +139,24 @@ def test_the_clockwork_is_the_same_piece_by_piece():
     batch = utterances(3300, 5900)
     whole, pieces = small(CWVAE), small(CWVAE, piece=512)
     torch.testing.assert_close(pieces(batch, Schedule()).bound, whole(batch, Schedule()).bound, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("frames", [5, 23, 300])
+def test_sliding_is_the_convolution_of_torch_and_so_are_its_slopes(stride, frames, monkeypatch):
+    monkeypatch.setattr("avdvae.blocks.SPAN", 64)  # several spans
+    g = torch.Generator().manual_seed(0)
+    given = [torch.randn(shape, generator=g, dtype=torch.double) for shape in ((2, frames, 3), (3, 1, 5), (3,))]
+    x, weight, bias = (value.requires_grad_() for value in given)
+    how: Any = {"bias": bias, "stride": stride, "groups": 3}
+    for own, published in (
+        (Sliding, nn.functional.conv1d(x.mT, weight, **how).mT),
+        (SlidingBack, nn.functional.conv_transpose1d(x.mT, weight, **how).mT[:, : frames * stride]),
+    ):
+        said: Any = own.apply(x, weight[:, 0].t(), bias, stride)
+        torch.testing.assert_close(said, published)
+        slope = torch.randn(said.shape, generator=g, dtype=torch.double)
+        torch.testing.assert_close(*(torch.autograd.grad(y, (x, weight, bias), slope) for y in (said, published)))
 
 
 def test_prior_and_posterior_in_one_product_are_the_two_networks():

@@ -8,6 +8,8 @@ over whole utterances. For each label, k nearest neighbours after linear discrim
 phoneme                 from all other phonemes
 speaker                 from all other utterances
 sex, tract, height_cm, emotion    from the utterances of other speakers; lengths in thirds
+
+No more neighbours are asked than a label has points on average: most of them would have another.
 """
 
 from __future__ import annotations
@@ -46,8 +48,7 @@ class Probe:
         return [Part("probe", size=len(subject.chosen.utterances))]
 
     def measure(self, subject: Subject, part: Part) -> Measured:
-        ks, measured = list(subject.settings.neighbours), Measured()
-        heard = _frames(subject)
+        measured, heard = Measured(), _frames(subject)
         utterances = subject.chosen.utterances
         for label in DIMS:
             points, labels, owners, groups = _points(
@@ -56,6 +57,7 @@ class Probe:
             if len(set(labels)) < 2 or len(set(groups)) < 2:
                 continue
             numbers = np.unique(labels, return_inverse=True)[1], np.unique(groups, return_inverse=True)[1]
+            ks = [k for k in subject.settings.neighbours if k * len(set(labels)) <= len(labels)] or [1]
             for name, frames in heard.items():
                 if label == "phoneme" and np.isinf(next(iter(frames.values()))[1]):
                     continue  # one for a whole utterance
@@ -71,7 +73,7 @@ class Probe:
                 "by evaluate.per_speaker=null, or prepare the corpus anew if it was without the times of its phonemes"
             )
         figure = f"figures/{file_name(subject.name, 'probe')}.png"
-        probe_curves(summarise(measured.rows, subject.settings.seed)).savefig(subject.out / figure, dpi=150)
+        probe_curves(summarise(measured.rows, subject.settings.seed), list(DIMS)).savefig(subject.out / figure, dpi=150)
         title = "what the latents know, beside a mel spectrogram"
         measured.examples.append({"key": "probe", "title": title, "audio": {}, "figure": figure, "scores": {}})
         return measured

@@ -476,6 +476,7 @@ def probe_curves(summary: Sequence[Mapping[str, Any]], labels: Sequence[str]) ->
         curves.setdefault(label, {}).setdefault(latent, []).append(
             (int(k), item["mean"], item["ci_low"], item["ci_high"])
         )
+    most = max(k for lines in curves.values() for points in lines.values() for k, *_ in points)
     with rc_context(_STYLE):
         figure, axes = _panels(len(curves))
         colours = dict(zip(dict.fromkeys(latent for lines in curves.values() for latent in lines), cycle(_LINES)))
@@ -484,7 +485,7 @@ def probe_curves(summary: Sequence[Mapping[str, Any]], labels: Sequence[str]) ->
                 k, mean, low, high = np.array(sorted(points)).T
                 ax.plot(k, mean, "o-", color=colours[latent], label=latent)
                 ax.fill_between(k, low, high, color=colours[latent], alpha=0.15)
-            ax.set(title=label.replace("_", " "), xlabel="neighbours", ylim=(0, 1))
+            ax.set(title=label.replace("_", " "), xlabel="neighbours", xlim=(0, most + 1), ylim=(0, 1))
         axes[0].set_ylabel("told right")
         _legend_above(figure, *axes)
     return figure

@@ -100,6 +100,8 @@ def test_neighbours_know_what_there_is_to_know_and_no_more():
     drawn = rng.integers(0, 2, 30)[speakers]
     assert neighbours_right(voices, drawn, np.arange(120), 1, [1]).mean() > 0.95
     assert neighbours_right(voices, drawn, speakers, 1, [1]).mean() < 0.75
+    # A label that one speaker alone has is not to be told from the others.
+    assert not neighbours_right(voices, (speakers == 3).astype(int), speakers, 1, [1])[0, speakers == 3].any()
 
 
 def subject_of(model: Any, prepared: Summary, out: Path, **settings: Any) -> Subject:

@@ -8,7 +8,6 @@ import torch
 from test_contract import utterances
 from torch import Tensor, nn
 
-from avdvae.blocks import Sliding, SlidingBack
 from avdvae.distributions import Gaussian
 from avdvae.errors import UserError
 from avdvae.models.cw_vae import CWVAE, Told
@@ -19,6 +18,7 @@ from avdvae.models.vrnn_wave import VRNNWave
 from avdvae.models.wavenet import WaveNet
 from avdvae.objectives import Schedule, divergence
 from avdvae.protocols import Batch
+from avdvae.sliding import Sliding, SlidingBack
 
 SMALL: dict[Any, dict[str, Any]] = {
     WaveNet: {"stride": 16, "channels": 6, "stacks": 2, "layers": 3},
@@ -144,7 +144,7 @@ def test_the_clockwork_is_the_same_piece_by_piece():
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("frames", [5, 23, 300])
 def test_sliding_is_the_convolution_of_torch_and_so_are_its_slopes(stride, frames, monkeypatch):
-    monkeypatch.setattr("avdvae.blocks.SPAN", 64)  # several spans
+    monkeypatch.setattr("avdvae.sliding.SPAN", 64)  # several spans
     g = torch.Generator().manual_seed(0)
     given = [torch.randn(shape, generator=g, dtype=torch.double) for shape in ((2, frames, 3), (3, 1, 5), (3,))]
     x, weight, bias = (value.requires_grad_() for value in given)

@@ -41,7 +41,8 @@ def neighbours_right(
 
 
 def discriminants(x: Float[np.ndarray, "N D"], labels: Int64[np.ndarray, " N"], dims: int) -> Float[np.ndarray, "D d"]:
-    """Directions along which the classes lie apart the most, in units of their spread; at most classes - 1."""
+    """Directions along which the classes lie apart the most, in units of their spread: at most classes - 1, or any one
+    where a single class is left."""
     from scipy.linalg import eigh
 
     _, label, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -53,7 +54,7 @@ def discriminants(x: Float[np.ndarray, "N D"], labels: Int64[np.ndarray, " N"], 
     within += (SHRINKAGE * np.trace(within) / len(within) + 1e-9) * np.eye(len(within))
     off = means - x.mean(0)
     between = (off.T * counts) @ off / len(x)
-    count = min(dims, len(counts) - 1, x.shape[1])
+    count = max(1, min(dims, len(counts) - 1, x.shape[1]))
     return eigh(between, within, subset_by_index=[x.shape[1] - count, x.shape[1] - 1])[1][:, ::-1]
 
 

@@ -28,12 +28,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from avdvae.blocks import GaussianHead, Sliding, SlidingBack, before, beside, mlp
+from avdvae.blocks import GaussianHead, before, beside, mlp
 from avdvae.distributions import Gaussian
 from avdvae.errors import UserError
 from avdvae.models.waveform import CodeHead, Waveforms
 from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec
+from avdvae.sliding import Sliding, SlidingBack
 
 SLOWER = 8  # steps of a level to one of the level above
 KERNEL, BLOCKS = 5, 8
@@ -47,7 +48,7 @@ class Block(nn.Module):
         wide = 4 * channels
         self.stride, self.rises = stride, rises
         self.widen, self.widened = nn.Linear(channels, wide), nn.LayerNorm(wide)
-        kind = nn.ConvTranspose1d if rises else nn.Conv1d
+        kind = nn.ConvTranspose1d if rises else nn.Conv1d  # of which only the parameters are used
         self.slide, self.slid = kind(wide, wide, KERNEL, stride, groups=wide), nn.LayerNorm(wide)
         self.narrow = nn.Linear(wide, channels, bias=False)
 

@@ -129,8 +129,11 @@ def test_the_commands_of_the_readme_run(clip: Path, prepared: Summary, tmp_path:
             words += ["data=gait_tiny"] if moves else [] if chosen else [f"prepared={prepared.out}"]
             if words[0] == "exp=vq_mdvae":  # of faces, of which the prepared ones have none
                 words[-1:] = ["data.speakers=12", "data.utterances=2", "data.seconds=1.5"]
-            fewer = {"exp=dvae_benchmark": "vae_sequences,srnn", "exp=motion_benchmark": "motion_vae,motion_dkf"}
-            fewer["exp=likelihood_benchmark"] = "lstm,cw_vae_1"
+            fewer = {
+                "exp=dvae_benchmark": "vae_sequences,srnn",
+                "exp=motion_benchmark": "motion_vae,motion_dkf",
+                "exp=likelihood_benchmark": "lstm,cw_vae_1",
+            }
             words += [f"models=[{fewer[words[0]]}]"] if words[0] in fewer else []
             words = [word if "min_seconds" not in word else "evaluate.min_seconds=1" for word in words]
         command = [sys.executable, PROJECT / program, *words]

@@ -534,6 +534,7 @@ def test_mistakes_are_explained():
     refused(lambda: Vem(build_estep("point"), iterations=0), "enhance.iterations=0")
     refused(lambda: Vem(build_estep("point"), rank=0), "enhance.rank=0")
     refused(lambda: Vem(build_estep("point"), smoothness=-1.0), "enhance.smoothness=-1.0: give 0 or more")
+    refused(lambda: Vem(build_estep("point"), smoothness=math.nan), "enhance.smoothness=nan: give 0 or more")
     model, batch = vaes()["vae"], sounds(5)
     refused(lambda: enhance(model, batch.only("power"), few_steps("point")), "VAE needs noisy and got none")
     refused(lambda: enhance(vaes()["cvae"], batch.only("noisy"), few_steps("point")), "CVAE needs video")

@@ -70,12 +70,12 @@ class Noise:
             self.H_BTK = _scaled(self.H_BTK, above_BTK, below_BTK)
             return
         above_BTK = self.H_BTK.square() * above_BTK
-        for first in (0, 1):
+        self.H_BTK = self.H_BTK.clone()
+        for half in (slice(0, None, 2), slice(1, None, 2)):
             before_BTK, after_BTK = self._neighbours()
-            above = above_BTK + self.smoothness * after_BTK
-            below = below_BTK + self.smoothness / before_BTK
-            self.H_BTK = self.H_BTK.clone()
-            self.H_BTK[:, first::2] = (above / below).sqrt_()[:, first::2]
+            above = above_BTK[:, half] + self.smoothness * after_BTK[:, half]
+            below = below_BTK[:, half] + self.smoothness / before_BTK[:, half]
+            self.H_BTK[:, half] = (above / below).sqrt_()
 
     def _neighbours(self) -> tuple[Tensor, Tensor]:
         """H of the frame before and of the frame after, where there are such."""

@@ -58,7 +58,7 @@ class Vem:
         for name in ("iterations", "rank"):
             if type(value := getattr(self, name)) is not int or value < 1:
                 raise UserError(f"enhance.{name}={value}: give a whole number of 1 or more")
-        if not self.smoothness >= 0:
+        if type(self.smoothness) not in (int, float) or not self.smoothness >= 0:
             raise UserError(f"enhance.smoothness={self.smoothness}: give 0 or more")
 
 

@@ -1,7 +1,7 @@
 """Convolutions along time of each channel by itself, channels last.
 
-They go in spans of time that a cache holds, a span times one tap of the kernel after another: on a CPU several times
-faster than torch's own, above all the way back.
+One tap of the kernel after another, in parts of a sound that a cache holds: on a CPU several times faster than torch's
+own, above all the way back.
 
     t   steps of the slower side, T of the faster one      K   taps of the kernel
 """
@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-SPAN = 131_072  # numbers of a span
 
 
 class Sliding(torch.autograd.Function):
@@ -72,12 +70,8 @@ def _products(fast_BTC: Tensor, slow_BtC: Tensor, weight_KC: Tensor, stride: int
 
 
 def _taps(slow_BtC: Tensor, fast_BTC: Tensor, count: int, stride: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """k, and parts of both that meet at it, of one span of time after another; a GPU takes all at once."""
-    frames, per_frame = slow_BtC.shape[1], len(slow_BtC) * slow_BtC.shape[2]
-    size = max(1, SPAN // per_frame) if slow_BtC.device.type == "cpu" else frames
-    for first in range(0, frames, size):
-        for k in range(count):
-            fast = fast_BTC[:, first * stride + k : (first + size - 1) * stride + k + 1 : stride]
-            slow = slow_BtC[:, first : first + size]
-            steps = min(slow.shape[1], fast.shape[1])
-            yield k, slow[:, :steps], fast[:, :steps]
+    """k, and what of both meets at it."""
+    for k in range(count):
+        fast = fast_BTC[:, k::stride]
+        steps = min(slow_BtC.shape[1], fast.shape[1])
+        yield k, slow_BtC[:, :steps], fast[:, :steps]

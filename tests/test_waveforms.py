@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from avdvae.distributions import Gaussian
 from avdvae.errors import UserError
-from avdvae.models.cw_vae import CWVAE, Told
+from avdvae.models.cw_vae import CWVAE, Block, Told
 from avdvae.models.lstm import LSTM
 from avdvae.models.srnn_wave import SRNNWave
 from avdvae.models.stcn import STCN
@@ -143,8 +143,7 @@ def test_the_clockwork_is_the_same_piece_by_piece():
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("frames", [5, 23, 300])
-def test_sliding_is_the_convolution_of_torch_and_so_are_its_slopes(stride, frames, monkeypatch):
-    monkeypatch.setattr("avdvae.sliding.SPAN", 64)  # several spans
+def test_sliding_is_the_convolution_of_torch_and_so_are_its_slopes(stride, frames):
     g = torch.Generator().manual_seed(0)
     given = [torch.randn(shape, generator=g, dtype=torch.double) for shape in ((2, frames, 3), (3, 1, 5), (3,))]
     x, weight, bias = (value.requires_grad_() for value in given)
@@ -157,6 +156,20 @@ def test_sliding_is_the_convolution_of_torch_and_so_are_its_slopes(stride, frame
         torch.testing.assert_close(said, published)
         slope = torch.randn(said.shape, generator=g, dtype=torch.double)
         torch.testing.assert_close(*(torch.autograd.grad(y, (x, weight, bias), slope) for y in (said, published)))
+
+
+@pytest.mark.parametrize("rises", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("frames", [5, 11, 12, 40])
+def test_a_block_in_parts_is_the_block_and_so_are_its_slopes(stride, rises, frames, monkeypatch):
+    block = Block(3, stride, rises).double()
+    x = torch.randn(2, frames, 3, dtype=torch.double, requires_grad=True)
+    whole = block(x)
+    monkeypatch.setattr("avdvae.models.cw_vae.SPAN", 1)
+    parts = block(x)
+    torch.testing.assert_close(parts, whole)
+    slope, given = torch.randn_like(whole), (x, *block.parameters())
+    torch.testing.assert_close(*(torch.autograd.grad(y, given, slope) for y in (whole, parts)))
 
 
 def test_prior_and_posterior_in_one_product_are_the_two_networks():

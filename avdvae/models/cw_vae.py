@@ -38,6 +38,7 @@ from avdvae.sliding import Sliding, SlidingBack
 
 SLOWER = 8  # steps of a level to one of the level above
 KERNEL, BLOCKS = 5, 8
+SPAN = 2**20  # numbers
 
 
 class Block(nn.Module):
@@ -53,7 +54,28 @@ class Block(nn.Module):
         self.narrow = nn.Linear(wide, channels, bias=False)
 
     def forward(self, x_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B t C"]:
-        """Down, t = (T - 5) // stride + 1; up, t = T * stride."""
+        """Down, t = (T - 5) // stride + 1; up, t = T * stride. In parts, each with what else its outputs depend on."""
+        parts, s = self._parts(x_BTC), self.stride
+        if self.rises:
+            ahead = [parts[0][:, :0], *(part[:, -(KERNEL - 1) // s :] for part in parts[:-1])]
+            pieces = [
+                self._moved(torch.cat(both, 1))[:, both[0].shape[1] * s :] for both in zip(ahead, parts, strict=True)
+            ]
+        else:
+            behind = [*(part[:, : KERNEL - s] for part in parts[1:]), parts[-1][:, :0]]
+            pieces = [self._moved(torch.cat(both, 1)) for both in zip(parts, behind, strict=True)]
+        return torch.cat(pieces, 1)
+
+    def _parts(self, x_BTC: Float[Tensor, "B T C"]) -> Sequence[Float[Tensor, "B _ C"]]:
+        """Short enough for what is wide of them to stay in a CPU's cache from layer to layer."""
+        if x_BTC.device.type != "cpu":
+            return [x_BTC]
+        frames, most = x_BTC.shape[1], SPAN // (len(x_BTC) * self.widen.out_features)
+        size = max(KERNEL, most) // self.stride * self.stride
+        count = max(1, (frames - KERNEL) // size + 1)
+        return x_BTC.split([size] * (count - 1) + [frames - size * (count - 1)], 1)
+
+    def _moved(self, x_BTC: Float[Tensor, "B T C"]) -> Float[Tensor, "B t C"]:
         wide_BTC = self.widened(torch.relu(self.widen(x_BTC)))
         slide = SlidingBack if self.rises else Sliding
         slid_BTC = slide.apply(wide_BTC, self.slide.weight[:, 0].t(), self.slide.bias, self.stride)

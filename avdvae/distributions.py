@@ -153,10 +153,11 @@ class _LogProb(torch.autograd.Function):
         else:
             variance = torch.addcmul(noise, gain, speech).add_(gain, alpha=VARIANCE_FLOOR)
         ratio = power / variance
-        if ctx.needs_input_grad[0]:
-            slope = (ratio - 1).mul_(speech).div_(variance)
+        total = ratio.sum(-1)
+        if ctx.needs_input_grad[0]:  # in place throughout: new memory costs more than what is done with it
+            slope = ratio.sub_(1).mul_(speech).div_(variance)
             ctx.save_for_backward(slope if gain is None else slope.mul_(gain))
-        return -variance.log_().add_(ratio).sum(-1)
+        return -total.add_(variance.log_().sum(-1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

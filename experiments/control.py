@@ -65,7 +65,7 @@ def control(config: Mapping[str, Any]) -> None:
     if config["phase"] not in (None, "input", "griffin_lim"):
         raise UserError(f"phase={config['phase']}: give input, griffin_lim or null")
     if not 0 < config["share"] < 1:
-        raise UserError(f"share={config['share']}: give a number between 0 and 1, such as 0.8")
+        raise UserError(f"share={config['share']}: give a number between 0 and 1, such as 0.9")
     made = config["input"] is None
     if made and len(asked) < len(FACTORS):
         raise UserError(f"input= is missing: without it {', '.join(f'{f}=' for f in FACTORS)} make speech, all of them")

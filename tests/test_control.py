@@ -80,15 +80,20 @@ def test_factors_come_to_their_targets_together_and_nothing_else_moves() -> None
         controller.move(z, {"f0": torch.full((5,), 90.0)})
 
 
-def test_pitch_is_heard_where_a_frame_lies_near_the_trajectory() -> None:
+def test_pitch_is_heard_where_a_frame_lies_near_the_trajectory_and_is_not_quiet() -> None:
     fitted, curve = made_up("f0", MIXED[:, :2])
-    controller = Controller(VAE(), STFT, {"f0": fitted}, voiced_within=0.1)
+    model = VAE(dim=8).requires_grad_(False)
+    loudness = torch.nn.Linear(8, 513, bias=False)
+    loudness.weight.data = MIXED[:, 6].repeat(513, 1)
+    model.decoder = torch.nn.Sequential(loudness)
+    controller = Controller(model, STFT, {"f0": fitted}, voiced_within=0.1)
     z = curve - curve.mean(0) + fitted.mean_L
     far = z[:3] + MIXED[:, 1]
     aside = z + 5 * MIXED[:, 5]
-    heard = controller.pitch(torch.cat([z, far, aside]))
+    soft, quiet = z[:3] - 6 * MIXED[:, 6], z[:3] - 8 * MIXED[:, 6]
+    heard = controller.pitch(torch.cat([z, far, aside, soft, quiet]))
     grid = torch.from_numpy(GRIDS["f0"]).float()
-    torch.testing.assert_close(heard, torch.cat([grid, torch.zeros(3), grid]))
+    torch.testing.assert_close(heard, torch.cat([grid, torch.zeros(3), grid, grid[:3], torch.zeros(3)]))
     assert nearest(fitted, far)[1].min() > 0.1
     there = fitted.translated(z, grid, grid.flip(0))
     torch.testing.assert_close(there, z.flip(0), atol=1e-4, rtol=0)

@@ -33,12 +33,13 @@ class VAE(FrameVAE):
         hidden: int | Sequence[int] = 128,
         dim: int = 32,
         observes: Observed = "power",
-        gain: float = 1.0,
+        floor: float | None = None,
     ):
-        """Several layers are `hidden` where it names their sizes, in the order of the encoder, which hears `gain` times
-        the power. Poses, too, can be what it `observes`, with as many numbers a frame as `frequencies` says."""
+        """Several layers are `hidden` where it names their sizes, in the order of the encoder, which hears the power
+        itself or, where there is a `floor`, the logarithm of what lies above it. Poses, too, can be what it `observes`,
+        with as many numbers a frame as `frequencies` says."""
         super().__init__(dim, "audio" if observes == "power" else "motion")
-        self.observes, self.gain = observes, gain
+        self.observes, self.floor = observes, floor
         self.sees: tuple[str, ...] = (observes,)
         sizes = [frequencies, *([hidden] if isinstance(hidden, int) else hidden)]
         self.encoder = nn.Sequential(*mlp(sizes, nn.Tanh), GaussianHead(sizes[-1], dim))
@@ -48,7 +49,9 @@ class VAE(FrameVAE):
         observed_BTF = batch.need(self.observes, self)
         if (found := observed_BTF.shape[-1]) != self.decoder[-1].out_features:
             raise UserError(f"a frame of {self.observes} has {found} numbers here: give model.frequencies={found}")
-        return self.encoder(self.gain * observed_BTF)
+        if self.floor is not None:  # brought about to mean 0 and variance 1
+            observed_BTF = ((observed_BTF + self.floor).log() + 4) / 2.5
+        return self.encoder(observed_BTF)
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
         return {self.observes: likelihood_of(self.observes, self.decoder(z["z"]))}

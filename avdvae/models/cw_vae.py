@@ -70,8 +70,8 @@ class Block(nn.Module):
         """Short enough for what is wide of them to stay in a CPU's cache from layer to layer."""
         if x_BTC.device.type != "cpu":
             return [x_BTC]
-        frames, most = x_BTC.shape[1], SPAN // (len(x_BTC) * self.widen.out_features)
-        size = max(KERNEL, most) // self.stride * self.stride
+        frames, wide = x_BTC.shape[1], len(x_BTC) * self.widen.out_features * (self.stride if self.rises else 1)
+        size = max(KERNEL, SPAN // wide) // self.stride * self.stride
         count = max(1, (frames - KERNEL) // size + 1)
         return x_BTC.split([size] * (count - 1) + [frames - size * (count - 1)], 1)
 

@@ -43,7 +43,7 @@ from avdvae.protocols import Autoregressive, Batch, LatentModel
 
 SHARE = 0.9  # of a factor's variance that its subspace holds
 PUBLISHED_SHARE = 0.8  # which leaves some of the old pitch in place
-SEGMENTS = 20  # of a trajectory
+SEGMENTS = 100  # of a trajectory; published: 20, but that of f0 winds once in each 16 Hz, the width of a bin
 FRAMES = 8  # of an artificial vowel
 LEVEL = 0.2  # its root mean square
 SILENCE = 1e-8  # a peak that no scaling lifts

@@ -92,8 +92,8 @@ class SpeechLikelihood(Protocol):
 
     def add_noise(self, gain: Tensor, noise: Tensor) -> SpeechLikelihood: ...
 
-    def drawn(self, log_q: Mapping[str, Tensor]) -> SpeechLikelihood:
-        """The same, where it is known with what density, K B T by the name of the latent, the draws came."""
+    def drawn(self, z: Mapping[str, Tensor], q: Mapping[str, Gaussian]) -> SpeechLikelihood:
+        """The same, where it is known of which distributions its latents were drawn."""
         ...
 
     def components(self, power: Tensor) -> Components: ...
@@ -125,7 +125,7 @@ class ComplexGaussian:
         """The likelihood of sqrt(gain) * speech + Gaussian noise of this variance."""
         return replace(self, gain=gain, noise=noise)
 
-    def drawn(self, log_q: Mapping[str, Tensor]) -> ComplexGaussian:
+    def drawn(self, z: Mapping[str, Tensor], q: Mapping[str, Gaussian]) -> ComplexGaussian:
         return self
 
     def log_prob(self, power: Float[Tensor, "B T F"]) -> Float[Tensor, "*draws B T"]:
@@ -155,14 +155,14 @@ class _LogProb(torch.autograd.Function):
         ratio = power / variance
         total = ratio.sum(-1)
         if ctx.needs_input_grad[0]:  # in place throughout: new memory costs more than what is done with it
-            slope = ratio.sub_(1).mul_(speech).div_(variance)
-            ctx.save_for_backward(slope if gain is None else slope.mul_(gain))
+            ctx.save_for_backward(ratio.sub_(1).mul_(speech).div_(variance), gain)
         return -total.add_(variance.log_().sum(-1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (slope,) = ctx.saved_tensors
-        return slope * grads[0][..., None], None, None, None, None
+        slope, gain = ctx.saved_tensors
+        scale = grads[0][..., None]
+        return slope * (scale if gain is None else scale * gain), None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -247,8 +247,8 @@ class Mixture:
     def add_noise(self, gain: Float[Tensor, "B T 1"], noise: Float[Tensor, "B T F"]) -> Mixture:
         return replace(self, parts=tuple(part.add_noise(gain, noise) for part in self.parts))
 
-    def drawn(self, log_q: Mapping[str, Tensor]) -> Mixture:
-        return replace(self, log_q=torch.stack(list(log_q.values())))
+    def drawn(self, z: Mapping[str, Tensor], q: Mapping[str, Gaussian]) -> Mixture:
+        return replace(self, log_q=torch.stack([q[name].log_prob(value) for name, value in z.items()]))
 
     def log_prob(self, power: Float[Tensor, "B T F"]) -> Float[Tensor, "K B T"]:
         return torch.stack([part.log_prob(power) for part in self.parts]).sum(0)

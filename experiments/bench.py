@@ -3,7 +3,8 @@
 python experiments/bench.py
 python experiments/bench.py models=[rvae,dkf] device=cpu out=speed.csv
 python experiments/bench.py peer=PATH            beside a checkout of a public benchmark, in turns: see avdvae/peer.py
-python experiments/bench.py models=[cw_vae_paper] batch=4 frames=62 peer=PATH    a second of sound, four times
+python experiments/bench.py models=[cw_vae_paper] batch=4 frames=64 peer=PATH    a second of sound, four times
+python experiments/bench.py models=[cw_vae_paper] 'overrides=["model.layers=3"]'      any setting of the experiments
 OMP_NUM_THREADS=2 python experiments/bench.py    on so many threads
 
 What the columns mean is told in avdvae/bench.py. Medians, with the quartiles in brackets.
@@ -22,6 +23,7 @@ import hydra
 import numpy as np
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.progress import track
@@ -81,7 +83,8 @@ def check(given: dict[str, Any]) -> torch.device:
 
 def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer | None, rate: float) -> dict[str, Any]:
     """A line of the table."""
-    config: Any = OmegaConf.to_container(hydra.compose("config", [f"exp={name}"]), resolve=True, throw_on_missing=True)
+    composed = hydra.compose("config", [f"exp={name}", *given["overrides"]])
+    config: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     pixels = config["lips"]["size"]
     torch.manual_seed(0)
     batch = random_batch(given["batch"], given["frames"], pixels, given["hop"], device)
@@ -168,7 +171,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="bench")
 def main(config: DictConfig) -> None:
-    with as_a_program(OmegaConfBaseException):
+    with as_a_program(OmegaConfBaseException, HydraException):
         bench(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 
 

@@ -52,7 +52,9 @@ def lstm(inputs: int, hidden: int = 128) -> int:
 
 def test_every_column_is_measured_and_the_work_is_that_counted_by_hand(peer: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "speed.csv"
-    printed = run("bench.py", "models=[vae_sequences,rvae_causal]", *TINY, f"peer={peer}", f"out={out}")
+    dim = 8
+    words = ["models=[vae_sequences,rvae_causal]", *TINY, f'overrides=["model.dim={dim}"]']
+    printed = run("bench.py", *words, f"peer={peer}", f"out={out}")
     assert printed.count("times as fast") == 2 and "rvae_causal" in printed
     with out.open() as file:
         rows = {row.pop("model"): row for row in csv.DictReader(file)}
@@ -62,8 +64,8 @@ def test_every_column_is_measured_and_the_work_is_that_counted_by_hand(peer: Pat
     # Each weight is multiplied with its inputs, and backward with its outputs' slopes twice: once for the weight's
     # slope, once for the inputs'. What is heard needs no slope.
     weights = {
-        "vae_sequences": 513 * 128 + 2 * 128 * 16 + 16 * 128 + 128 * 513,
-        "rvae_causal": lstm(513) + lstm(16) + 2 * 256 * 16 + lstm(16) + 128 * 513,
+        "vae_sequences": 513 * 128 + 3 * 128 * dim + 128 * 513,
+        "rvae_causal": lstm(513) + 2 * lstm(dim) + 2 * 256 * dim + 128 * 513,
     }
     heard = {"vae_sequences": 513 * 128, "rvae_causal": 513 * 4 * 128}
     for name, row in rows.items():
@@ -84,4 +86,5 @@ def test_what_cannot_be_timed_is_refused_in_a_sentence(tmp_path: Path) -> None:
     assert "is no checkout of the DVAE benchmark" in refuse("bench.py", *TINY, f"peer={tmp_path}")
     assert "no experiment is called nothing" in refuse("bench.py", *TINY, "models=[vae,nothing]")
     assert "write models=[vae]" in refuse("bench.py", *TINY, "models=vae")
+    assert "Could not override 'model.nothing'" in refuse("bench.py", *TINY, 'overrides=["model.nothing=1"]')
     assert "frames=1" in refuse("bench.py", *TINY, "frames=1")

@@ -124,7 +124,7 @@ class Seen:
     def add_noise(self, gain: Tensor, noise: Tensor) -> SpeechLikelihood:
         return self
 
-    def drawn(self, log_q: Mapping[str, Tensor]) -> SpeechLikelihood:
+    def drawn(self, z: Mapping[str, Tensor], q: Mapping[str, Gaussian]) -> SpeechLikelihood:
         return self
 
     def components(self, power: Tensor) -> Components:

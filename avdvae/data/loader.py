@@ -224,11 +224,19 @@ def _capped(sizes: np.ndarray, most: int) -> np.ndarray:
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The same batches, the next two being made by another thread while one is in use."""
+    threads = torch.get_num_threads()
     with ThreadPoolExecutor(1) as maker:
+        maker.submit(_one_core).result()  # or both threads would want all of them
+        torch.set_num_threads(threads)  # of threads to come
         made = deque(maker.submit(next, batches, None) for _ in range(2))
         while (batch := made.popleft().result()) is not None:
             made.append(maker.submit(next, batches, None))
             yield batch
+
+
+def _one_core() -> None:
+    torch.get_num_threads()  # a thread's first question sets as many as all have
+    torch.set_num_threads(1)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from avdvae.distributions import Gaussian, SpeechLikelihood
 from avdvae.errors import UserError
@@ -60,11 +60,15 @@ class Draws:
         return self._fill(torch.rand, like)
 
     @contextmanager
-    def of_torch(self) -> Iterator[None]:
-        """Within, torch's own random numbers follow from the first utterance's generator."""
-        with torch.random.fork_rng():
-            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generators[0])))
+    def of_torch(self, device: torch.device) -> Iterator[None]:
+        """Within, torch's own random numbers there follow from the first utterance's generator."""
+        own = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
+        before = own.get_state()
+        own.manual_seed(int(torch.randint(2**62, (), generator=self.generators[0])))
+        try:
             yield
+        finally:
+            own.set_state(before)
 
     def _fill(self, draw: Callable[..., Tensor], like: Tensor) -> Tensor:
         """Numbers of the shape of `like`, zero where its frames pad."""
@@ -164,6 +168,7 @@ class Langevin:
     step_size: float = 0.005
     spread: float = 0.1  # of the chains around their common start
     total_variation: float = 0.0
+    final_draws: int = 1  # of each chain, move by move
     begin: Start = "posterior"
 
     def start(self, model: LatentModel, heard: Batch, draws: Draws) -> Chains:
@@ -181,7 +186,10 @@ class Langevin:
         return moved, likelihood
 
     def final(self, target: Target, state: Chains, draws: Draws) -> SpeechLikelihood:
-        return target.likelihood(state)
+        visited = [state]
+        while len(visited) < self.final_draws:
+            visited.append(self.step(target, visited[-1], draws)[0])
+        return target.likelihood({name: torch.cat([z[name] for z in visited]) for name in state})
 
 
 def _total_variation_slope(z_KBTL: Tensor, frames: Sequence[int]) -> Tensor:
@@ -242,10 +250,6 @@ class _Free(NamedTuple):
         return {name: Gaussian(mean, self.log_var[name]) for name, mean in self.mean.items()}
 
 
-def _log_density(q: Mapping[str, Gaussian], z: Latents) -> dict[str, Tensor]:
-    return {name: q[name].log_prob(value) for name, value in z.items()}
-
-
 @dataclass(frozen=True)
 class FreeGaussian:
     """q(z_t) = N(m_t, diag s_t^2), free in every frame, by stochastic gradients of its bound, reparameterised.
@@ -268,7 +272,7 @@ class FreeGaussian:
         for _ in range(self.steps):
             z = state.sample(self.draws, draws)
             slopes, likelihood = target.gradient(z)
-            likelihood = likelihood.drawn(_log_density(state.q, z))
+            likelihood = likelihood.drawn(z, state.q)
             for name, slope in slopes.items():
                 mean, log_var = state.mean[name], state.log_var[name]
                 log_var.grad = 0.5 * (slope * (z[name] - mean)).mean(0, keepdim=True) + 0.5
@@ -278,12 +282,13 @@ class FreeGaussian:
 
     def final(self, target: Target, state: _Free, draws: Draws) -> SpeechLikelihood:
         z = state.sample(self.final_draws, draws)
-        return target.likelihood(z).drawn(_log_density(state.q, z))
+        return target.likelihood(z).drawn(z, state.q)
 
 
 class _Tuned(NamedTuple):
     model: Any
     heard: Batch
+    weights: list[nn.Parameter]
     adam: torch.optim.Adam
 
 
@@ -308,7 +313,7 @@ class FineTunedEncoder:
             )
         own: Any = deepcopy(model)
         own.requires_grad_(True)
-        with torch.enable_grad(), draws.of_torch():
+        with torch.enable_grad(), draws.of_torch(heard.mask.device):
             z, context = own.infer(heard).z, own.context(heard)
             found = {name: value.detach() for name, value in z.items()}
             likely = own.decode(found, context)["power"].log_prob(heard.need("power", own))
@@ -320,26 +325,27 @@ class FineTunedEncoder:
             raise UserError(
                 f"enhance.estep.name=encoder: {type(model).__name__} has no layers for inference alone: choose another"
             )
-        return _Tuned(own, heard, _adam(tuned, self.lr))
+        return _Tuned(own, heard, tuned, _adam(tuned, self.lr))
 
     def step(self, target: Target, state: _Tuned, draws: Draws) -> tuple[_Tuned, SpeechLikelihood]:
         for _ in range(self.steps):
-            with torch.enable_grad(), draws.of_torch():
+            with torch.enable_grad(), draws.of_torch(state.heard.mask.device):
                 inferred = state.model.infer(state.heard, self.draws)
                 likelihood = target.likelihood(inferred.z)
                 bound = likelihood.log_prob(target.noisy_BTF).mean(0).sum()
                 for name, q in inferred.q.items():
                     kl = q.kl(inferred.p[name])
                     bound = bound - kl.expand(self.draws, *kl.shape[-2:]).mean(0).sum()  # some q are those of all draws
-            state.adam.zero_grad()
-            bound.backward()
+                slopes = torch.autograd.grad(bound, state.weights)
+            for weight, slope in zip(state.weights, slopes, strict=True):
+                weight.grad = slope
             state.adam.step()
-        return state, likelihood.drawn(_log_density(inferred.q, inferred.z))
+        return state, likelihood.drawn(inferred.z, inferred.q)
 
     def final(self, target: Target, state: _Tuned, draws: Draws) -> SpeechLikelihood:
-        with draws.of_torch():
+        with draws.of_torch(state.heard.mask.device):
             inferred = state.model.infer(state.heard, self.final_draws)
-        return target.likelihood(inferred.z).drawn(_log_density(inferred.q, inferred.z))
+        return target.likelihood(inferred.z).drawn(inferred.z, inferred.q)
 
 
 def _depends(value: Any, model: Any) -> set[Tensor]:

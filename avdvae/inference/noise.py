@@ -52,7 +52,7 @@ class Noise:
     def update(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> None:
         """One M-step. Where H is zero, as in frames that pad, it stays so and the frame has no say in W."""
         above, below = self._slopes(noisy_BTF, speech_RBTF, weight_RBT1)
-        self.W_BFK = _scaled(self.W_BFK, above.mT @ self.H_BTK, below.mT @ self.H_BTK).clamp_min_(EPSILON)
+        self.W_BFK = _scaled(self.W_BFK, (self.H_BTK.mT @ above).mT, (self.H_BTK.mT @ below).mT).clamp_min_(EPSILON)
         self._mix()
         above, below = self._slopes(noisy_BTF, speech_RBTF, weight_RBT1)
         self._update_activations(above @ self.W_BFK, below @ self.W_BFK)
@@ -69,19 +69,14 @@ class Noise:
         if not self.smoothness:
             self.H_BTK = _scaled(self.H_BTK, above_BTK, below_BTK)
             return
-        above_BTK = self.H_BTK.square() * above_BTK
-        self.H_BTK = self.H_BTK.clone()
-        for half in (slice(0, None, 2), slice(1, None, 2)):
-            before_BTK, after_BTK = self._neighbours()
-            above = above_BTK[:, half] + self.smoothness * after_BTK[:, half]
-            below = below_BTK[:, half] + self.smoothness / before_BTK[:, half]
-            self.H_BTK[:, half] = (above / below).sqrt_()
-
-    def _neighbours(self) -> tuple[Tensor, Tensor]:
-        """H of the frame before and of the frame after, where there are such."""
-        before_BTK = torch.cat([self.H_BTK[:, :1], self.H_BTK[:, :-1]], 1)
-        after_BTK = torch.cat([self.H_BTK[:, 1:], self.H_BTK[:, -1:]], 1)
-        return before_BTK, torch.where(after_BTK > 0, after_BTK, self.H_BTK)
+        above_BTK = self.H_BTK.square().mul_(above_BTK)
+        chain = torch.cat([self.H_BTK[:, :1], self.H_BTK, self.H_BTK[:, -1:]], 1)
+        for first in (0, 1):
+            before, own, after = chain[:, first:-2:2], chain[:, first + 1 : -1 : 2], chain[:, first + 2 :: 2]
+            after = torch.where(after > 0, after, own)
+            above = torch.add(above_BTK[:, first::2], after, alpha=self.smoothness)
+            own.copy_(above.div_(below_BTK[:, first::2] + self.smoothness / before).sqrt_())
+        self.H_BTK = chain[:, 1:-1]
 
     def _slopes(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> tuple[Tensor, Tensor]:
         """sum_r w_r P / X_r^2 and sum_r w_r / X_r, whose difference is the slope of -cost in V."""
@@ -99,7 +94,7 @@ class Noise:
         ratio_RBTF = noisy_BTF / variance_RBTF
         cost_BT = weighted_mean(ratio_RBTF.add_(variance_RBTF.log_()).sum(-1, keepdim=True), weight_RBT1)[..., 0]
         if self.smoothness:
-            rise_BTK = self.H_BTK / self._neighbours()[0]
+            rise_BTK = self.H_BTK / torch.cat([self.H_BTK[:, :1], self.H_BTK[:, :-1]], 1)
             chain_BTK = torch.where(self.H_BTK > 0, rise_BTK - rise_BTK.log() - 1, 0)
             cost_BT = cost_BT + self.smoothness * chain_BTK.sum(-1)
         return cost_BT

@@ -225,8 +225,8 @@ def test_metropolis_hastings_throws_its_first_draws_away_and_goes_on_from_its_la
 
 
 def test_langevin_draws_from_the_posterior():
-    """With a step h and a precision J, unadjusted Langevin draws have the covariance (J - h J^2 / 4)^-1."""
-    for step_size, chains, steps in ((0.3, 8, 60), (0.02, 8, 400)):
+    """With a step h and a precision J, Langevin draws have the covariance (J - h J^2 / 4)^-1 where nothing is tamed."""
+    for step_size, chains, steps in ((0.1, 8, 120), (0.02, 8, 400)):
         estep = build_estep("langevin", step_size=step_size, chains=chains)
         model, z_KNL, _ = explored(estep, steps)
         assert z_KNL.shape == (chains, 650, 2)
@@ -234,6 +234,13 @@ def test_langevin_draws_from_the_posterior():
         assert_mean(z_KNL.mean(0), model.posterior_mean, 0.015)
         assert_mean((z_KNL - model.posterior_mean).square().mean(0), variance, 0.015)
     torch.testing.assert_close(variance, model.precision.inverse().diag(), rtol=0.03, atol=0)
+
+
+def test_langevin_stays_where_the_density_is_narrower_than_its_step(monkeypatch):
+    """Untamed, a step of 73 times the longest stable one multiplies the largest error by 145 in each move."""
+    monkeypatch.setattr(Linear, "sigma", 0.01)
+    model, z_KNL, _ = explored(build_estep("langevin", step_size=0.01), 60)
+    assert (z_KNL - model.posterior_mean).abs().max() < 2
 
 
 def test_the_point_estimate_is_the_most_probable():

@@ -36,6 +36,7 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Float[Tensor, "*draws T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "*draws T H"]:
         flat, mask = x.flatten(end_dim=-3), mask_BT.expand(*x.shape[:-2], -1).flatten(end_dim=-2)
+        flat = flat.transpose(0, 1).contiguous().transpose(0, 1)  # frames apart, or each unit would copy it so
         told = []
         if self.forth:
             told.append(self.forth(flat)[0])

@@ -23,7 +23,7 @@ from avdvae.parallel import in_parallel, one_thread_each
 from avdvae.report import write_report
 from avdvae.results import Result, read_results, summarise, write_results, write_summary
 from avdvae.results import compare as compare_rows
-from avdvae.runs import Run, build_vem
+from avdvae.runs import Run, build_vem, known_settings
 from avdvae.tasks import TASKS
 from avdvae.tasks.task import Evaluation, Measured, Part, Subject
 from avdvae.viz import cost_curves
@@ -91,7 +91,7 @@ def _measure(subject: Subject, part: Part) -> Measured:
 
 def settings_of(config: Mapping[str, Any]) -> Evaluation:
     """`evaluate` of a configuration."""
-    settings = Evaluation(**config)
+    settings = known_settings(Evaluation, "evaluate", **config)
     if unknown := set(settings.tasks) - set(TASKS):
         raise UserError(f"no task is called {', '.join(sorted(unknown))}: choose from {', '.join(TASKS)}")
     return settings

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ LOW_IS_GOOD = (
     *("f0", "f0_world", "f1", "f2", "f3"),  # relative errors
     *OF_EACH_SAMPLE,
 )
+NISQA = Path("~/.torchmetrics/NISQA/nisqa.tar")  # where its users lay its weights, which nothing here fetches
 INPUT = "input_"  # begins the names of the metrics of the unprocessed input
 
 
@@ -69,6 +71,7 @@ LOOKS = {
     "f2_in_speech": Look("F2", "%", 1),
     "f3_in_speech": Look("F3", "%", 1),
     "voiced_in_speech": Look("still voiced", "%", 0),
+    "nisqa": Look("NISQA", "", 2),
     "lips_weight": Look("weight of the lips", "", 2),
     "lips_weight_hidden": Look("while hidden", "", 2),
 }
@@ -98,6 +101,19 @@ def rmse(reference: Float[np.ndarray, " N"], estimate: Float[np.ndarray, " N"]) 
     with np.errstate(invalid="ignore"):
         scale = estimate @ reference / (estimate @ estimate)
     return float(np.sqrt(np.square(scale * estimate - reference).mean()))
+
+
+def naturalness(wave_N: Float[np.ndarray, " N"], rate: int) -> float:
+    """The mean opinion score, 1 to 5, that NISQA v2.0 expects without a reference: G. Mittag, B. Naderi, A. Chehadi, S.
+    Moeller, Interspeech 2021. nan where its package or its weights are not installed."""
+    if not NISQA.expanduser().is_file():
+        return float("nan")
+    try:
+        from torchmetrics.functional.audio.nisqa import non_intrusive_speech_quality_assessment  # type: ignore
+
+        return float(non_intrusive_speech_quality_assessment(torch.from_numpy(wave_N).float(), rate)[0])
+    except (ImportError, RuntimeError):  # which says that a sound is too short or too long
+        return float("nan")
 
 
 def _pesq(mode: str, reference: np.ndarray, estimate: np.ndarray, rate: int) -> float:

@@ -149,4 +149,11 @@ def build_vem(config: Mapping[str, Any]) -> Vem:
     if not isinstance(config["estep"], Mapping):
         raise UserError(f"enhance.estep={config['estep']}: write enhance.estep.name={config['estep']}")
     settings = {name: value for name, value in config.items() if name not in ("estep", "batch_size")}
-    return Vem(estep=build_estep(**config["estep"]), **settings)
+    return known_settings(Vem, "enhance", estep=build_estep(**config["estep"]), **settings)
+
+
+def known_settings(kind: Any, section: str, **given: Any) -> Any:
+    """A dataclass of what a section of the configuration was given, which may be something that there is not."""
+    if unknown := sorted(set(given) - set(kind.__dataclass_fields__)):
+        raise UserError(f"{section} has no {', '.join(unknown)}: choose from {', '.join(kind.__dataclass_fields__)}")
+    return kind(**given)

@@ -29,7 +29,7 @@ from avdvae.errors import UserError, as_a_program
 from avdvae.evaluation import evaluate_run, find_corpus, find_other_runs, join_evaluations, settings_of
 from avdvae.metrics import Look
 from avdvae.results import ranking
-from avdvae.runs import Run, build_model, build_vem, create_run, find_runs, open_run
+from avdvae.runs import Run, build_model, build_vem, create_run, find_runs, known_settings, open_run
 from avdvae.training import Training, train
 
 
@@ -52,9 +52,13 @@ def find_run(config: dict[str, Any]) -> Run:
     return create_run(path, config)
 
 
+def training_of(config: Mapping[str, Any]) -> Training:
+    return known_settings(Training, "train", **config["train"], seed=config["seed"])
+
+
 def check(config: dict[str, Any]) -> None:
     """Say what is wrong with a configuration before a run is made of it."""
-    Training(**config["train"], seed=config["seed"])
+    training_of(config)
     settings_of(config["evaluate"])
     build_vem(config["enhance"])
     model = build_model(config["model"])
@@ -103,7 +107,7 @@ def find_start(name: str, config: dict[str, Any], splits: dict[str, PreparedCorp
 
 def train_run(run: Run, splits: dict[str, PreparedCorpus], starts: Sequence[Run] = ()) -> None:
     """Train, or finish training."""
-    settings = Training(**run.config["train"], seed=run.config["seed"])
+    settings = training_of(run.config)
     torch.manual_seed(run.config["seed"])
     model: Any = build_model(run.config["model"])
     if starts:

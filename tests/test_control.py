@@ -1,5 +1,6 @@
 """Factors are found in latents, moved there and heard from there: in spaces made up for it, and end to end."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from avdvae.data.prepare import Summary
 from avdvae.data.talker.vowels import GRIDS, SETTINGS, Vowel, sound
 from avdvae.errors import UserError
 from avdvae.inference.control import Controller, Subspace, fit_subspace, hats, nearest, principal_angles
+from avdvae.metrics import NISQA, naturalness
 from avdvae.models.rvae import RVAE
 from avdvae.models.vae import VAE
 from avdvae.phonetics import move_by_psola, move_by_world, pitch_praat, pitch_world
@@ -140,21 +142,51 @@ def test_errors_of_pitch_are_counted_as_defined() -> None:
     assert found["fine_error"] == pytest.approx(2)
 
 
-def program(name: str, *words: object) -> subprocess.CompletedProcess[str]:
+def program(name: str, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(PROJECT / "experiments" / name), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
-def test_from_training_to_a_controlled_recording(prepared: Summary, clip: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def nisqa(tmp_path: Path) -> dict[str, str]:
+    """An environment in which something that looks like NISQA is installed, and finds all sounds a 2.5."""
+    package = tmp_path / "torchmetrics" / "functional" / "audio"
+    package.mkdir(parents=True)
+    (package / "nisqa.py").write_text(
+        "def non_intrusive_speech_quality_assessment(x, fs): return x.new_full((5,), 2.5)"
+    )
+    weights = tmp_path / NISQA.relative_to("~")
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    return {"HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+
+
+def test_naturalness_is_unknown_where_nothing_is_installed_to_tell(nisqa, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", nisqa["HOME"])
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "torchmetrics", None)
+        assert np.isnan(naturalness(np.zeros(16000, np.float32), 16000))
+    monkeypatch.syspath_prepend(nisqa["PYTHONPATH"])
+    assert naturalness(np.zeros(16000, np.float32), 16000) == 2.5
+    NISQA.expanduser().unlink()
+    assert np.isnan(naturalness(np.zeros(16000, np.float32), 16000))  # which torchmetrics would go and fetch
+
+
+def test_from_training_to_a_controlled_recording(
+    prepared: Summary, clip: Path, tmp_path: Path, nisqa: dict[str, str]
+) -> None:
     run, wav, out = tmp_path / "run", clip.with_suffix(".wav"), tmp_path / "moved.wav"
     few = ["evaluate.noises=[White]", "evaluate.snrs=[0]", "evaluate.tasks=[control_f0,control_f1,f0]"]
     words = ["exp=sf_vae", "train=debug", f"prepared={prepared.out}", f"run_dir={run}", *few]
-    trained = program("run.py", *words)
+    trained = program("run.py", *words, **nisqa)
     assert trained.returncode == 0, trained.stderr
     rows = read_results(run / "results.csv")
     ways = {task: {row.model for row in rows if row.task == task} for task in ("control_f0", "control_f1", "f0")}
     assert ways["control_f0"] == {"sf_vae", "sf_vae translated", "WORLD", "TD-PSOLA"}
     assert ways["control_f1"] == {"sf_vae", "sf_vae translated"} and ways["f0"] == {"sf_vae", "Praat", "WORLD"}
+    for metric in ("nisqa", "input_nisqa"):
+        found = {(row.task, row.model, row.value) for row in rows if row.metric == metric}
+        assert found == {(task, way, 2.5) for task in ("control_f0", "control_f1") for way in ways[task]}
     means = {
         (row.model, row.metric): row.value for row in rows if (row.task, row.metric) == ("control_f0", "f0_in_speech")
     }

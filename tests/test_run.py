@@ -180,6 +180,11 @@ def test_what_is_wrong_is_said_in_a_sentence(runs: Path, prepared: Summary, tmp_
     assert "holds a run already" in refuse("run.py", *debug(prepared), f"run_dir={runs / 'vae'}")
     assert "is no run" in refuse("run.py", f"resume={tmp_path}")
     assert "train.lr=-1" in refuse("run.py", *debug(prepared), "train.lr=-1", f"run_dir={tmp_path / 'a'}")
+    for section in ("train", "evaluate", "enhance"):
+        words = [*debug(prepared), f"+{section}.nothing=1", f"run_dir={tmp_path / 'a'}"]
+        assert f"{section} has no nothing: choose from" in refuse("run.py", *words)
+    words = [*debug(prepared), "model.floor=0", f"run_dir={tmp_path / 'a'}"]
+    assert "model.floor=0: give a power above 0" in refuse("run.py", "exp=sf_vae", *words)
     assert "no E-step is called" in refuse(
         "evaluate.py", f"run={runs / 'vae'}", "enhance.estep.name=guess", f"out={tmp_path / 'b'}"
     )

@@ -120,15 +120,13 @@ class Relation(NamedTuple):
     cosine: tuple[float, float, float]
 
 
-def relations(
-    heard: Mapping[str, Float[Tensor, "S N L"]], share: float = PUBLISHED_SHARE, draws: int = 50
-) -> dict[tuple[str, str], Relation]:
+def relations(heard: Mapping[str, Float[Tensor, "S N L"]], draws: int = 50) -> dict[tuple[str, str], Relation]:
     """Of all pairs, in subspaces of the published size. The settings of each factor are drawn anew, with replacement,
     in each of the `draws`."""
     rng = np.random.default_rng(0)
 
     def measure(chosen: Mapping[str, Tensor]) -> list[tuple[float, float]]:
-        fitted = [fit_subspace(factor, mu_SNL, share) for factor, mu_SNL in chosen.items()]
+        fitted = [fit_subspace(factor, mu_SNL, PUBLISHED_SHARE) for factor, mu_SNL in chosen.items()]
         return [
             (principal_angles(a, b)[0].item(), (a.basis_LM.T @ b.basis_LM).abs().max().item())
             for a, b in combinations(fitted, 2)

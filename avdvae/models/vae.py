@@ -38,6 +38,8 @@ class VAE(FrameVAE):
         """Several layers are `hidden` where it names their sizes, in the order of the encoder, which hears the power
         itself or, where there is a `floor`, the logarithm of what lies above it. Poses, too, can be what it `observes`,
         with as many numbers a frame as `frequencies` says."""
+        if floor is not None and not (observes == "power" and floor > 0):
+            raise UserError(f"model.floor={floor}: give a power above 0, to models of power, or null")
         super().__init__(dim, "audio" if observes == "power" else "motion")
         self.observes, self.floor = observes, floor
         self.sees: tuple[str, ...] = (observes,)

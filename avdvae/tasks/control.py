@@ -6,6 +6,7 @@ frames (f0_in_speech, ...):
     of the factor that moves     |y~ - y| / y from its target y
     of the others                the same from what they were before
     voiced                       frames in which a voice is still heard
+    nisqa                        naturalness by NISQA, where the extra `naturalness` and its weights are installed
 
 The ways to move it, a row of the table each:
 
@@ -33,6 +34,7 @@ from jaxtyping import Bool, Float
 from avdvae.data.talker.vowels import FACTORS
 from avdvae.errors import UserError
 from avdvae.inference.control import Controller, listen_to_factors, relations
+from avdvae.metrics import INPUT, naturalness
 from avdvae.phonetics import RATE, formants, move_by_psola, move_by_world, pitch_praat, pitch_world
 from avdvae.protocols import LatentModel
 from avdvae.tasks.task import Measured, Part, Subject
@@ -85,13 +87,15 @@ class Control:
             waves_BN, lengths_B = batch.need("waveform", subject.model).cpu().numpy(), batch.need("lengths", self)
             for item, padded_N, length in zip(batch.ids, waves_BN, lengths_B.tolist(), strict=True):
                 wave_N, scores = padded_N[:length], dict[str, list[Mapping[str, float]]]()
-                before = analyse(wave_N)
+                before, natural = analyse(wave_N), naturalness(wave_N, RATE)
                 for target in TARGETS[self.factor]:
                     moves_T = self._moves(before, target)
                     if not moves_T.any():
                         continue
                     for way, after_N in self._ways(controller, subject.name, wave_N, before, moves_T, target):
-                        scores.setdefault(way, []).append(self._judge(before, analyse(after_N), moves_T, target))
+                        found = self._judge(before, analyse(after_N), moves_T, target)
+                        found |= {INPUT + "nisqa": natural, "nisqa": naturalness(after_N, RATE)}
+                        scores.setdefault(way, []).append(found)
                 for way, found in scores.items():
                     means = {name: _mean([one[name] for one in found]) for name in found[0]}
                     rows = subject.rows(part, item, "", {k: v for k, v in means.items() if np.isfinite(v)})

@@ -6,7 +6,8 @@ is a sum over the batch, which its training divides by the frames. Its training 
 detection on and reads each loss back; here neither is done, which is in its favour.
 
 J. D. Havtorn et al., "Benchmarking generative latent variable models for speech", 2022 (arXiv 2202.12707). Its
-Clockwork VAE takes waveforms, companded; it is made as large as ours.
+models take waveforms, companded; they are made as large as ours, which where a state is to be twice as wide as the
+layers around it, as published, they can be.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from collections.abc import Mapping
 from configparser import ConfigParser
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from unittest.mock import MagicMock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avdvae.bench import Trainee
 from avdvae.distributions import CODES, compand
@@ -42,6 +43,7 @@ MODELS = {  # by our experiments: what builds it, and its configuration
 }
 
 
+@runtime_checkable
 class Peer(Protocol):
     def trainee(self, name: str, batch: Batch, config: Mapping[str, Any]) -> Trainee | None:
         """Its counterpart of our experiment `name`, whose model is made of `config`, if it has one."""
@@ -55,26 +57,47 @@ def open_peer(path: Path) -> Peer:
 class WaveformPeer:
     def __init__(self, path: Path):
         os.environ.setdefault("BLVM_DATA_ROOT_DIRECTORY", tempfile.mkdtemp())  # which it would ask for otherwise
-        self.models = _imported(path, "blvm.models")
+        self.models, self.likelihoods = (
+            _imported(path, f"blvm.{part}") for part in ("models", "modules.distributions")
+        )
 
     def trainee(self, name: str, batch: Batch, config: Mapping[str, Any]) -> Trainee | None:
-        if not config["target"].endswith("CWVAE"):
+        if (model := self._model(config)) is None:
             return None
-        layers = config["layers"]
-        model = self.models.CWVAEAudio(
-            z_size=[config["dim"]] * layers if isinstance(config["dim"], int) else list(config["dim"]),
-            h_size=config["channels"],
-            strides=[config["stride"], *[8] * (layers - 1)],
-            num_level_layers=8,
-            stride_per_layer=2,
-            precision_posterior=True,
-            likelihood="DMoL",
-            num_bins=2 * CODES,
-        )
         assert batch.waveform is not None and batch.lengths is not None
         x_BN = compand(batch.waveform)
         model, lengths_B = model.to(x_BN.device), batch.lengths.cpu()
         return Trainee(model, lambda: model(x_BN, lengths_B)[0])
+
+    def _model(self, config: Mapping[str, Any]) -> nn.Module | None:
+        codes: dict[str, Any] = {"likelihood": "DMoL", "num_bins": 2 * CODES}
+        stride, kind = config.get("stride"), config["target"].rpartition(".")[2]
+        if kind == "CWVAE":
+            layers, dim = config["layers"], config["dim"]
+            return self.models.CWVAEAudio(
+                z_size=[dim] * layers if isinstance(dim, int) else list(dim),
+                h_size=config["channels"],
+                strides=[stride, *[8] * (layers - 1)],
+                num_level_layers=8,
+                stride_per_layer=2,
+                precision_posterior=True,
+                **codes,
+            )
+        if kind in ("VRNNWave", "SRNNWave") and config["hidden"] == 2 * config["wide"]:
+            sizes = {"input_size": stride, "hidden_size": config["wide"], "latent_size": config["dim"]}
+            return getattr(self.models, kind.replace("Wave", "Audio"))(residual_posterior=True, **sizes, **codes)
+        if kind == "LSTM":
+            sizes = {"stack_size": stride, "hidden_size": config["hidden"], "num_layers": config["layers"]}
+            return self.models.LSTMAudio(num_bins=2 * CODES, **sizes)
+        if kind == "STCN":
+            sizes = {"n_stack_frames": stride, "res_channels": config["channels"], "latent_size": list(config["dims"])}
+            stacks = {"n_layers": config["layers"], "n_stacks": len(config["dims"]), "kernel_size": 2}
+            return self.models.STCN(likelihood="DMoL", in_channels=1, base_dilation=2, **sizes, **stacks)
+        if kind == "WaveNet":
+            dmol = self.likelihoods.DiscretizedLogisticMixtureDense(config["channels"], 1, 10, num_bins=2 * CODES)
+            sizes = {"n_stack_frames": stride, "res_channels": config["channels"], "num_bins": 2 * CODES}
+            return self.models.WaveNet(dmol, n_layers=config["layers"], n_stacks=config["stacks"], **sizes)
+        return None
 
 
 class DynamicalPeer:

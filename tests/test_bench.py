@@ -3,10 +3,16 @@
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_run import EXPERIMENTS, PROJECT, refuse, run
+
+from avdvae.bench import random_batch
+from avdvae.peer import open_peer
 
 TINY = ["device=cpu", "batch=2", "frames=30", "seconds=0.01", "em_iterations=2", "utterance=0.5"]
 PEER = {
@@ -74,6 +80,43 @@ def test_every_column_is_measured_and_the_work_is_that_counted_by_hand(peer: Pat
         speed = float(row["step_gflop"]) * float(row["steps_per_s"])
         assert float(row["matmul_share"]) == pytest.approx(speed / float(row["matmul_gflops"]))
     assert [int(rows[name]["peer_parameters"]) for name in rows] == [2 * 513 * 4 + 517, 2 * 513 * 8 + 521]
+
+
+def test_models_of_waveforms_are_timed_beside_a_peer_of_their_size(tmp_path: Path) -> None:
+    audio = """
+import torch
+class Peer(torch.nn.Module):
+    def __init__(self, *given, **sizes):
+        super().__init__()
+        self.level, self.sizes = torch.nn.Parameter(torch.ones(())), sizes
+    def forward(self, x_BN, lengths_B):
+        assert x_BN.shape == (2, 30 * 256) and lengths_B.tolist() == [30 * 256] * 2 and 0 < x_BN.abs().max() <= 1
+        return (self.level * x_BN).square().mean(), {}
+"""
+    names = ("CWVAEAudio", "LSTMAudio", "VRNNAudio", "SRNNAudio", "STCN", "WaveNet")
+    for file, classes in (("models", names), ("modules/distributions", ["DiscretizedLogisticMixtureDense"])):
+        path = tmp_path / "blvm" / f"{file}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(audio + "\n".join(f"class {name}(Peer): pass" for name in classes))
+    peer, batch = open_peer(tmp_path), random_batch(2, 30, 67, 256, torch.device("cpu"))
+    sizes = {
+        "cw_vae_3": ("CWVAEAudio", {"h_size": 32, "strides": [64, 8, 8], "z_size": [32] * 3}),
+        "lstm": ("LSTMAudio", {"stack_size": 64, "hidden_size": 128, "num_layers": 1}),
+        "vrnn_wave_paper": ("VRNNAudio", {"input_size": 64, "hidden_size": 256, "latent_size": 256}),
+        "srnn_wave_paper": ("SRNNAudio", {"input_size": 64, "hidden_size": 256, "latent_size": 256}),
+        "stcn": ("STCN", {"res_channels": 64, "latent_size": [64, 32, 16, 8, 4], "n_layers": 5, "n_stacks": 5}),
+        "wavenet": ("WaveNet", {"n_stack_frames": 64, "res_channels": 32, "n_layers": 10, "n_stacks": 5}),
+    }
+    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+        configs: Any = {name: compose("config", [f"exp={name}"]).model for name in (*sizes, "vrnn_wave", "vae")}
+    for name, (counterpart, expected) in sizes.items():
+        trainee = peer.trainee(name, batch, configs[name])
+        assert trainee is not None and type(trainee.model).__name__ == counterpart
+        model: Any = trainee.model
+        assert expected.items() <= model.sizes.items()
+        trainee.step()
+    assert peer.trainee("vrnn_wave", batch, configs["vrnn_wave"]) is None  # it has no such sizes
+    assert peer.trainee("vae", batch, configs["vae"]) is None
 
 
 def test_every_model_is_timed() -> None:

@@ -93,9 +93,9 @@ class Control:
                     if not moves_T.any():
                         continue
                     for way, after_N in self._ways(controller, subject.name, wave_N, before, moves_T, target):
-                        found = self._judge(before, analyse(after_N), moves_T, target)
-                        found |= {INPUT + "nisqa": natural, "nisqa": naturalness(after_N, RATE)}
-                        scores.setdefault(way, []).append(found)
+                        judged = self._judge(before, analyse(after_N), moves_T, target)
+                        judged |= {INPUT + "nisqa": natural, "nisqa": naturalness(after_N, RATE)}
+                        scores.setdefault(way, []).append(judged)
                 for way, found in scores.items():
                     means = {name: _mean([one[name] for one in found]) for name in found[0]}
                     rows = subject.rows(part, item, "", {k: v for k, v in means.items() if np.isfinite(v)})

@@ -106,14 +106,17 @@ def rmse(reference: Float[np.ndarray, " N"], estimate: Float[np.ndarray, " N"]) 
 def naturalness(wave_N: Float[np.ndarray, " N"], rate: int) -> float:
     """The mean opinion score, 1 to 5, that NISQA v2.0 expects without a reference: G. Mittag, B. Naderi, A. Chehadi, S.
     Moeller, Interspeech 2021. nan where its package or its weights are not installed."""
-    if not NISQA.expanduser().is_file():
+    shortest, longest = _NISQA_TAKES
+    if not NISQA.expanduser().is_file() or not shortest <= len(wave_N) / rate <= longest:
         return float("nan")
     try:
         from torchmetrics.functional.audio.nisqa import non_intrusive_speech_quality_assessment  # type: ignore
 
         return float(non_intrusive_speech_quality_assessment(torch.from_numpy(wave_N).float(), rate)[0])
-    except (ImportError, RuntimeError):  # which says that a sound is too short or too long
+    except ImportError:
         return float("nan")
+    except (EOFError, RuntimeError) as error:
+        raise UserError(f"{NISQA} cannot be used ({error}): lay the weights of NISQA there again, or none") from error
 
 
 def _pesq(mode: str, reference: np.ndarray, estimate: np.ndarray, rate: int) -> float:
@@ -148,6 +151,7 @@ _COMPUTE: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
     "estoi": lambda *signals_and_rate: _stoi(True, *signals_and_rate),
     "rmse": lambda reference, estimate, rate: rmse(reference, estimate),
 }
+_NISQA_TAKES = 0.15, 51.9  # seconds
 _LONGEST_PESQ = 20  # seconds: longer signals may hold more than the 50 utterances at which the package crashes
 _PESQ_RATES = {"pesq_wb": (16_000,), "pesq_nb": (8_000, 16_000)}
 

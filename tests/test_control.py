@@ -168,6 +168,15 @@ def test_naturalness_is_unknown_where_nothing_is_installed_to_tell(nisqa, monkey
         assert np.isnan(naturalness(np.zeros(16000, np.float32), 16000))
     monkeypatch.syspath_prepend(nisqa["PYTHONPATH"])
     assert naturalness(np.zeros(16000, np.float32), 16000) == 2.5
+    assert np.isnan(naturalness(np.zeros(1600, np.float32), 16000))  # too short for it
+
+    def damaged(x: Tensor, fs: int) -> Tensor:
+        raise RuntimeError("unexpected end")
+
+    with monkeypatch.context() as spoilt:
+        spoilt.setattr("torchmetrics.functional.audio.nisqa.non_intrusive_speech_quality_assessment", damaged)
+        with pytest.raises(UserError, match=r"cannot be used \(unexpected end\): lay the weights"):
+            naturalness(np.zeros(16000, np.float32), 16000)
     NISQA.expanduser().unlink()
     assert np.isnan(naturalness(np.zeros(16000, np.float32), 16000))  # which torchmetrics would go and fetch
 

@@ -4,10 +4,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class UserError(ValueError):
     """A mistake that its reader can mend: one sentence with what was given, what is allowed and what to do."""
+
+
+def known_settings(kind: Any, section: str, **given: Any) -> Any:
+    """A dataclass of what a section of the configuration was given, which may be what there is not, or no number."""
+    known = kind.__dataclass_fields__
+    if unknown := sorted(set(given) - set(known)):
+        raise UserError(f"{section} has no {', '.join(unknown)}: choose from {', '.join(known)}")
+    numbers = {"int": ((int,), "a whole number"), "float": ((int, float), "a number")}
+    for name, value in given.items():
+        types, what = numbers.get(known[name].type, ((type(value),), ""))
+        if type(value) not in types:
+            raise UserError(f"{section}.{name}={value}: give {what}")
+    return kind(**given)
 
 
 @contextmanager

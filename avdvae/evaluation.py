@@ -18,12 +18,12 @@ import torch
 
 from avdvae.data.corpora import ensure_prepared
 from avdvae.data.shards import PreparedCorpus, replacing
-from avdvae.errors import UserError
+from avdvae.errors import UserError, known_settings
 from avdvae.parallel import in_parallel, one_thread_each
 from avdvae.report import write_report
 from avdvae.results import Result, read_results, summarise, write_results, write_summary
 from avdvae.results import compare as compare_rows
-from avdvae.runs import Run, build_vem, known_settings
+from avdvae.runs import Run, build_vem
 from avdvae.tasks import TASKS
 from avdvae.tasks.task import Evaluation, Measured, Part, Subject
 from avdvae.viz import cost_curves

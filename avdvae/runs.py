@@ -24,7 +24,7 @@ from torch import nn
 
 from avdvae.audio import Stft
 from avdvae.data.shards import replacing
-from avdvae.errors import UserError
+from avdvae.errors import UserError, known_settings
 from avdvae.inference.esteps import build_estep
 from avdvae.inference.vem import Vem
 from avdvae.protocols import SpeechPrior, why_not_enhancing
@@ -150,10 +150,3 @@ def build_vem(config: Mapping[str, Any]) -> Vem:
         raise UserError(f"enhance.estep={config['estep']}: write enhance.estep.name={config['estep']}")
     settings = {name: value for name, value in config.items() if name not in ("estep", "batch_size")}
     return known_settings(Vem, "enhance", estep=build_estep(**config["estep"]), **settings)
-
-
-def known_settings(kind: Any, section: str, **given: Any) -> Any:
-    """A dataclass of what a section of the configuration was given, which may be something that there is not."""
-    if unknown := sorted(set(given) - set(kind.__dataclass_fields__)):
-        raise UserError(f"{section} has no {', '.join(unknown)}: choose from {', '.join(kind.__dataclass_fields__)}")
-    return kind(**given)

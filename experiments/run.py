@@ -25,11 +25,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.data.shards import PreparedCorpus
-from avdvae.errors import UserError, as_a_program
+from avdvae.errors import UserError, as_a_program, known_settings
 from avdvae.evaluation import evaluate_run, find_corpus, find_other_runs, join_evaluations, settings_of
 from avdvae.metrics import Look
 from avdvae.results import ranking
-from avdvae.runs import Run, build_model, build_vem, create_run, find_runs, known_settings, open_run
+from avdvae.runs import Run, build_model, build_vem, create_run, find_runs, open_run
 from avdvae.training import Training, train
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.distributions import Gaussian, SpeechLikelihood
-from avdvae.errors import UserError
+from avdvae.errors import UserError, known_settings
 from avdvae.protocols import Batch, LatentModel, Latents
 
 Start = Literal["posterior", "prior"]
@@ -370,8 +370,4 @@ ESTEPS: dict[str, type] = {
 def build_estep(name: str, **settings: Any) -> EStep:
     if name not in ESTEPS:
         raise UserError(f"no E-step is called {name}: choose from {', '.join(ESTEPS)}")
-    try:
-        return ESTEPS[name](**settings)
-    except TypeError:
-        known = ", ".join(ESTEPS[name].__dataclass_fields__)
-        raise UserError(f"the E-step {name} was given {', '.join(settings)}: it takes {known}") from None
+    return known_settings(ESTEPS[name], "enhance.estep", **settings)

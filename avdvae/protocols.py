@@ -38,6 +38,7 @@ class Batch:
     mouth     B T 2    opening and width of the lips, in distances of the outer corners of the eyes; beside faces
     pose      B T D    poses in metres: of each joint right, forward and up of the hips; see data/poses.py
     lengths   B        samples of waveform and mixture that hold data; the rest pads
+    starts    B        which frame of its utterance is the first; None where what a corpus holds was changed
     labels    B dicts  speaker, sex, emotion, ... as the corpus has them
     """
 
@@ -53,6 +54,7 @@ class Batch:
     mouth: Float[Tensor, "B T 2"] | None = None
     pose: Float[Tensor, "B T D"] | None = None
     lengths: Int64[Tensor, " B"] | None = None
+    starts: Int64[Tensor, " B"] | None = None
     labels: tuple[dict[str, Any], ...] = ()
 
     MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "sure", "face", "mouth", "pose")
@@ -78,7 +80,7 @@ class Batch:
     def first(self, frames: int) -> Batch:
         """The first frames of each utterance. Sound in samples goes, for how many make a frame is not known here."""
         framed = set(self.MODALITIES) - {"waveform", "mixture"}
-        return replace(self.only(*framed), lengths=None)._map(lambda tensor: tensor[:, :frames])
+        return replace(self.only(*framed), lengths=None, starts=None)._map(lambda tensor: tensor[:, :frames])
 
     def to(self, device: torch.device | str) -> Batch:
         """Every tensor on `device`; the copy does not block when the batch is pinned."""

@@ -91,7 +91,7 @@ def test_windows_are_pieces_of_the_whole(corpus, hop, frames, shuffle):
         whole, waveform = wholes[row.id], peak_normalised(corpus, row)
         real = min(frames, len(whole) - first)
         assert batch.ids[b] == row.id and batch.labels[b] == {"speaker": row.speaker, "number": utterance}
-        assert batch.mask[b].tolist() == [True] * real + [False] * (frames - real)
+        assert batch.mask[b].tolist() == [True] * real + [False] * (frames - real) and batch.starts[b] == first
         torch.testing.assert_close(batch.power[b, :real], whole[first : first + real], atol=1e-5, rtol=1e-5)
         heard = waveform[first * hop : (first + frames) * hop]
         assert batch.lengths[b] == len(heard) and torch.equal(batch.waveform[b, : len(heard)], heard)
@@ -260,6 +260,8 @@ def test_levels_are_drawn_for_every_item(corpus):
             gains += (20 * gain_B1.log10()).flatten().tolist()
     assert -30 - 1e-4 <= min(gains) < -25 and -15 < max(gains) <= -10 + 1e-4
     assert len({round(gain, 3) for gain in gains}) == len(gains) == 20
+    for changed in ({"frames": None, "condition": condition}, {"level_db": (-30.0, -10.0)}):
+        assert next(iter(load(corpus, **changed))).starts is None  # what is heard is not what the corpus holds
 
 
 @FRAMES

@@ -3,6 +3,8 @@
 # What a test reads of a batch is there, or the test fails.
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -137,6 +139,39 @@ def test_tokenizers_come_trained_and_stay_as_they_are():
     said = model.decode(model.infer(noise()).z, model.context(noise()))
     words = model.eye.codebook.words_CL
     assert said["face"].expected.shape == (1, 2, 5, 64, 64, 3) and len(words) == 32
+
+
+def test_features_of_a_frame_are_found_once_and_are_those_of_the_tokenizers():
+    torch.manual_seed(0)
+    whole, model, found = noise(12, utterances=1), tokenised().train(), []
+    model.standard_a.follow = model.standard_v.follow = lambda u_NM: found.append(len(u_NM))
+    plain = torch.cat([model.ear.features(whole.power), model.eye.features(whole.face)], -1)
+    find, seen = model.ear.features, []
+    model.ear.features = lambda observed: (seen.append(observed.shape[1]), find(observed))[1]
+
+    def window(*starts: int) -> Batch:
+        part = {k: torch.cat([getattr(whole, k)[:, i : i + 5] for i in starts]) for k in ("power", "face")}
+        return Batch(whole.ids * len(starts), torch.ones(len(starts), 5).bool(), starts=torch.tensor(starts), **part)
+
+    def check(*starts: int) -> None:
+        a, v = model.observed(window(*starts))
+        expected = torch.cat([plain[:, i : i + 5] for i in starts]).split([model.ear.size, model.eye.size], -1)
+        torch.testing.assert_close((a, v), expected)  # brought to mean 0 and variance 1 by moments that are just that
+
+    for starts, new in (((0,), 5), ((0,), 0), ((2,), 2), ((6, 7), 9), ((7,), 0)):
+        seen.clear()
+        check(*starts)
+        assert sum(seen) == new  # a batch may hold a new frame twice
+    assert not copy.deepcopy(model).met.known and model.met.known
+    model.start_from(model.ear, model.eye)
+    assert not model.met.known
+    model.met.room = 0
+    check(0)
+    assert not model.met.known
+    seen.clear()
+    model.eval()
+    check(0)
+    assert seen == [5]  # in evaluation, frames of other corpora may have these numbers
 
 
 def test_networks_meet_features_at_mean_0_and_variance_1():

@@ -210,7 +210,8 @@ class Loader:
 
         waveform, power = cut(batch.waveform)
         mixture, noisy = cut(batch.mixture)
-        return replace(batch, waveform=waveform, power=power, mixture=mixture, noisy=noisy)
+        starts = batch.starts if gains_B1 is None else None
+        return replace(batch, waveform=waveform, power=power, mixture=mixture, noisy=noisy, starts=starts)
 
 
 def _capped(sizes: np.ndarray, most: int) -> np.ndarray:
@@ -338,6 +339,7 @@ class _Cutter(Dataset[Batch]):
             ids=tuple(self.ids[utterance]),
             mask=torch.from_numpy(mask_BT),
             lengths=torch.from_numpy(np.minimum(self.length[utterance] - first * self.hop, count * self.hop)),
+            starts=None if self.condition else torch.from_numpy(first),
             waveform=torch.from_numpy(waveform_BN),
             mixture=_tensor(mixture_BN),
             lips=_tensor(lips_BTHW),

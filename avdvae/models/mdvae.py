@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from avdvae.blocks import FaceDecoder, FaceEncoder, GaussianHead, Recurrent, before, beside, ends, hoisted, mlp
 from avdvae.distributions import ComplexGaussian, Gaussian, Picture
+from avdvae.memory import FrameMemory
 from avdvae.models.dynamical_vae import DynamicalVAE, Path, along
 from avdvae.models.vqvae import HEARD_FROM, VQVAE, of_all_processes
 from avdvae.objectives import Elbo, Schedule
@@ -235,6 +236,7 @@ class VQMDVAE(_Multimodal):
         dims = _dims(dim_w, dim_av, dim_a, dim_v)
         super().__init__(ear.size, eye.size, size, dims, memory, paper)
         self.ear, self.eye = ear.requires_grad_(False), eye.requires_grad_(False)
+        self.met = FrameMemory(ear.size + eye.size)
         self.standard_a, self.standard_v = Standard(ear.size), Standard(eye.size)
         learned = variance == "learned"
         self.log_var_a = nn.Parameter(torch.zeros(ear.size), requires_grad=learned)
@@ -243,9 +245,19 @@ class VQMDVAE(_Multimodal):
     def start_from(self, *trained: nn.Module) -> None:
         for own, theirs in zip((self.ear, self.eye), trained, strict=True):
             own.load_state_dict(theirs.state_dict())
+        self.met = FrameMemory(self.met.size)
 
     def observed(self, batch: Batch) -> tuple[Float[Tensor, "B T A"], Float[Tensor, "B T V"]]:
-        u_BTA, u_BTV = self.ear.features(batch.need("power", self)), self.eye.features(batch.need("face", self))
+        power_BTF, face_BTHW3 = batch.need("power", self), batch.need("face", self)
+
+        def find(these_BT: Tensor) -> Float[Tensor, "N M"]:
+            heard, seen = self.ear.features(power_BTF[these_BT][None]), self.eye.features(face_BTHW3[these_BT][None])
+            return torch.cat([heard[0], seen[0]], -1)
+
+        if self.training and batch.starts is not None:
+            u_BTA, u_BTV = self.met(batch, find).split([self.ear.size, self.eye.size], -1)
+        else:
+            u_BTA, u_BTV = self.ear.features(power_BTF), self.eye.features(face_BTHW3)
         if self.training:
             self.standard_a.follow(u_BTA[batch.mask])
             self.standard_v.follow(u_BTV[batch.mask])

@@ -77,7 +77,8 @@ def batch() -> Batch:
 
 
 def losses(model: Any, batch: Batch) -> Tensor:
-    return model(batch, Schedule()).loss(Schedule())
+    schedule = Schedule(epoch=1000)  # some models learn by and by
+    return model(batch, schedule).loss(schedule)
 
 
 def latent(model: Any) -> Any:
@@ -175,7 +176,8 @@ def test_draws_are_from_the_posterior_and_means_are_its_means(model, batch):
         noise = (z - q.mean) * torch.exp(-q.log_var / 2)
         several = 5 / noise.numel() ** 0.5
         assert noise.mean().abs() < several and (noise.var() - 1).abs() < 1.5 * several, name
-        assert (noise.mean(0).std() * 20**0.5 - 1).abs() < 0.1, name  # the K draws are independent
+        few = max(0.1, 3 / (2 * noise[0].numel()) ** 0.5)  # a latent of a whole utterance has few numbers
+        assert (noise.mean(0).std() * 20**0.5 - 1).abs() < few, name  # the K draws are independent
     middle, again = (model.infer(batch, 2, "mean") for _ in range(2))
     for name, z in middle.z.items():
         assert torch.equal(z, again.z[name])

@@ -4,6 +4,7 @@
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 from avdvae.blocks import silence
 from avdvae.errors import UserError
-from avdvae.models.mdvae import MDVAE, VQMDVAE
+from avdvae.models.mdvae import MDVAE, average
+from avdvae.models.vq_mdvae import VQMDVAE
 from avdvae.models.vqvae import Codebook, FaceVQ, SoundVQ, use_of
 from avdvae.objectives import Schedule
 from avdvae.protocols import Batch
@@ -102,7 +104,7 @@ def test_frames_that_pad_move_no_code():
 
 
 def test_sizes_are_the_published_ones():
-    model = VQMDVAE(SoundVQ(), FaceVQ(), variance="unit")
+    model = VQMDVAE(SoundVQ(), FaceVQ(), variance="unit", paper=True)
     assert (model.ear.size, model.eye.size) == (512, 2048)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 8_484_568  # 8.48 million
     assert [(spec.name, spec.dim) for spec in model.latents] == [("w", 84), ("z_av", 16), ("z_a", 8), ("z_v", 4)]
@@ -111,9 +113,8 @@ def test_sizes_are_the_published_ones():
 def test_the_divergence_of_what_stays_counts_once_or_as_published_once_a_frame():
     batch = noise()
     torch.manual_seed(0)
-    model = MDVAE(size=16, memory=8, width=16, dim=4)
     for paper, times in ((False, torch.ones(2)), (True, torch.tensor([5.0, 3.0]))):
-        model.paper = paper
+        model = MDVAE(size=16, memory=8, width=16, dim=4, paper=paper)
         inferred = model.infer(batch)
         torch.testing.assert_close(
             model(batch, Schedule()).kl["w"], times * inferred.q["w"].kl(inferred.p["w"])[0, :, 0]
@@ -190,19 +191,36 @@ def test_networks_meet_features_at_mean_0_and_variance_1():
     assert torch.equal(model.standard_a.moments_2M, known)
 
 
-def test_latents_that_move_are_not_told_what_stays_but_by_w():
+def test_what_stays_is_told_and_said_by_w_alone():
     torch.manual_seed(0)
-    model, batch = MDVAE(size=16, memory=8, width=16, dim=4), noise()
-    silence(model.w_head)
-    a_BTA, v_BTV = model.observed(batch)
-    other_voice = a_BTA + torch.randn(2, 1, 513)
+    batch, other_voice = noise(), torch.randn(2, 1, 513)
     for paper in (False, True):
-        model.paper, found = paper, []
-        for heard_BTA in (a_BTA, other_voice):
-            model.observed = lambda batch, heard_BTA=heard_BTA: (heard_BTA, v_BTV)
+        model, found = MDVAE(size=16, memory=8, width=16, dim=4, paper=paper), []
+        silence(model.w_head)
+        a_BTA, v_BTV = model.observed(batch)
+        for heard_BTA in (a_BTA, a_BTA + other_voice):
+            model.observed = partial(lambda *given: given[:2], heard_BTA, v_BTV)  # type: ignore[method-assign]
             found.append(model.infer(batch, mode="mean").z)
         for name in ("z_av", "z_a"):
             assert torch.allclose(found[0][name], found[1][name], atol=1e-5) != paper, name
+        w = torch.randn(1, 2, 1, 84)
+        z = [{**found[0], "w": w}, {name: torch.randn_like(value) for name, value in found[0].items()} | {"w": w}]
+        for one, two in zip(*(model.told(latents, batch.mask) for latents in z), strict=True):
+            one, two = (average(x, batch.mask) for x in (one, two))
+            assert torch.allclose(one, two, atol=1e-5) != paper
+
+
+def test_the_other_latents_that_move_join_what_is_common_to_voice_and_face():
+    torch.manual_seed(0)
+    model, batch = MDVAE(size=16, memory=8, width=16, dim=4, together=2).train(), noise()
+    for training, epoch in ((True, 1), (True, 2), (False, 0)):
+        model.train(training).zero_grad()
+        elbo = model(batch, Schedule(epoch=epoch))
+        elbo.bound.sum().backward()
+        for name in ("z_a", "z_v"):
+            learns = any(p.grad is not None and p.grad.any() for p in model.chain(name).parameters())
+            assert learns == elbo.kl[name].any() == ((training, epoch) != (True, 1)), (name, training, epoch)
+        assert elbo.kl["z_av"].all() and elbo.kl["w"].all()
 
 
 def test_each_latent_moves_what_it_is_there_for():

@@ -120,7 +120,7 @@ def test_the_commands_of_the_readme_run(clip: Path, prepared: Summary, tmp_path:
     programs.remove(["preprocessing/lips.py", "data=talker_small"])  # that is make demo
     for program, *words in sorted(programs, key=lambda words: "lips.py" not in words[0]):
         words = [word.replace("/usr/share/asterisk/sounds", "voices") for word in words]
-        words = [re.sub(r"=\d\d[FM]/tk001", "=my_clips/anna/hello.mp4", word) for word in words]
+        words = [re.sub(r"=\d+[FM]/tk001", "=my_clips/anna/hello.mp4", word) for word in words]
         if program.endswith("lips.py") and not words:
             words = ["data.speakers=3", "data.utterances=1", "data.seconds=1"]
         if program.endswith("run.py") and not any(word.startswith("resume") for word in words):

@@ -1,4 +1,4 @@
-"""MDVAE and VQ-MDVAE: what stays of a talker, and what moves: voice and face together, the voice alone, the face alone.
+"""MDVAE: what stays of a talker, and what moves: voice and face together, the voice alone, the face alone.
 
 S. Sadok, S. Leglaive, L. Girin, X. Alameda-Pineda, R. Séguier, "A multimodal dynamical variational autoencoder for
 audiovisual speech representation learning", Neural Networks 172, 2024 (arXiv 2305.03582).
@@ -10,15 +10,15 @@ audiovisual speech representation learning", Neural Networks 172, 2024 (arXiv 23
                                                   q(z^v_t | z^v_1:t-1, v_t, z^av_t, w)
     ELBO = sum_t E_q[ln p(a_t | .) + ln p(v_t | .)] - KL(q(w) || N(0, I)) - sum_t E_q[KL_av + KL_a + KL_v]
 
-MDVAE explains sound and faces themselves, as Nc(0, sigma) and Gaussian pixels. VQMDVAE explains what the encoders of
-two trained VQ-VAEs (vqvae.py), which stay as they are, make of them before quantisation, as Gaussians with a learned
-variance for each feature; the published code takes a divergence of spectra for features of either sign. Networks take
-and give features brought to mean 0 and variance 1: as they come, most of them are far off and nearly still.
+MDVAE explains sound and faces themselves, as Nc(0, sigma) and Gaussian pixels; for VQ-MDVAE see vq_mdvae.py.
 
-A z that does not move costs as little as w and is learned sooner, so that w would be left empty. Therefore q(z) is told
-how sound and face depart from their means over the utterance, and q(w) the mean of what its network makes of them. With
-`paper` both are as published: q(z) is told everything, q(w) where its network arrives, and the divergence of w counts
-once a frame, which is no bound, and not once an utterance.
+A z that does not move costs as little as w and is learned sooner, so that w would be left empty. Therefore w comes
+easily, and z cannot say what stays. q(w) is a linear layer of the means of sound and face over the utterance and of
+their deviations, narrow at first; q(z) is told what is left without the two. Likewise, what networks make of w and z_t
+loses its mean and its deviation, and w alone gives it others: p(a_t | w, z_1:T), p(v_t | w, z_1:T). What z^av can tell
+is for it to tell: in the first epochs there is no other z. With `paper` all is as published: q(w) where a recurrent
+network arrives, q(z) told everything, what networks make of w and z_t taken as it is, all latents from the start, and
+the divergence of w once a frame, which is no bound.
 
     a_t, v_t   sound and face, or their features      a_BTA, v_BTV
     w          what stays                             w of B 1 L
@@ -29,7 +29,7 @@ once a frame, which is no bound, and not once an utterance.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,9 +37,8 @@ from torch import Tensor, nn
 
 from avdvae.blocks import FaceDecoder, FaceEncoder, GaussianHead, Recurrent, before, beside, ends, hoisted, mlp
 from avdvae.distributions import ComplexGaussian, Gaussian, Picture
-from avdvae.memory import FrameMemory
 from avdvae.models.dynamical_vae import DynamicalVAE, Path, along
-from avdvae.models.vqvae import HEARD_FROM, VQVAE, of_all_processes
+from avdvae.models.vqvae import HEARD_FROM
 from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
 
@@ -73,54 +72,62 @@ class Chain(nn.Module):
         return path.z["z"], path.q["z"]
 
 
-class Standard(nn.Module):
-    """Brings features to mean 0 and variance 1, by what was met in training lately."""
-
-    SLOWEST = 0.01
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.moments_2M: Tensor  # means of features and of their squares
-        self.met: Tensor
-        self.register_buffer("moments_2M", torch.stack([torch.zeros(size), torch.ones(size)]))
-        self.register_buffer("met", torch.tensor(0))
-
-    @torch.no_grad()
-    def follow(self, u_NM: Float[Tensor, "N M"]) -> None:
-        sums_3M = of_all_processes(torch.stack([u_NM, u_NM.square(), torch.ones_like(u_NM)]).sum(1))
-        self.met += 1
-        self.moments_2M.lerp_(sums_3M[:2] / sums_3M[2], (1 / self.met).clamp_min(self.SLOWEST))
-
-    @property
-    def scale_M(self) -> Float[Tensor, " M"]:
-        mean_M, squares_M = self.moments_2M
-        return (squares_M - mean_M.square()).clamp_min(1e-4).sqrt()
-
-    def forward(self, u: Float[Tensor, "*some M"]) -> Float[Tensor, "*some M"]:
-        return (u - self.moments_2M[0]) / self.scale_M
-
-    def back(self, a: Float[Tensor, "*some M"]) -> Float[Tensor, "*some M"]:
-        return self.moments_2M[0] + self.scale_M * a
-
-
-def average(x_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B M"]:
+def average(x: Float[Tensor, "*draws B T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "*draws B 1 M"]:
     """Over the frames that do not pad."""
-    return (x_BTM * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True)
+    return (x * mask_BT[..., None]).sum(-2, keepdim=True) / mask_BT.sum(1)[:, None, None]
 
 
-class _Multimodal(DynamicalVAE):
-    def __init__(self, heard: int, seen: int, size: int, dims: Mapping[str, int], memory: int, paper: bool):
-        super().__init__(heard, dims["z_av"])
-        self.sees, self.paper = ("power", "face"), paper
-        kinds: dict[str, Literal["audio", "video", "audio-visual"]] = {"z_a": "audio", "z_v": "video"}
-        self.latents = tuple(
-            LatentSpec(name, dim, None if name == "w" else 1, kinds.get(name, "audio-visual"))
-            for name, dim in dims.items()
+class Moves(NamedTuple):
+    """What is left of x over an utterance, of mean 0 and variance 1, and that mean and deviation."""
+
+    left: Float[Tensor, "*draws B T M"]
+    mean: Float[Tensor, "*draws B 1 M"]
+    deviation: Float[Tensor, "*draws B 1 M"]
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "*draws B T M"], mask_BT: Bool[Tensor, "B T"]) -> Moves:
+        mean = average(x, mask_BT)
+        deviation = (average((x - mean).square(), mask_BT) + 1e-2).sqrt()
+        return cls((x - mean) / deviation, mean, deviation)
+
+
+class Multimodal(DynamicalVAE):
+    """Not to be used itself: what MDVAE and VQ-MDVAE share. `together`: epochs that z^av is learned before z^a, z^v."""
+
+    NARROW = -4.0  # log-variance of q(w) at first
+
+    def __init__(
+        self,
+        heard: int,
+        seen: int,
+        dim_w: int = 84,
+        dim_av: int = 16,
+        dim_a: int = 8,
+        dim_v: int = 4,
+        size: int = 512,
+        memory: int = 128,
+        together: int = 4,
+        paper: bool = False,
+    ):
+        super().__init__(heard, dim_av)
+        self.sees, self.together, self.paper = ("power", "face"), together, paper
+        w, av, a, v = dim_w, dim_av, dim_a, dim_v
+        self.latents = (
+            LatentSpec("w", w, None, "audio-visual"),
+            LatentSpec("z_av", av, 1, "audio-visual"),
+            LatentSpec("z_a", a, 1, "audio"),
+            LatentSpec("z_v", v, 1, "video"),
         )
-        w, av, a, v = dims.values()
         self.look = mlp([seen, 2 * size, size], nn.ReLU)
-        self.hear_w = Recurrent(heard + size, size // 2, "both", nn.GRU)
-        self.w_head = nn.Sequential(mlp([size, size // 2], nn.Tanh), GaussianHead(size // 2, w))
+        self.w_head: nn.Module
+        if paper:
+            self.hear_w = Recurrent(heard + size, size // 2, "both", nn.GRU)
+            self.w_head = nn.Sequential(mlp([size, size // 2], nn.Tanh), GaussianHead(size // 2, w))
+        else:
+            self.w_head = GaussianHead(2 * (heard + size), w)
+            nn.init.constant_(self.w_head.log_var.bias, self.NARROW)
+            self.stays = (heard, heard, seen)  # means and logarithms of deviations of sound, means of faces
+            self.stay = nn.Linear(w, sum(self.stays))
         self.chains = nn.ModuleDict(
             {
                 "z_av": Chain(av, w + heard + size, 64, (256, 128), memory),
@@ -139,26 +146,38 @@ class _Multimodal(DynamicalVAE):
         """K B T by modality."""
         raise NotImplementedError
 
-    def told(self, z: Latents) -> tuple[Float[Tensor, "K B T A"], Float[Tensor, "K B T V"]]:
+    def told(self, z: Latents, mask_BT: Tensor) -> tuple[Float[Tensor, "K B T A"], Float[Tensor, "K B T V"]]:
         """What the likelihoods of sound and face are made of."""
         both = beside(z["w"], z["z_av"])
-        return self.speak(beside(z["z_a"], both)), self.show(beside(z["z_v"], both))
+        a, v = self.speak(beside(z["z_a"], both)), self.show(beside(z["z_v"], both))
+        if self.paper:
+            return a, v
+        still_a, swing_a, still_v = self.stay(z["w"]).split(self.stays, -1)
+        return still_a + swing_a.exp() * Moves.of(a, mask_BT).left, still_v + v - average(v, mask_BT)
 
     def _draw(self, batch: Batch, context: Context, k: int, mode: str) -> Path:
         return self._found(*self.observed(batch), context, self._noise(context, k, mode))
 
-    def _found(self, a_BTA: Tensor, v_BTV: Tensor, context: Context, noise: Latents) -> Path:
-        v_BTM = self.look(v_BTV)
-        heard_BTM = self.hear_w(torch.cat([a_BTA, v_BTM], -1), context.mask)
-        stays_BM = (ends if self.paper else average)(heard_BTM, context.mask)
+    def _found(
+        self, a_BTA: Tensor, v_BTV: Tensor, context: Context, noise: Latents, without: Sequence[str] = ()
+    ) -> Path:
+        """Latents that training is still `without` are 0."""
+        v_BTM, mask_BT = self.look(v_BTV), context.mask
+        if self.paper:
+            stays_BM = ends(self.hear_w(torch.cat([a_BTA, v_BTM], -1), mask_BT), mask_BT)
+        else:
+            a, v = Moves.of(a_BTA, mask_BT), Moves.of(v_BTM, mask_BT)
+            a_BTA, v_BTM = a.left, v.left
+            stays_BM = torch.cat([a.mean, v.mean, a.deviation, v.deviation], -1)[:, 0]
         q: dict[str, Gaussian] = {"w": self.w_head(stays_BM[None, :, None])}
         z: dict[str, Tensor] = {"w": q["w"].moved(noise["w"])}
-        if not self.paper:
-            a_BTA, v_BTM = (x_BTM - average(x_BTM, context.mask)[:, None] for x_BTM in (a_BTA, v_BTM))
         for name, seen in (("z_av", (a_BTA, v_BTM)), ("z_a", (a_BTA,)), ("z_v", (v_BTM,))):
-            together = () if name == "z_av" else (z["z_av"],)
-            told = beside(z["w"], *(x_BTM[None] for x_BTM in seen), *together)
-            z[name], q[name] = self.chain(name).posterior(told, noise[name])
+            if name in without:
+                z[name] = torch.zeros_like(noise[name])
+            else:
+                together = () if name == "z_av" else (z["z_av"],)
+                told = beside(z["w"], *(x_BTM[None] for x_BTM in seen), *together)
+                z[name], q[name] = self.chain(name).posterior(told, noise[name])
         return Path(z, q)
 
     def chain(self, name: str) -> Chain:
@@ -169,10 +188,12 @@ class _Multimodal(DynamicalVAE):
         return {"w": Gaussian.standard(*z["w"].shape, like=z["w"]), **moving}
 
     def elbo(self, batch: Batch, context: Context, schedule: Schedule) -> Elbo:
+        early = self.training and not self.paper and schedule.epoch < self.together
         a_BTA, v_BTV = self.observed(batch)
-        path = self._found(a_BTA, v_BTV, context, self._noise(context, 1, "sample"))
+        noise = self._noise(context, 1, "sample")
+        path = self._found(a_BTA, v_BTV, context, noise, without=("z_a", "z_v") if early else ())
         p, n_B = self.prior(path.z, context), batch.mask.sum(1).float()
-        kl = {name: q.kl(p[name]).mean(0) for name, q in path.q.items()}
+        kl = {name: path.q.get(name, p[name]).kl(p[name]).mean(0) for name in p}  # of what there is not yet, 0
         likelihoods = self.log_likelihood(path.z, batch, a_BTA, v_BTV)
         return Elbo(
             recon={name: (value.mean(0) * batch.mask).sum(1) for name, value in likelihoods.items()},
@@ -184,94 +205,17 @@ class _Multimodal(DynamicalVAE):
         )
 
 
-def _dims(w: int, av: int, a: int, v: int) -> dict[str, int]:
-    return {"w": w, "z_av": av, "z_a": a, "z_v": v}
-
-
-class MDVAE(_Multimodal):
-    def __init__(
-        self,
-        dim_w: int = 84,
-        dim_av: int = 16,
-        dim_a: int = 8,
-        dim_v: int = 4,
-        size: int = 512,
-        memory: int = 128,
-        width: int = 128,
-        dim: int = 32,
-        paper: bool = False,
-    ):
-        super().__init__(513, 64 * dim, size, _dims(dim_w, dim_av, dim_a, dim_v), memory, paper)
+class MDVAE(Multimodal):
+    def __init__(self, width: int = 128, dim: int = 32, **common: Any):
+        super().__init__(513, 64 * dim, **common)
         self.eye, self.brush = FaceEncoder(width, dim), FaceDecoder(width, dim)
 
     def observed(self, batch: Batch) -> tuple[Float[Tensor, "B T A"], Float[Tensor, "B T V"]]:
         return (batch.need("power", self) + HEARD_FROM).log() / 5, self.eye(batch.need("face", self))
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
-        a_KBTA, v_KBTV = self.told(z)
+        a_KBTA, v_KBTV = self.told(z, context.mask)
         return {"power": ComplexGaussian(a_KBTA), "face": Picture(self.brush(v_KBTV))}
 
     def log_likelihood(self, z: Latents, batch: Batch, a_BTA: Tensor, v_BTV: Tensor) -> Mapping[str, Tensor]:
         return {name: p.log_prob(batch.need(name, self)) for name, p in self.decode(z, Context(batch.mask)).items()}
-
-
-class VQMDVAE(_Multimodal):
-    """The parts `ear` and `eye` are frozen (train.freeze): they come trained by `start_from`."""
-
-    PACE = 20  # at which logarithms of variances learn, to the weights' 1: they have as far to go
-
-    def __init__(
-        self,
-        ear: VQVAE,
-        eye: VQVAE,
-        dim_w: int = 84,
-        dim_av: int = 16,
-        dim_a: int = 8,
-        dim_v: int = 4,
-        size: int = 512,
-        memory: int = 128,
-        variance: Literal["learned", "unit"] = "learned",
-        paper: bool = False,
-    ):
-        dims = _dims(dim_w, dim_av, dim_a, dim_v)
-        super().__init__(ear.size, eye.size, size, dims, memory, paper)
-        self.ear, self.eye = ear.requires_grad_(False), eye.requires_grad_(False)
-        self.met = FrameMemory(ear.size + eye.size)
-        self.standard_a, self.standard_v = Standard(ear.size), Standard(eye.size)
-        learned = variance == "learned"
-        self.log_var_a = nn.Parameter(torch.zeros(ear.size), requires_grad=learned)
-        self.log_var_v = nn.Parameter(torch.zeros(eye.size), requires_grad=learned)
-
-    def start_from(self, *trained: nn.Module) -> None:
-        for own, theirs in zip((self.ear, self.eye), trained, strict=True):
-            own.load_state_dict(theirs.state_dict())
-        self.met = FrameMemory(self.met.size)
-
-    def observed(self, batch: Batch) -> tuple[Float[Tensor, "B T A"], Float[Tensor, "B T V"]]:
-        power_BTF, face_BTHW3 = batch.need("power", self), batch.need("face", self)
-
-        def find(these_BT: Tensor) -> Float[Tensor, "N M"]:
-            heard, seen = self.ear.features(power_BTF[these_BT][None]), self.eye.features(face_BTHW3[these_BT][None])
-            return torch.cat([heard[0], seen[0]], -1)
-
-        if self.training and batch.starts is not None:
-            u_BTA, u_BTV = self.met(batch, find).split([self.ear.size, self.eye.size], -1)
-        else:
-            u_BTA, u_BTV = self.ear.features(power_BTF), self.eye.features(face_BTHW3)
-        if self.training:
-            self.standard_a.follow(u_BTA[batch.mask])
-            self.standard_v.follow(u_BTV[batch.mask])
-        return self.standard_a(u_BTA), self.standard_v(u_BTV)
-
-    def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
-        (a_KBTA, v_KBTV), ear, eye = self.told(z), self.ear, self.eye
-        heard, seen = ear.quantised(self.standard_a.back(a_KBTA)), eye.quantised(self.standard_v.back(v_KBTV))
-        return {"power": ear.likelihood(heard), "face": eye.likelihood(seen)}
-
-    def log_likelihood(self, z: Latents, batch: Batch, a_BTA: Tensor, v_BTV: Tensor) -> Mapping[str, Tensor]:
-        a_KBTA, v_KBTV = self.told(z)
-        heard, seen = Gaussian(a_KBTA, self.PACE * self.log_var_a), Gaussian(v_KBTV, self.PACE * self.log_var_v)
-        return {
-            "power": heard.log_prob(a_BTA) - self.standard_a.scale_M.log().sum(),
-            "face": seen.log_prob(v_BTV) - self.standard_v.scale_M.log().sum(),
-        }

@@ -1,15 +1,18 @@
-"""Transfer: each utterance, the source, with one latent of another speaker's, the donor; and what then is whose.
+"""Transfer: each utterance, the source, with one latent of another speaker's, a donor; and what then is whose.
 
 The speaker, as voice and as face, and the mood are read by classifiers, and the opening of the mouth by a regression
 from pixels; all are fitted to real recordings: those of speakers to the split that is measured, whose speakers they
 must know, the others to the train split, which has other speakers. The opening in a made face is held against what
 landmarks found in the film, and the cepstra of made speech, which tell of its phonemes, against those of the real.
-Rates are 0 or 1 an utterance: `of_donor` says that what was read is the donor's, `as_donor` how closely it moves with
-the donor's. With no latent exchanged, `kept`, this is resynthesis: what the best transfer could reach.
+Each source has several donors, whose mean is its row: `of_donor` says how often what was read is the donor's,
+`as_donor` how closely it moves with the donor's. With no latent exchanged, `kept`, this is resynthesis: what the best
+transfer could reach.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 
 from avdvae.data.loader import Loader
-from avdvae.data.shards import PreparedCorpus
+from avdvae.data.shards import PreparedCorpus, Utterance
 from avdvae.errors import UserError
 from avdvae.inference.probes import Classes, Line, cepstra_of, correlation, face_of, mouth_of, voice_of
 from avdvae.inference.transfer import Made, transfer
@@ -27,6 +30,7 @@ from avdvae.tasks.task import Measured, Part, Subject
 
 WINDOW = 30  # frames that a reader is fitted to
 KEPT = "kept"
+DONORS = 3  # of each source
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,29 @@ class Transfer:
         rows = subject.chosen.utterances
         names = [KEPT, *(spec.name for spec in subject.model.latents)]
         for number, source in enumerate(subject.items(part).utterances, start=part.first):
-            others = [u for u in (*rows[number:], *rows[:number]) if u.speaker != source.speaker]
-            donor = next((u for u in others if u.labels.get("emotion") != source.labels.get("emotion")), others[0])
-            own, other = (next(iter(subject.loader(subject.corpus.only([u])))) for u in (source, donor))
-            scores: dict[str, float] = {}
-            for name in names:
-                latents = [names[1]] if name == KEPT else [name]
-                made = transfer(subject.model, own, other, latents, share=float(name != KEPT))
-                told = {f"{name}_{what}": value for what, value in compare(made, (own, other), readers).items()}
-                scores |= {what: value for what, value in told.items() if name != KEPT or "donor" not in what}
+            own = next(iter(subject.loader(subject.corpus.only([source]))))
+            sums = Counter[str]()
+            donors = _donors((*rows[number:], *rows[:number]), source)
+            for donor in donors:
+                other = next(iter(subject.loader(subject.corpus.only([donor]))))
+                for name in names:
+                    latents = [names[1]] if name == KEPT else [name]
+                    made = transfer(subject.model, own, other, latents, share=float(name != KEPT))
+                    told = {f"{name}_{what}": value for what, value in compare(made, (own, other), readers).items()}
+                    sums.update({what: value for what, value in told.items() if name != KEPT or "donor" not in what})
+            scores = {what: value / len(donors) for what, value in sums.items()}
             measured.rows += subject.rows(part, source.id, "clean" if "lips" in subject.model.sees else "", scores)
         return measured
+
+
+def _donors(others: Sequence[Utterance], source: Utterance) -> list[Utterance]:
+    """Of each of the next speakers the first utterance, in another mood where there is one."""
+    others = [u for u in others if u.speaker != source.speaker]
+    moved = [u for u in others if u.labels.get("emotion") != source.labels.get("emotion")]
+    firsts: dict[str, Utterance] = {}
+    for utterance in moved or others:
+        firsts.setdefault(utterance.speaker, utterance)
+    return list(firsts.values())[:DONORS]
 
 
 def compare(made: Made, clips: tuple[Batch, Batch], readers: Readers) -> dict[str, float]:

@@ -211,7 +211,8 @@ class MDVAE(Multimodal):
         self.eye, self.brush = FaceEncoder(width, dim), FaceDecoder(width, dim)
 
     def observed(self, batch: Batch) -> tuple[Float[Tensor, "B T A"], Float[Tensor, "B T V"]]:
-        return (batch.need("power", self) + HEARD_FROM).log() / 5, self.eye(batch.need("face", self))
+        heard_BTF = (batch.need("power", self) + HEARD_FROM).log() / 5 + 1  # about mean 0
+        return heard_BTF, self.eye(batch.need("face", self))
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
         a_KBTA, v_KBTV = self.told(z, context.mask)

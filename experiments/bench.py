@@ -30,6 +30,7 @@ from rich.progress import track
 
 from avdvae.audio import Stft
 from avdvae.bench import (
+    Trainee,
     TrainingCost,
     em_real_time_factor,
     matmul_rate,
@@ -40,7 +41,7 @@ from avdvae.bench import (
 )
 from avdvae.errors import UserError, as_a_program
 from avdvae.peer import Peer, open_peer
-from avdvae.protocols import why_not_enhancing
+from avdvae.protocols import Batch, why_not_enhancing
 from avdvae.runs import build_model, build_vem
 
 COSTS = [field.name for field in fields(TrainingCost)]
@@ -90,8 +91,8 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
     batch = random_batch(given["batch"], given["frames"], pixels, given["hop"], device)
     model: Any = build_model(config["model"]).to(device)
     trainees = [our_trainee(model, batch)]
-    if peer and (counterpart := peer.trainee(name, batch, config["model"])):
-        trainees.append(counterpart)
+    if peer:
+        trainees += tried(peer, name, batch, config["model"])
     times = train_in_turns(trainees, given["seconds"])
     costs = [asdict(training_cost(t, seconds, rate)) for t, seconds in zip(trainees, times, strict=True)]
     row = {"model": name, **costs[0]}
@@ -104,6 +105,19 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
     vem, stft = build_vem(config["enhance"]), Stft(given["hop"])
     row["em_rtf"] = em_real_time_factor(model, vem, stft, given["utterance"], given["em_iterations"], pixels, device)
     return row
+
+
+def tried(peer: Peer, name: str, batch: Batch, config: dict[str, Any]) -> list[Trainee]:
+    """The peer's counterpart, if it has one, after a first step: its code may not be up to every shape."""
+    try:
+        if (counterpart := peer.trainee(name, batch, config)) is None:
+            return []
+        counterpart.step()
+    except Exception as error:
+        frames = f"batch={len(batch.ids)} frames={batch.mask.shape[1]}"
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"peer=: its code fails at {name} with {frames} ({said}): change these or models=") from error
+    return [counterpart]
 
 
 def lines(row: dict[str, Any]) -> str:

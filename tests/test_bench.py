@@ -125,7 +125,9 @@ def test_every_model_is_timed() -> None:
     assert set(OmegaConf.load(PROJECT / "configs/bench.yaml").models) == models - same_model
 
 
-def test_what_cannot_be_timed_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_what_cannot_be_timed_is_refused_in_a_sentence(peer: Path, tmp_path: Path) -> None:
+    shape = ["models=[vae_sequences]", "frames=20", f"peer={peer}"]  # AssertionError, where the peer takes 30
+    assert "its code fails at vae_sequences with batch=2 frames=20 (AssertionError" in refuse("bench.py", *TINY, *shape)
     assert "is no checkout of the DVAE benchmark" in refuse("bench.py", *TINY, f"peer={tmp_path}")
     assert "no experiment is called nothing" in refuse("bench.py", *TINY, "models=[vae,nothing]")
     assert "write models=[vae]" in refuse("bench.py", *TINY, "models=vae")

@@ -29,10 +29,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from avdvae.audio import Stft
-from avdvae.distributions import CODES
 from avdvae.inference.separation import RATE, Pictures, separate_long
 from avdvae.inference.vem import Vem
 from avdvae.objectives import Schedule
+from avdvae.pcm import CODES
 from avdvae.protocols import Batch, SpeechPrior
 
 ROUNDS = 7

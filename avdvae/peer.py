@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from avdvae.bench import Trainee
-from avdvae.distributions import CODES, compand
 from avdvae.errors import UserError
+from avdvae.pcm import CODES, compand
 from avdvae.protocols import Batch
 
 MODELS = {  # by our experiments: what builds it, and its configuration

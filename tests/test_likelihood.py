@@ -12,7 +12,6 @@ from test_waveforms import small
 from avdvae.audio import Stft
 from avdvae.data.prepare import Summary
 from avdvae.data.shards import PreparedCorpus
-from avdvae.distributions import CODES, DMoL
 from avdvae.errors import UserError
 from avdvae.evaluation import measure
 from avdvae.inference.esteps import PointEstimate
@@ -24,6 +23,7 @@ from avdvae.models.lstm import LSTM
 from avdvae.models.stcn import STCN
 from avdvae.models.vae import VAE
 from avdvae.objectives import Schedule
+from avdvae.pcm import CODES, DMoL
 from avdvae.protocols import why_not_enhancing
 from avdvae.results import Result, summarise
 from avdvae.tasks.task import Evaluation, Subject

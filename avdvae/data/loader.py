@@ -28,8 +28,8 @@ from avdvae.audio import MARGIN, WINDOW, Stft, reflected, trim_silence
 from avdvae.data.clock import nearest_frames
 from avdvae.data.mixing import stream
 from avdvae.data.shards import PreparedCorpus, Utterance
-from avdvae.distributions import CODES
 from avdvae.errors import UserError
+from avdvae.pcm import CODES
 from avdvae.protocols import Batch
 
 # From an utterance, the number of its sample with which the clean waveform starts, this waveform, and the pictures (M H

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int16
 from torch import Tensor
 
-from avdvae.distributions import CODES, DMoL
 from avdvae.objectives import Schedule
+from avdvae.pcm import CODES, DMoL
 from avdvae.protocols import Batch, LatentModel
 
 PIECE = 65_536  # samples that a model which can go on hears at a time

@@ -91,8 +91,8 @@ class Noise:
     def cost(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> Float[Tensor, "B T"]:
         """Summed over the frequencies."""
         variance_RBTF = self.mixture(speech_RBTF)
-        ratio_RBTF = noisy_BTF / variance_RBTF
-        cost_BT = weighted_mean(ratio_RBTF.add_(variance_RBTF.log_()).sum(-1, keepdim=True), weight_RBT1)[..., 0]
+        cost_RBTF = variance_RBTF.log().addcdiv_(noisy_BTF, variance_RBTF)
+        cost_BT = weighted_mean(cost_RBTF.sum(-1, keepdim=True), weight_RBT1)[..., 0]
         if self.smoothness:
             rise_BTK = self.H_BTK / torch.cat([self.H_BTK[:, :1], self.H_BTK[:, :-1]], 1)
             chain_BTK = torch.where(self.H_BTK > 0, rise_BTK - rise_BTK.log() - 1, 0)

@@ -148,6 +148,8 @@ class LipEncoder(nn.Module):
 
     Each crop is brought to mean 0 and variance 1: skin and light tell nothing of the speech, and raw pixels, all alike
     in their large mean, would train many times slower. Dropout of hidden units helps with faces not seen in training.
+    At learning rates that recurrent layers need, features soon grow a hundredfold, for each step moves thousands of
+    weights alike, and what follows is saturated for good: there a LayerNorm is to keep them.
     """
 
     def __init__(self, pixels: int = 67 * 67, hidden: int = 512, features: int = 128, dropout: float = 0.0):

@@ -12,6 +12,8 @@ from avdvae.errors import UserError
 from avdvae.inference.esteps import build_estep
 from avdvae.inference.resynth import move_again
 from avdvae.inference.vem import Vem, enhance
+from avdvae.models.av_dkf import AVDKF
+from avdvae.models.av_rvae import AVRVAE
 from avdvae.models.dkf import DKF
 from avdvae.models.dsae import DSAE
 from avdvae.models.dynamical_vae import AutoregressiveVAE, DynamicalVAE
@@ -248,6 +250,23 @@ def test_each_learns_a_sound(kind):
     before = error()
     learn(model, batch, 200)
     assert error() < 0.4 * before
+
+
+@pytest.mark.parametrize("kind", [AVDKF, AVRVAE])
+def test_lips_are_seen_however_large_their_features_grow(kind, batch):
+    model = small(kind, pixels=256)
+    g = torch.Generator().manual_seed(0)
+    looks = [torch.randint(0, 256, (2, T, 16, 16), generator=g, dtype=torch.uint8) for _ in range(2)]
+    z = {"z": torch.randn((1, 2, T, 3), generator=g)}
+
+    def told() -> Tensor:
+        one, other = (model.output(z, model.context(replace(batch, lips=look))) for look in looks)
+        return (one - other).abs().mean()
+
+    before = told()
+    model.look[0].features.weight *= 1000
+    model.look[0].features.bias *= 1000
+    torch.testing.assert_close(told(), before, rtol=0.01, atol=0)
 
 
 def test_a_walk_frame_by_frame_is_refused_for_what_is_one_for_all(batch):

@@ -1,7 +1,7 @@
 """AV-DKF: a deep Kalman filter that looks at the lips, in encoder, decoder and in the transition of its latents.
 
 A. Golmakani, M. Sadeghi, R. Serizel, "Audio-visual speech enhancement with a deep Kalman filter generative model",
-ICASSP 2023 (arXiv 2211.00988), with raw mouth crops.
+ICASSP 2023 (arXiv 2211.00988), with raw mouth crops, whose features are brought to mean 0 and variance 1.
 
     p(x, z | v) = prod_t Nc(x_t; 0, sigma(z_t, v_t)) N(z_t; mu, diag var (z_t-1, v_t))
     q(z | x, v) = prod_t N(z_t; mu, diag var (z_t-1, x_t:T, v_t:T))
@@ -44,7 +44,8 @@ class AVDKF(DynamicalVAE):
         self.sees = ("power", "lips")
         self.latents = (LatentSpec("z", dim, rate=1, modality="audio-visual"),)
         self.alpha = alpha
-        self.look = nn.Sequential(LipEncoder(pixels, features=hidden, dropout=dropout), nn.ReLU())
+        lips = LipEncoder(pixels, features=hidden, dropout=dropout)
+        self.look = nn.Sequential(lips, nn.LayerNorm(hidden, elementwise_affine=False), nn.ReLU())
         self.listen, self.watch = mlp([features, 2 * hidden], nn.Tanh), mlp([hidden, 2 * hidden], nn.Tanh)
         self.mix = mlp([4 * hidden, 2 * hidden], nn.Tanh)
         self.hear = Recurrent(2 * hidden, hidden, "backward")

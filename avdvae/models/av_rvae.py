@@ -1,6 +1,7 @@
 """AV-RVAE: an RVAE whose encoder and decoder are told what the lips show.
 
-The recurrent model of S. Leglaive et al., ICASSP 2020 (see rvae.py), conditioned as the AV-VAE is (see av_vae.py).
+The recurrent model of S. Leglaive et al., ICASSP 2020 (see rvae.py), conditioned as the AV-VAE is (see av_vae.py); the
+features of the lips are brought to mean 0 and variance 1.
 
     p(x, z | v) = prod_t Nc(x_t; 0, sigma(z_1:t, v_1:t)) N(z_t; 0, I)        causal;    all of z and v otherwise
     q(z | x, v) = prod_t N(z_t; mu, diag var (z_1:t-1, x_t:T, v_t:T))        causal;    all of x and v otherwise
@@ -35,7 +36,8 @@ class AVRVAE(RVAE):
         super().__init__(features, hidden, dim, causal, told=hidden)
         self.sees = ("power", "lips")
         self.latents = (LatentSpec("z", dim, rate=1, modality="audio-visual"),)
-        self.look = nn.Sequential(LipEncoder(pixels, features=hidden, dropout=dropout), nn.Tanh())
+        lips = LipEncoder(pixels, features=hidden, dropout=dropout)
+        self.look = nn.Sequential(lips, nn.LayerNorm(hidden, elementwise_affine=False), nn.Tanh())
 
     def context(self, batch: Batch) -> Context:
         return Context(batch.mask, video=self.look(batch.need("lips", self)))

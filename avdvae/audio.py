@@ -46,7 +46,7 @@ class Stft:
     hop: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.hop <= LONGEST_HOP:
+        if type(self.hop) is not int or not 1 <= self.hop <= LONGEST_HOP:
             raise UserError(
                 f"the hop is {self.hop} samples: choose 1 to {LONGEST_HOP}; published models use 256 or 533"
             )

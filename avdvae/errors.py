@@ -1,10 +1,12 @@
 """The one error that is meant for the user's eyes, and how a program shows it."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 
 class UserError(ValueError):
@@ -12,16 +14,41 @@ class UserError(ValueError):
 
 
 def known_settings(kind: Any, section: str, **given: Any) -> Any:
-    """A dataclass of what a section of the configuration was given, which may be what there is not, or no number."""
-    known = kind.__dataclass_fields__
+    """A dataclass of what a section of the configuration was given, which may be what there is not, or not what it is
+    for: a word in place of a number, or of a list."""
+    known = [field.name for field in fields(kind)]
     if unknown := sorted(set(given) - set(known)):
         raise UserError(f"{section} has no {', '.join(unknown)}: choose from {', '.join(known)}")
-    numbers = {"int": ((int,), "a whole number"), "float": ((int, float), "a number")}
+    hints = get_type_hints(kind)
     for name, value in given.items():
-        types, what = numbers.get(known[name].type, ((type(value),), ""))
-        if type(value) not in types:
-            raise UserError(f"{section}.{name}={value}: give {what}")
+        if not _fits(value, hints[name]):
+            raise UserError(f"{section}.{name}={value}: give {_asked(hints[name])}".removeprefix("."))
     return kind(**given)
+
+
+_PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a word"),
+    bool: ((bool,), "true or false"),
+    NoneType: ((NoneType,), "null"),
+    Mapping: ((dict,), "settings of it, as name.setting=value"),
+}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a configuration is of this type, as far as types are those of configurations."""
+    if hint in _PLAIN:
+        return type(value) in _PLAIN[hint][0]
+    if get_origin(hint) is Sequence:
+        return isinstance(value, list | tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
+    return not get_args(hint) or any(_fits(value, option) for option in get_args(hint))
+
+
+def _asked(hint: Any) -> str:
+    if get_origin(hint) is Sequence:
+        return f"a list in brackets, each of it {_asked(get_args(hint)[0])}"
+    return _PLAIN[hint][1] if hint in _PLAIN else ", or ".join(map(_asked, get_args(hint)))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from avdvae.data.corpora import ensure_prepared
 from avdvae.data.shards import PreparedCorpus, replacing
@@ -34,7 +35,7 @@ _MOST_WORKERS = {"cpu": 16, "cuda": 4}  # unless asked for: each takes half a gi
 
 def measure(subject: Subject) -> list[Result]:
     """All that is not in results.csv yet; what it then holds."""
-    tasks = check(subject)
+    tasks = check_tasks(subject)
     results, rows = subject.out / "results.csv", dict[Part, list[Result]]()
     parts = [part for task in tasks for part in TASKS[task].parts(subject)]
     whose = {
@@ -70,12 +71,15 @@ def measure(subject: Subject) -> list[Result]:
     return [row for part in parts for row in rows[part]]
 
 
-def check(subject: Subject) -> Sequence[str]:
-    """The tasks, if the corpus and the model are made for them."""
-    tasks, holds = subject.settings.tasks, "poses" if subject.corpus.has_poses else "sound"
+def check_tasks(subject: Subject) -> Sequence[str]:
+    """The tasks, if the corpus and the model are made for them and some utterance is left to measure."""
+    tasks, holds = subject.settings.tasks, "poses" if subject.chosen.has_poses else "sound"
     if wrong := [task for task in tasks if TASKS[task].takes != holds]:
         fit = ", ".join(task for task in TASKS if TASKS[task].takes == holds)
-        raise UserError(f"evaluate.tasks={','.join(wrong)}: {subject.corpus.root} holds {holds}, so choose from {fit}")
+        raise UserError(
+            f"evaluate.tasks={','.join(wrong)}: {subject.corpus.root} holds {holds}, so choose from {fit}, or give a "
+            f"corpus of {TASKS[wrong[0]].takes}"
+        )
     for task in tasks:
         TASKS[task].check(subject)
     if "lips" in getattr(subject.model, "sees", ()) and not subject.corpus.has_lips:
@@ -112,16 +116,22 @@ def find_other_runs(compare: Sequence[str]) -> list[Path]:
     return [Path(other) for other in compare]
 
 
-def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) -> None:
-    """Measure a run's model as its configuration says, summarise, hold it against other runs, and report, in `out`."""
-    others = find_other_runs(compare)
+def subject_of(run: Run, model: nn.Module, prepared: Path, out: Path) -> Subject:
+    """What is measured of a run whose model this is, trained or yet to be, as its configuration says."""
     settings, enhance = settings_of(run.config["evaluate"]), run.config["enhance"]
     corpus = PreparedCorpus(prepared, settings.split, verify=False)
     how = run.stft, build_vem(enhance), settings, out, run.config["exp"], enhance["batch_size"], run.device
+    return Subject(model, corpus, *how)
+
+
+def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) -> None:
+    """Measure a run's model as its configuration says, summarise, hold it against other runs, and report, in `out`."""
+    others = find_other_runs(compare)
+    subject = subject_of(run, run.load_model(), prepared, out)
     start = time.monotonic()
-    rows = measure(Subject(run.load_model(), corpus, *how))
+    rows = measure(subject)
     spent = {"evaluate": time.monotonic() - start}
-    Run(out, run.config).note(device=run.device, corpus=corpus.utterances[0].corpus, seconds=spent)
+    Run(out, run.config).note(device=run.device, corpus=subject.corpus.utterances[0].corpus, seconds=spent)
 
     summary = summarise(rows, run.config["seed"])
     for other in others:

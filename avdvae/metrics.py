@@ -156,6 +156,11 @@ _LONGEST_PESQ = 20  # seconds: longer signals may hold more than the 50 utteranc
 _PESQ_RATES = {"pesq_wb": (16_000,), "pesq_nb": (8_000, 16_000)}
 
 
+def check_names(names: Sequence[str]) -> None:
+    if unknown := set(names) - set(_COMPUTE):
+        raise UserError(f"no metric is called {', '.join(sorted(unknown))}: choose from {', '.join(_COMPUTE)}")
+
+
 def score(
     reference: Float[np.ndarray, " N"],
     estimate: Float[np.ndarray, " M"],
@@ -163,8 +168,7 @@ def score(
     names: Sequence[str] = METRICS,
 ) -> dict[str, float]:
     """The metrics asked for: those of METRICS, or rmse."""
-    if unknown := set(names) - set(_COMPUTE):
-        raise UserError(f"no metric is called {', '.join(sorted(unknown))}: choose from {', '.join(_COMPUTE)}")
+    check_names(names)
     if len(reference) != len(estimate):
         raise UserError(
             f"the reference has {len(reference)} samples and the estimate {len(estimate)}: cut or pad the estimate"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,34 @@ from avdvae.errors import UserError, known_settings
 from avdvae.inference.esteps import build_estep
 from avdvae.inference.vem import Vem
 from avdvae.protocols import SpeechPrior, why_not_enhancing
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What configs/config.yaml holds, and of which kind it is; the sections are checked by those that they are for."""
+
+    exp: str
+    runs: str
+    data: Mapping
+    model: Mapping
+    train: Mapping
+    lips: Mapping
+    enhance: Mapping
+    evaluate: Mapping
+    hop: int
+    seed: int
+    run_dir: str | None = None
+    resume: str | None = None
+    prepared: str | None = None
+    start: Sequence[str] = ()
+    models: Sequence[str] = ()
+    compare: Sequence[str] = ()
+
+    @classmethod
+    def check(cls, config: Mapping[str, Any]) -> None:
+        """What else it holds is the user's own."""
+        known_settings(cls, "", **{name: value for name, value in config.items() if name in cls.__dataclass_fields__})
+
 
 MISSING = "???"  # what Hydra writes for a key that has no value: unlike null, which is one
 
@@ -138,15 +166,23 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
         model = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"model.target={config['target']} cannot be found ({error}): give module.Class") from error
+    given = ", ".join(f"{k}={v}" for k, v in arguments.items() if not isinstance(v, nn.Module)) or "nothing"
     try:
-        return model(**arguments)
-    except TypeError as error:
-        raise UserError(f"{name} cannot be made of {', '.join(arguments) or 'nothing'}: {error}") from error
+        made = model(**arguments)
+    except UserError:
+        raise
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise UserError(f"{name} cannot be made of {given}: {error}") from error
+    if any(not parameter.numel() for parameter in made.parameters()):
+        raise UserError(f"{name} made of {given} has layers of no size: give sizes of 1 or more")
+    return made
 
 
 def build_vem(config: Mapping[str, Any]) -> Vem:
     """The EM stage of a run's `enhance`."""
     if not isinstance(config["estep"], Mapping):
         raise UserError(f"enhance.estep={config['estep']}: write enhance.estep.name={config['estep']}")
+    if type(size := config.get("batch_size", 1)) is not int or size < 1:
+        raise UserError(f"enhance.batch_size={size}: give a whole number of 1 or more")
     settings = {name: value for name, value in config.items() if name not in ("estep", "batch_size")}
     return known_settings(Vem, "enhance", estep=build_estep(**config["estep"]), **settings)

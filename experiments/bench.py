@@ -63,8 +63,9 @@ SHOWN = (  # what is printed, its unit, its width
 
 def check(given: dict[str, Any]) -> torch.device:
     """The device; says what is wrong before anything is timed."""
-    if isinstance(given["models"], str):
-        raise UserError(f"models={given['models']}: write models=[{given['models']}]")
+    for name in ("models", "overrides"):
+        if not isinstance(given[name], list):
+            raise UserError(f"{name}={given[name]}: write {name}=[{given[name]}]")
     known = GlobalHydra.instance().config_loader().get_group_options("exp")
     if unknown := sorted(set(given["models"]) - set(known)):
         raise UserError(f"models: no experiment is called {', '.join(unknown)}: choose from {', '.join(known)}")

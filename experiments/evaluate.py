@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.errors import UserError, as_a_program
 from avdvae.evaluation import evaluate_run, find_corpus, find_other_runs, settings_of
-from avdvae.runs import Run, build_vem, changed, create_run, open_run
+from avdvae.runs import Configuration, Run, build_vem, changed, create_run, open_run
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
@@ -28,13 +28,14 @@ def main(config: DictConfig) -> None:
         given: Any = OmegaConf.to_container(config, resolve=True)
         if given["run"] is None:
             raise UserError("run= is missing: give the folder of a run of experiments/run.py")
-        trained = open_run(Path(given["run"]))
+        trained = open_run(Path(str(given["run"])))
         now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         out = Path(given["out"] or trained.path / "evaluations" / now)
         changes = {name: given[name] for name in ("prepared", "evaluate", "enhance")}
         asked = changed(trained.config, changes)
         if (out / "config.yaml").exists() and open_run(out).config != asked:
             raise UserError(f"{out} holds an evaluation with other settings: choose another out=")
+        Configuration.check(asked | {"compare": given["compare"]})
         settings_of(asked["evaluate"])  # these say what is wrong before a folder is made
         build_vem(asked["enhance"])
         find_other_runs(given["compare"])

@@ -26,10 +26,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError, as_a_program, known_settings
-from avdvae.evaluation import evaluate_run, find_corpus, find_other_runs, join_evaluations, settings_of
+from avdvae.evaluation import (
+    check_tasks,
+    evaluate_run,
+    find_corpus,
+    find_other_runs,
+    join_evaluations,
+    settings_of,
+    subject_of,
+)
 from avdvae.metrics import Look
 from avdvae.results import ranking
-from avdvae.runs import Run, build_model, build_vem, create_run, find_runs, open_run
+from avdvae.runs import Configuration, Run, build_model, build_vem, create_run, find_runs, open_run
 from avdvae.training import Training, train
 
 
@@ -58,6 +66,7 @@ def training_of(config: Mapping[str, Any]) -> Training:
 
 def check(config: dict[str, Any]) -> None:
     """Say what is wrong with a configuration before a run is made of it."""
+    Configuration.check(config)
     training_of(config)
     settings_of(config["evaluate"])
     build_vem(config["enhance"])
@@ -155,6 +164,9 @@ def run_experiment(given: dict[str, Any]) -> None:
         )
     prepared = find_corpus(asked)
     splits = {split: PreparedCorpus(prepared, split, verify=split == "train") for split in ("train", "valid")}
+    if not asked.get("models"):
+        untrained = build_model(asked["model"])
+        check_tasks(subject_of(Run(Path(), asked), untrained, prepared, Path()))  # not only when hours have gone by
     if not given["resume"]:
         starts = [find_start(name, given, splits) for name in given["start"]]
     elif asked.get("start") and not Path(given["resume"], "last", "state.pt").exists():

@@ -1,6 +1,7 @@
 """Parts measured side by side, in any order, by any process, are those that one process would have measured."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from avdvae.models.cvae import CVAE
 from avdvae.models.vae import VAE
 from avdvae.models.vae_mm import VAEMM
 from avdvae.results import Result, read_results, write_results
+from avdvae.runs import Configuration, build_model, build_vem
 from avdvae.tasks.task import Evaluation, Subject
+
+RVAE_CONFIG = {"target": "avdvae.models.rvae.RVAE"}
 
 
 @pytest.fixture
@@ -69,3 +73,34 @@ def test_a_task_that_a_model_or_a_corpus_is_not_made_for_is_refused(subject: Sub
         measure(motion)
     with pytest.raises(UserError, match="Linear cannot enhance, for it has no latents to infer"):
         measure(replace(subject, model=torch.nn.Linear(1, 1)))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(
+    ("said", "made"),
+    [
+        ("evaluate.snrs=loud: give a list in brackets, each of it a number", lambda: settings_of({"snrs": "loud"})),
+        ("evaluate.snrs=['0']: give a list", lambda: settings_of({"snrs": ["0"]})),
+        ("evaluate.tasks=f0: give a list in brackets, each of it a word", lambda: settings_of({"tasks": "f0"})),
+        ("evaluate.workers=2.5: give a whole number, or null", lambda: settings_of({"workers": 2.5})),
+        ("evaluate.per_speaker=0: give 1 or more", lambda: settings_of({"per_speaker": 0})),
+        ("evaluate.trim_db=-3: give a number above 0, or null", lambda: settings_of({"trim_db": -3})),
+        ("evaluate.neighbours=[]: give numbers of 1 or more", lambda: settings_of({"neighbours": []})),
+        ("lips cannot be dark: choose from clean, occluded", lambda: settings_of({"lips": ["dark"]})),
+        ("evaluate.noises: Whit is no folder of recordings", lambda: settings_of({"noises": ["White", "Whit"]})),
+        ("no metric is called loudness: choose from si_sdr", lambda: settings_of({"metrics": ["loudness"]})),
+        ("enhance.batch_size=0", lambda: build_vem({"estep": {"name": "point"}, "batch_size": 0})),
+        ("compare=runs/a: give a list", lambda: Configuration.check({"compare": "runs/a"})),
+        ("lips=67: give settings of it", lambda: Configuration.check({"lips": 67})),
+        ("RVAE cannot be made of hidden=0: hidden_size must be", lambda: build_model(RVAE_CONFIG | {"hidden": 0})),
+        (
+            "VAE made of hidden=0 has layers of no size",
+            lambda: build_model({"target": "avdvae.models.vae.VAE", "hidden": 0}),
+        ),
+        ("RVAE cannot be made of dim=wide: ", lambda: build_model(RVAE_CONFIG | {"dim": "wide"})),
+    ],
+)
+def test_settings_are_refused_before_anything_is_done(said, made):
+    with pytest.raises(UserError, match=re.escape(said)):
+        made()
+    assert settings_of({"noises": ["White", str(Path(__file__).parent)], "snrs": [-5, 0.5], "workers": None})

@@ -17,7 +17,7 @@ from avdvae.audio import Stft
 from avdvae.data.shards import PreparedClip, PreparedCorpus, write_manifest, write_shard
 from avdvae.distributions import ComplexGaussian, Gaussian, Picture
 from avdvae.errors import UserError
-from avdvae.evaluation import check, measure
+from avdvae.evaluation import check_tasks, measure
 from avdvae.inference.esteps import PointEstimate
 from avdvae.inference.probes import Classes, Line, correlation
 from avdvae.inference.vem import Vem
@@ -150,7 +150,7 @@ def test_denoising_and_emotion_measure_every_utterance(root, tmp_path):
 def test_models_that_see_no_faces_or_keep_nothing_are_refused(root, tmp_path):
     for task, message in (("denoising", "VAE sees no faces"), ("emotion", "VAE has no latent of a whole utterance")):
         with pytest.raises(UserError, match=message):
-            check(subject(root, tmp_path, VAE(), task))
+            check_tasks(subject(root, tmp_path, VAE(), task))
 
 
 def test_three_stages_are_trained_in_turn_measured_and_reported(root, tmp_path):

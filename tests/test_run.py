@@ -134,7 +134,8 @@ def test_models_of_motion_are_ranked_side_by_side(prepared: Summary, tmp_path: P
     assert len(films) == len(every) + len(given_the_past) and all(probe(film).announced > 25 for film in films)
     page = (tmp_path / "all" / "report.html").read_text()
     assert page.count("<video") == len(films) and "not to be set beside" in page
-    assert "VAE needs poses" in refuse("run.py", "exp=motion_vae", *debug(prepared), f"run_dir={tmp_path / 'a'}")
+    said = refuse("run.py", "exp=motion_vae", *debug(prepared), f"run_dir={tmp_path / 'a'}")
+    assert "holds sound" in said and "or give a corpus of poses" in said and not (tmp_path / "a").exists()
 
 
 def test_models_are_measured_side_by_side(runs: Path, prepared: Summary, tmp_path: Path) -> None:
@@ -180,6 +181,8 @@ def test_what_is_wrong_is_said_in_a_sentence(runs: Path, prepared: Summary, tmp_
     assert "holds a run already" in refuse("run.py", *debug(prepared), f"run_dir={runs / 'vae'}")
     assert "is no run" in refuse("run.py", f"resume={tmp_path}")
     assert "train.lr=-1" in refuse("run.py", *debug(prepared), "train.lr=-1", f"run_dir={tmp_path / 'a'}")
+    words = [*debug(prepared), "evaluate.min_seconds=100", f"run_dir={tmp_path / 'a'}"]
+    assert "leave no utterance" in refuse("run.py", *words)  # before the training
     for section in ("train", "evaluate", "enhance"):
         words = [*debug(prepared), f"+{section}.nothing=1", f"run_dir={tmp_path / 'a'}"]
         assert f"{section} has no nothing: choose from" in refuse("run.py", *words)

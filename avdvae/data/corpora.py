@@ -23,7 +23,7 @@ from avdvae.data.readers.tree import Tree
 from avdvae.data.readers.voicebank_demand import VoicebankDemand
 from avdvae.data.readers.wsj0 import Wsj0
 from avdvae.data.talker.corpus import Talker
-from avdvae.errors import UserError
+from avdvae.errors import UserError, known_settings
 
 _TREES: tuple[type[Tree], ...] = (
     NtcdTimit,
@@ -54,7 +54,7 @@ def open_corpus(config: Mapping[str, Any]) -> Corpus:
     if not config["root"]:
         raise UserError(f"data.root is not given: say where the corpus lies, as in data={name} data.root=DIR")
     parameters = {key: value for key, value in config.items() if key != "reader"}
-    return READERS[name](**parameters | {"root": Path(config["root"])})
+    return known_settings(READERS[name], "data", **parameters | {"root": Path(str(config["root"]))})
 
 
 def prepared_folder(corpus: Corpus, root: Path | None = None, face: int | None = None) -> Path:

@@ -103,9 +103,9 @@ def prepare(
     only every n-th group from the i-th, as one task of an array.
     """
     workers = os.cpu_count() or 1 if workers is None else workers
-    if size < 16:
+    if type(size) is not int or size < 16:
         raise UserError(f"size={size}: a mouth crop has 16 pixels a side or more")
-    if face is not None and face < 16:
+    if face is not None and (type(face) is not int or face < 16):
         raise UserError(f"face={face}: a picture of a face has 16 pixels a side or more, or is null for none")
     if workers < 1:
         raise UserError(f"workers={workers}: give 1 or more")

@@ -17,11 +17,12 @@ import torch
 
 from avdvae.audio import Stft, write_wav
 from avdvae.data.loader import Condition, Loader
-from avdvae.data.mixing import NOISES
+from avdvae.data.mixing import CORRUPTIONS, NOISES
 from avdvae.data.shards import PreparedCorpus
+from avdvae.errors import UserError
 from avdvae.inference.separation import RATE
 from avdvae.inference.vem import Vem
-from avdvae.metrics import METRICS
+from avdvae.metrics import METRICS, check_names
 from avdvae.results import Result
 from avdvae.viz import triptych
 
@@ -44,6 +45,25 @@ class Evaluation:
     workers: int | None = None  # None: one a core
     importance: int | None = None  # draws of the importance-weighted bound
     neighbours: Sequence[int] = (1, 5, 10, 20)  # that probes ask
+
+    def __post_init__(self) -> None:
+        least = {"per_speaker": 1, "min_seconds": 0, "seed": 0, "examples": 0, "workers": 1, "importance": 1}
+        for name, low in least.items():
+            if (value := getattr(self, name)) is not None and value < low:
+                raise UserError(f"evaluate.{name}={value}: give {low} or more")
+        if self.trim_db is not None and not self.trim_db > 0:
+            raise UserError(f"evaluate.trim_db={self.trim_db}: give a number above 0, or null")
+        if min(self.neighbours, default=0) < 1:
+            raise UserError(f"evaluate.neighbours={self.neighbours}: give numbers of 1 or more")
+        if unknown := set(self.lips) - {"clean", "none", *CORRUPTIONS}:
+            allowed = ", ".join(("clean", *CORRUPTIONS, "none"))
+            raise UserError(f"evaluate.lips: lips cannot be {', '.join(sorted(unknown))}: choose from {allowed}")
+        if unknown := [noise for noise in self.noises if noise not in NOISES and not Path(noise).is_dir()]:
+            raise UserError(
+                f"evaluate.noises: {', '.join(unknown)} is no folder of recordings: give one, or choose from "
+                f"{', '.join(NOISES)}"
+            )
+        check_names(self.metrics)
 
 
 class Part(NamedTuple):

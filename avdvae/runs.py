@@ -167,11 +167,12 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"model.target={config['target']} cannot be found ({error}): give module.Class") from error
     given = ", ".join(f"{k}={v}" for k, v in arguments.items() if not isinstance(v, nn.Module)) or "nothing"
+    sizes = (ValueError, IndexError, RuntimeError) if module.startswith("avdvae.") else ()  # else a fault to be traced
     try:
         made = model(**arguments)
     except UserError:
         raise
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+    except (TypeError, *sizes) as error:
         raise UserError(f"{name} cannot be made of {given}: {error}") from error
     if any(not parameter.numel() for parameter in made.parameters()):
         raise UserError(f"{name} made of {given} has layers of no size: give sizes of 1 or more")

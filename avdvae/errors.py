@@ -51,6 +51,13 @@ def _asked(hint: Any) -> str:
     return _PLAIN[hint][1] if hint in _PLAIN else ", or ".join(map(_asked, get_args(hint)))
 
 
+def whole_numbers(section: str, given: Mapping[str, Any], **least: int) -> None:
+    """Refuse what is no whole number or less than `least` of its name; section is "enhance." or nothing."""
+    for name, low in least.items():
+        if type(value := given[name]) is not int or value < low:
+            raise UserError(f"{section}{name}={value}: give a whole number of {low} or more")
+
+
 @contextmanager
 def as_a_program(*mistakes: type[Exception], interrupted: str = "interrupted") -> Iterator[None]:
     """What programs do around their work: they find a model of the user's own in the current folder, and end with one

@@ -24,7 +24,7 @@ from torch import nn
 
 from avdvae.audio import Stft
 from avdvae.data.shards import replacing
-from avdvae.errors import UserError, known_settings
+from avdvae.errors import UserError, known_settings, whole_numbers
 from avdvae.inference.esteps import build_estep
 from avdvae.inference.vem import Vem
 from avdvae.protocols import SpeechPrior, why_not_enhancing
@@ -183,7 +183,6 @@ def build_vem(config: Mapping[str, Any]) -> Vem:
     """The EM stage of a run's `enhance`."""
     if not isinstance(config["estep"], Mapping):
         raise UserError(f"enhance.estep={config['estep']}: write enhance.estep.name={config['estep']}")
-    if type(size := config.get("batch_size", 1)) is not int or size < 1:
-        raise UserError(f"enhance.batch_size={size}: give a whole number of 1 or more")
+    whole_numbers("enhance.", {"batch_size": 1, **config}, batch_size=1)
     settings = {name: value for name, value in config.items() if name not in ("estep", "batch_size")}
     return known_settings(Vem, "enhance", estep=build_estep(**config["estep"]), **settings)

@@ -39,7 +39,7 @@ from avdvae.bench import (
     train_in_turns,
     training_cost,
 )
-from avdvae.errors import UserError, as_a_program
+from avdvae.errors import UserError, as_a_program, whole_numbers
 from avdvae.peer import Peer, open_peer
 from avdvae.protocols import Batch, why_not_enhancing
 from avdvae.runs import build_model, build_vem
@@ -69,9 +69,7 @@ def check(given: dict[str, Any]) -> torch.device:
     known = GlobalHydra.instance().config_loader().get_group_options("exp")
     if unknown := sorted(set(given["models"]) - set(known)):
         raise UserError(f"models: no experiment is called {', '.join(unknown)}: choose from {', '.join(known)}")
-    for name, least in {"batch": 1, "frames": 2, "em_iterations": 2}.items():
-        if type(given[name]) is not int or given[name] < least:
-            raise UserError(f"{name}={given[name]}: give a whole number of {least} or more")
+    whole_numbers("", given, batch=1, frames=2, em_iterations=2)
     for name in ("seconds", "utterance"):
         if type(given[name]) not in (int, float) or not given[name] > 0:
             raise UserError(f"{name}={given[name]}: give a number of seconds above 0")

@@ -23,6 +23,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError, as_a_program, known_settings
@@ -64,8 +65,8 @@ def training_of(config: Mapping[str, Any]) -> Training:
     return known_settings(Training, "train", **config["train"], seed=config["seed"])
 
 
-def check(config: dict[str, Any]) -> None:
-    """Say what is wrong with a configuration before a run is made of it."""
+def check(config: dict[str, Any]) -> nn.Module:
+    """Say what is wrong with a configuration before a run is made of it; its model, untrained."""
     Configuration.check(config)
     training_of(config)
     settings_of(config["evaluate"])
@@ -80,6 +81,7 @@ def check(config: dict[str, Any]) -> None:
             f"train.freeze=[{given}] would leave them as they were drawn, for start=[]: give train.freeze=[]"
         )
     find_other_runs(config["compare"])
+    return model
 
 
 def find_start(name: str, config: dict[str, Any], splits: dict[str, PreparedCorpus]) -> Run:
@@ -156,7 +158,7 @@ def told(metric: str, item: Mapping[str, Any]) -> str:
 
 def run_experiment(given: dict[str, Any]) -> None:
     asked = open_run(Path(given["resume"])).config if given["resume"] else given
-    check(asked)
+    untrained = check(asked)
     if given["resume"] and "imported" in open_run(Path(given["resume"])).noted:
         raise UserError(
             f"{given['resume']} holds imported weights and no training to go on with: measure them with "
@@ -165,7 +167,6 @@ def run_experiment(given: dict[str, Any]) -> None:
     prepared = find_corpus(asked)
     splits = {split: PreparedCorpus(prepared, split, verify=split == "train") for split in ("train", "valid")}
     if not asked.get("models"):
-        untrained = build_model(asked["model"])
         check_tasks(subject_of(Run(Path(), asked), untrained, prepared, Path()))  # not only when hours have gone by
     if not given["resume"]:
         starts = [find_start(name, given, splits) for name in given["start"]]

@@ -25,7 +25,7 @@ from avdvae.data.check import check
 from avdvae.data.corpora import open_corpus, prepared_folder
 from avdvae.data.prepare import Summary, prepare
 from avdvae.data.readers.tree import Tree
-from avdvae.errors import UserError, as_a_program
+from avdvae.errors import as_a_program, whole_numbers
 from avdvae.faces import find_face_model
 
 
@@ -51,9 +51,8 @@ def tell(summary: Summary) -> None:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="lips")
 def main(config: DictConfig) -> None:
     with as_a_program(OmegaConfBaseException, interrupted="interrupted; the same command goes on from here"):
-        for name, least in {"workers": 1, "shards": 1, "shard": 0}.items():
-            if (value := config[name]) is not None and (type(value) is not int or value < least):
-                raise UserError(f"{name}={value}: give a whole number of {least} or more")
+        workers = 1 if config.workers is None else config.workers
+        whole_numbers("", {**config, "workers": workers}, workers=1, shards=1, shard=0)
         model = find_face_model(Path(config.face_model)) if config.face_model else None
         data: Any = OmegaConf.to_object(config.data)
         corpus = open_corpus(data)

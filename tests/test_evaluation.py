@@ -103,4 +103,8 @@ def test_a_task_that_a_model_or_a_corpus_is_not_made_for_is_refused(subject: Sub
 def test_settings_are_refused_before_anything_is_done(said, made):
     with pytest.raises(UserError, match=re.escape(said)):
         made()
-    assert settings_of({"noises": ["White", str(Path(__file__).parent)], "snrs": [-5, 0.5], "workers": None})
+
+
+def test_settings_that_fit_are_taken():
+    given = {"noises": ["White", str(Path(__file__).parent)], "snrs": [-5, 0.5], "workers": None, "trim_db": 30}
+    assert {name: getattr(settings_of(given), name) for name in given} == given

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.distributions import SpeechLikelihood
-from avdvae.errors import UserError
+from avdvae.errors import UserError, whole_numbers
 from avdvae.inference.esteps import Draws, EStep
 from avdvae.inference.noise import Noise, subtraction, weighted_mean
 from avdvae.protocols import Batch, Context, Latents, SpeechPrior
@@ -55,9 +55,7 @@ class Vem:
                 f"enhance.begin_from: no modality is called {', '.join(sorted(unknown))}: choose from "
                 f"{', '.join(Batch.MODALITIES)}"
             )
-        for name in ("iterations", "rank"):
-            if type(value := getattr(self, name)) is not int or value < 1:
-                raise UserError(f"enhance.{name}={value}: give a whole number of 1 or more")
+        whole_numbers("enhance.", vars(self), iterations=1, rank=1)
         if type(self.smoothness) not in (int, float) or not self.smoothness >= 0:
             raise UserError(f"enhance.smoothness={self.smoothness}: give 0 or more")
 

@@ -52,7 +52,8 @@ def tell(summary: Summary) -> None:
 def main(config: DictConfig) -> None:
     with as_a_program(OmegaConfBaseException, interrupted="interrupted; the same command goes on from here"):
         workers = 1 if config.workers is None else config.workers
-        whole_numbers("", {**config, "workers": workers}, workers=1, shards=1, shard=0)
+        given = {"workers": workers, "shards": config.shards, "shard": config.shard}
+        whole_numbers("", given, workers=1, shards=1, shard=0)
         model = find_face_model(Path(config.face_model)) if config.face_model else None
         data: Any = OmegaConf.to_object(config.data)
         corpus = open_corpus(data)

@@ -11,7 +11,6 @@ sums over the utterances of all processes and of all accumulated batches, and di
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -19,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, field
@@ -34,95 +33,20 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from avdvae.audio import Stft
+from avdvae.curves import Curves, progress_bar
 from avdvae.data.loader import Loader
 from avdvae.data.mixing import stream
 from avdvae.data.shards import PreparedCorpus, replacing
 from avdvae.errors import UserError
-from avdvae.objectives import Elbo, Schedule
-from avdvae.protocols import Autoregressive, Batch, LatentModel
+from avdvae.objectives import Elbo
+from avdvae.protocols import Autoregressive, Batch
+from avdvae.settings import Training
 
 _STATE, _WEIGHTS = Path("last", "state.pt"), "weights.safetensors"
 _REMEDY = (
     "the run keeps its last good state, and a new one may do better with a smaller train.lr, train.clip_norm=1 or "
     "train.precision=32-true"
 )
-
-
-@dataclass(frozen=True)
-class Training:
-    epochs: int = 100  # 0: the model is kept as it is
-    patience: int | None = 20  # epochs without a better validation loss, counted after the warm-up; None: never stop
-    frames: int | None = 1  # of a window; None: whole utterances
-    batch_size: int = 128  # items, of all processes together
-    batch_seconds: float | None = None  # of whole utterances, padding included, in place of batch_size
-    accumulate: int = 1  # batches a step
-    lr: float = 1e-3
-    schedule: str = "constant"  # of lr; or cosine: down to 0 over all epochs
-    beta: float = 1.0  # weight of the KL terms
-    warmup_epochs: int = 0  # in which beta rises from 0
-    free_nats: float | None = None  # of KL that cost nothing, of each step of a latent
-    free_until: Sequence[int] | None = None  # (from, to): epochs over which they go to 0; None: never
-    own_past: Sequence[int] | None = None  # (from, to): epochs over which a model comes to hear itself alone
-    clip_norm: float | None = None  # length of the longest gradient
-    ema: float | None = None  # decay of an average of the weights, which is then validated and kept in their place
-    precision: str = "32-true"  # or bf16-mixed
-    compile: bool = False
-    accelerator: str = "auto"  # or cpu, cuda
-    devices: int = 1  # of each node
-    nodes: int = 1
-    strategy: str = "auto"  # or ddp, which auto is where there are several processes
-    workers: int = 0  # processes that load
-    freeze: Sequence[str] = ()  # parts of the model that stay as they are
-    level_db: Sequence[float] | None = None  # (low, high): the range of random levels to train at
-    trim_db: float | None = 30.0
-    log_every: int = 20  # steps
-    save_every: float = 60.0  # seconds; the end of an epoch saves too
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        def whole(value: Any, least: int) -> bool:
-            return type(value) is int and value >= least
-
-        def real(value: Any) -> bool:
-            return type(value) in (int, float) and math.isfinite(value)
-
-        def is_range(value: Any, fits: Callable[[Any], bool] = real) -> bool:
-            return isinstance(value, Sequence) and len(value) == 2 and all(map(fits, value)) and value[0] <= value[1]
-
-        rules = (
-            ("batch_size accumulate devices nodes log_every", "1, 2, 3, ...", lambda v: whole(v, 1)),
-            ("epochs warmup_epochs workers seed", "0, 1, 2, ...", lambda v: whole(v, 0)),
-            ("patience frames", "1, 2, 3, ... or null", lambda v: v is None or whole(v, 1)),
-            ("lr", "a number above 0", lambda v: real(v) and v > 0),
-            ("beta save_every", "0 or a number above", lambda v: real(v) and v >= 0),
-            (
-                "clip_norm trim_db batch_seconds free_nats",
-                "a number above 0, or null",
-                lambda v: v is None or (real(v) and v > 0),
-            ),
-            ("ema", "a number between 0 and 1, or null", lambda v: v is None or (real(v) and 0 < v < 1)),
-            ("level_db", "a range such as [-20, 0], or null", lambda v: v is None or is_range(v)),
-            (
-                "own_past free_until",
-                "two epochs such as [10, 30], or null",
-                lambda v: v is None or is_range(v, lambda e: whole(e, 0)),
-            ),
-            ("schedule", "constant or cosine", ("constant", "cosine").__contains__),
-            ("precision", "32-true or bf16-mixed", ("32-true", "bf16-mixed").__contains__),
-            ("accelerator", "auto, cpu or cuda", ("auto", "cpu", "cuda").__contains__),
-            ("strategy", "auto or ddp", ("auto", "ddp").__contains__),
-            ("compile", "true or false", lambda v: type(v) is bool),
-        )
-        checks = ((name, allowed, fits) for names, allowed, fits in rules for name in names.split())
-        if wrong := [
-            f"train.{n}={getattr(self, n)!r} (give {a})" for n, a, fits in checks if not fits(getattr(self, n))
-        ]:
-            raise UserError(f"training cannot start with {', '.join(wrong)}")
-        if self.batch_seconds is not None and self.frames is not None:
-            raise UserError(
-                f"train.batch_seconds={self.batch_seconds} is for whole utterances and train.frames={self.frames} cuts "
-                "windows: give train.frames=null, or train.batch_seconds=null"
-            )
 
 
 @dataclass(frozen=True)
@@ -153,7 +77,7 @@ def train(
     if not resume and (run / _STATE).exists():
         raise UserError(f"{run} holds a training already: go on with resume={run}, or choose another folder")
     loop = _Loop(model, train, valid, stft, settings, run, resume)
-    with closing(loop.log) if loop.log else nullcontext(), _postponed_interrupt() as interrupted:
+    with closing(loop.curves) if loop.curves else nullcontext(), _postponed_interrupt() as interrupted:
         loop.run_epochs(interrupted)
     loop.fabric.barrier()  # the best weights are on the disk by now
     load_model(model.eval(), run / _WEIGHTS, device=str(loop.fabric.device))
@@ -225,7 +149,7 @@ class _Loop:
             self._restore()
         self.saved = time.monotonic()
         self.started = self.saved - self.at.seconds
-        self.log = _Log(run, self.at) if self.fabric.is_global_zero else None
+        self.curves = Curves(run, self.at.logged, self.at.step) if self.fabric.is_global_zero else None
         if not resume:
             self._save()
 
@@ -240,7 +164,7 @@ class _Loop:
 
     def run_epochs(self, interrupted: threading.Event) -> None:
         s, at = self.settings, self.at
-        with _progress(shown=self.log is not None and sys.stdout.isatty()) as progress:
+        with progress_bar(shown=self.curves is not None and sys.stdout.isatty()) as progress:
             if s.epochs == 0:
                 self._end_epoch()
             task = progress.add_task(f"epoch {at.epoch + 1}", total=s.epochs * at.steps_per_epoch, completed=at.step)
@@ -262,7 +186,7 @@ class _Loop:
                         raise KeyboardInterrupt
                 loss = self._end_epoch()
                 progress.update(task, description=f"epoch {at.epoch + 1}, valid/loss {loss:.2f}")
-                if self.log and progress.disable:
+                if self.curves and progress.disable:
                     print(f"epoch {at.epoch} of {s.epochs}: valid/loss {loss:.2f} after {at.seconds:.0f} s", flush=True)
                 if any(self._gather(interrupted.is_set())):
                     raise KeyboardInterrupt
@@ -270,11 +194,10 @@ class _Loop:
     def _step(self, batches: Sequence[Batch]) -> None:
         s, at, fabric = self.settings, self.at, self.fabric
         rng = stream("step", s.seed, at.step)
-        free = (self.settings.free_nats or 0.0) * (1 - self._passed(self.settings.free_until, at.step))
-        own = self._passed(self.settings.own_past, at.step)
-        schedule = Schedule(self._beta(at.step), coin=rng.random(), own=own, free=free, epoch=at.epoch)
+        epoch = at.step / at.steps_per_epoch
+        schedule = s.step_schedule(epoch, coin=rng.random())
         self._seed(int(rng.integers(2**62)))
-        self.optimiser.param_groups[0]["lr"] = self._lr(at.step)
+        self.optimiser.param_groups[0]["lr"] = s.lr_at(epoch)
         self.optimiser.zero_grad()
         losses, totals, parts = [], [], ()
         for number, batch in enumerate(batches, start=1):
@@ -302,22 +225,6 @@ class _Loop:
         at.step += 1
         ids = tuple(name for batch in batches for name in batch.ids)
         self.pending.append(_Step(at.step, ids, torch.cat(losses), parts, sums))
-
-    def _beta(self, step: int) -> float:
-        rise = self.settings.warmup_epochs * self.at.steps_per_epoch
-        return self.settings.beta * (min(step / rise, 1.0) if rise else 1.0)
-
-    def _passed(self, epochs: Sequence[int] | None, step: int) -> float:
-        """Which share of the steps from one epoch to another lies behind."""
-        if epochs is None:
-            return 0.0
-        first, last = (epoch * self.at.steps_per_epoch for epoch in epochs)
-        return float(step >= last) if first == last else min(max((step - first) / (last - first), 0.0), 1.0)
-
-    def _lr(self, step: int) -> float:
-        if self.settings.schedule == "constant":
-            return self.settings.lr
-        return self.settings.lr * (1 + math.cos(math.pi * step / (self.settings.epochs * self.at.steps_per_epoch))) / 2
 
     def _seed(self, seed: int) -> None:
         """As torch.manual_seed, which takes 0.3 ms where CUDA is not in use, because it notes who called it."""
@@ -354,11 +261,13 @@ class _Loop:
 
     def _record_training(self) -> None:
         self._require_finite()
-        at, last = self.at, self.at.step - 1
-        if self.log:
-            rates = {"lr": self._lr(last), "beta": self._beta(last)}
-            rates |= {} if self.settings.own_past is None else {"own_past": self._passed(self.settings.own_past, last)}
-            self.log.write("train", last // at.steps_per_epoch + 1, at.step, _per_frame(at.sums), rates)
+        s, at = self.settings, self.at
+        epoch = (at.step - 1) / at.steps_per_epoch
+        if self.curves:
+            schedule = s.step_schedule(epoch, coin=0.0)
+            rates = {"lr": s.lr_at(epoch), "beta": schedule.beta}
+            rates |= {} if s.own_past is None else {"own_past": schedule.own}
+            self.curves.write("train", int(epoch) + 1, at.step, _per_frame(at.sums), rates)
         at.sums = {}
 
     def _end_epoch(self) -> float:
@@ -371,13 +280,12 @@ class _Loop:
             raise UserError(f"the validation loss is not finite after step {at.step} of epoch {epoch}: {_REMEDY}")
         if better := loss < at.best_loss:
             at.best_epoch, at.best_loss = epoch, loss
-        settled = max(self.settings.warmup_epochs, *(self.settings.own_past or (0,)))
-        at.epoch, at.stale = epoch, 0 if better or epoch <= settled else at.stale + 1
+        at.epoch, at.stale = epoch, 0 if better or epoch <= self.settings.settled else at.stale + 1
         at.seconds = time.monotonic() - self.started
-        if self.log:
-            self.log.write("valid", epoch, at.step, means, {"seconds": at.seconds})
+        if self.curves:
+            self.curves.write("valid", epoch, at.step, means, {"seconds": at.seconds})
             if epoch & (epoch - 1) == 0:
-                self._illustrate(self.log.board)
+                self._illustrate(self.curves)
         self._save()
         if better:
             self._save_best()
@@ -385,11 +293,10 @@ class _Loop:
 
     @torch.inference_mode()
     def _validate(self) -> dict[str, float]:
-        """Means per frame, with the full beta, as the last epochs will hear the past, and the same noise every time."""
+        """Means per frame, with the same noise every time."""
         self.judged.eval()
         self._seed(self.settings.seed)
-        own = 0.0 if self.settings.own_past is None else 1.0
-        schedule, rows, parts = Schedule(self.settings.beta, own=own), [], ()
+        schedule, rows, parts = self.settings.validation_schedule(), [], ()
         for batch in self.held_out:
             with self.fabric.autocast():
                 elbo = self.judged(batch, schedule)
@@ -401,40 +308,19 @@ class _Loop:
             totals.update(sums)
         return _per_frame(totals)
 
-    @torch.inference_mode()
-    def _illustrate(self, board: Any) -> None:
-        """Spectrograms and sounds of the first validation utterance and of its resynthesis, and its lips."""
-        model: Any = self.judged
-        if not isinstance(model, LatentModel) or getattr(model, "observes", "power") != "power":
-            return
-        from avdvae.viz import lip_strip, spectrogram
-
+    def _illustrate(self, curves: Curves) -> None:
         first = copy(self.valid)
         first.utterances = first.utterances[:1]
         batch = next(iter(self._load(first, None, shuffle=False)))
-        if batch.waveform is None or batch.power is None:
-            return
         with self.fabric.autocast():
-            z = model.infer(batch, mode="mean").z
-            speech = model.decode(z, model.context(batch), feedback=batch.power).get("power")
-        if speech is None:
-            return
-        again_BTF = speech.components(batch.power).mean()
-        spec_BTF = torch.polar(again_BTF.sqrt(), self.stft.analyse(batch.waveform).angle())
-        again_BN = self.stft.synthesise(spec_BTF, batch.waveform.shape[1])
-        step, rate = self.at.step, first.utterances[0].rate
-        for name, wave_BN, power_BTF in (("clean", batch.waveform, batch.power), ("resynthesis", again_BN, again_BTF)):
-            board.add_audio(f"speech/{name}", wave_BN.clamp(-1, 1), step, rate)
-            board.add_image(f"speech/{name}", spectrogram(power_BTF[0].cpu().numpy()), step, dataformats="HWC")
-        if batch.lips is not None:
-            board.add_image("lips", lip_strip(batch.lips[0].cpu().numpy()), step, dataformats="HWC")
+            curves.illustrate(self.judged, batch, self.stft, self.at.step, first.utterances[0].rate)
 
     def _save(self) -> None:
         """What the run is resumed from. Where something is not finite, the next look at the losses stops the run."""
         self.saved = time.monotonic()
-        if self.log is None or self._settle() or not all(p.isfinite().all() for p in self.parameters):
+        if self.curves is None or self._settle() or not all(p.isfinite().all() for p in self.parameters):
             return
-        self.at.seconds, self.at.logged = self.saved - self.started, self.log.flush()
+        self.at.seconds, self.at.logged = self.saved - self.started, self.curves.flush()
         state = {
             "at": asdict(self.at),
             "model": self.model.state_dict(),
@@ -442,6 +328,7 @@ class _Loop:
             "optimiser": self.optimiser.state_dict(),
             "loader": self.loader.state_dict(),
         }
+        (self.run / _STATE).parent.mkdir(exist_ok=True)
         with replacing(self.run / _STATE) as new:
             torch.save(state, new)
 
@@ -471,35 +358,6 @@ class _Loop:
         self.at = at
         if at.best_epoch == at.epoch > 0 and at.step == at.epoch * at.steps_per_epoch:
             self._save_best()  # the run may have been killed just before it did
-
-
-class _Log:
-    """metrics.jsonl and TensorBoard, cut off behind the position that a run goes on from."""
-
-    def __init__(self, run: Path, at: _Position):
-        from torch.utils.tensorboard import SummaryWriter
-
-        (run / _STATE).parent.mkdir(parents=True, exist_ok=True)
-        self.file = (run / "metrics.jsonl").open("ab")
-        self.file.truncate(min(at.logged, self.file.tell()))
-        self.board = SummaryWriter(run / "tensorboard", purge_step=at.step + 1)
-
-    def write(self, kind: str, epoch: int, step: int, means: Mapping[str, float], more: Mapping[str, float]) -> None:
-        curves = {f"{kind}/{part}": mean for part, mean in means.items()}
-        self.file.write(json.dumps({"epoch": epoch, "step": step, **curves, **more}).encode() + b"\n")
-        for name, value in (curves | dict(more)).items():
-            self.board.add_scalar(name, value, step)
-
-    def flush(self) -> int:
-        """Everything to the disk; the length of metrics.jsonl."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.board.flush()
-        return self.file.seek(0, os.SEEK_END)
-
-    def close(self) -> None:
-        self.file.close()
-        self.board.close()
 
 
 def _launch(settings: Training):
@@ -539,20 +397,6 @@ def _sums(elbo: Elbo, loss_B: Float[Tensor, " B"]) -> tuple[tuple[str, ...], Flo
 
 def _per_frame(sums: Mapping[str, float]) -> dict[str, float]:
     return {part: value / sums["n"] for part, value in sums.items() if part != "n"}
-
-
-def _progress(shown: bool):
-    from rich import progress
-
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        progress.TextColumn("left"),
-        progress.TimeRemainingColumn(),
-        disable=not shown,
-    )
 
 
 @contextmanager

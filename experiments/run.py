@@ -39,7 +39,8 @@ from avdvae.evaluation import (
 from avdvae.metrics import Look
 from avdvae.results import ranking
 from avdvae.runs import Configuration, Run, build_model, build_vem, create_run, find_runs, open_run
-from avdvae.training import Training, train
+from avdvae.settings import Training
+from avdvae.training import train
 
 
 def find_run(config: dict[str, Any]) -> Run:

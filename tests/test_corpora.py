@@ -24,8 +24,9 @@ from avdvae.models.rvae import RVAE
 from avdvae.models.vae import VAE
 from avdvae.report import write_report
 from avdvae.results import Result, read_results, summarise, write_summary
+from avdvae.settings import Training
 from avdvae.tasks.task import Evaluation, Subject
-from avdvae.training import Training, train
+from avdvae.training import train
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ from avdvae.models.cvae import CVAE
 from avdvae.models.vae import VAE
 from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch
-from avdvae.training import Trained, Training, train
+from avdvae.settings import Training
+from avdvae.training import Trained, train
 
 STFT = Stft(533)
 PROGRAM = """

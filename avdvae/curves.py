@@ -1,0 +1,79 @@
+"""What is shown of a training: its curves, on the disk and in TensorBoard, and how far it has come."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avdvae.audio import Stft
+from avdvae.protocols import Batch, LatentModel
+
+
+class Curves:
+    """metrics.jsonl and TensorBoard, cut off behind the step, and the length, that a run goes on from."""
+
+    def __init__(self, run: Path, length: int, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        run.mkdir(parents=True, exist_ok=True)
+        self.file = (run / "metrics.jsonl").open("ab")
+        self.file.truncate(min(length, self.file.tell()))
+        self.board = SummaryWriter(run / "tensorboard", purge_step=step + 1)
+
+    def write(self, kind: str, epoch: int, step: int, means: Mapping[str, float], more: Mapping[str, float]) -> None:
+        curves = {f"{kind}/{part}": mean for part, mean in means.items()}
+        self.file.write(json.dumps({"epoch": epoch, "step": step, **curves, **more}).encode() + b"\n")
+        for name, value in (curves | dict(more)).items():
+            self.board.add_scalar(name, value, step)
+
+    @torch.inference_mode()
+    def illustrate(self, model: Any, batch: Batch, stft: Stft, step: int, rate: int) -> None:
+        """Spectrograms and sounds of an utterance and of its resynthesis, and its lips."""
+        if not isinstance(model, LatentModel) or getattr(model, "observes", "power") != "power":
+            return
+        from avdvae.viz import lip_strip, spectrogram
+
+        if batch.waveform is None or batch.power is None:
+            return
+        z = model.infer(batch, mode="mean").z
+        speech = model.decode(z, model.context(batch), feedback=batch.power).get("power")
+        if speech is None:
+            return
+        again_BTF = speech.components(batch.power).mean()
+        spec_BTF = torch.polar(again_BTF.sqrt(), stft.analyse(batch.waveform).angle())
+        again_BN = stft.synthesise(spec_BTF, batch.waveform.shape[1])
+        for name, wave_BN, power_BTF in (("clean", batch.waveform, batch.power), ("resynthesis", again_BN, again_BTF)):
+            self.board.add_audio(f"speech/{name}", wave_BN.clamp(-1, 1), step, rate)
+            self.board.add_image(f"speech/{name}", spectrogram(power_BTF[0].cpu().numpy()), step, dataformats="HWC")
+        if batch.lips is not None:
+            self.board.add_image("lips", lip_strip(batch.lips[0].cpu().numpy()), step, dataformats="HWC")
+
+    def flush(self) -> int:
+        """Everything to the disk; the length of metrics.jsonl."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.board.flush()
+        return self.file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def progress_bar(shown: bool):
+    from rich import progress
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        disable=not shown,
+    )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,11 @@ class Run:
         return json.loads(path.read_text()) if path.exists() else {}
 
     @property
+    def begun(self) -> bool:
+        """Whether there is a training to go on with."""
+        return (self.path / "last" / "state.pt").exists()
+
+    @property
     def trained(self) -> bool:
         """To the end."""
         return "train" in self.noted.get("seconds", {})
@@ -121,6 +127,13 @@ class Run:
             known[name] = known.get(name, {}) | fact if isinstance(fact, dict) else fact
         with replacing(self.path / "run.json") as new:
             new.write_text(json.dumps(known, indent=1))
+
+    def discard(self) -> None:
+        """Where its training cannot begin: the folder is then free for another."""
+        for name in ("config.yaml", "run.json"):
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # the user's own files may lie there
+            self.path.rmdir()
 
 
 def create_run(path: Path, config: dict[str, Any]) -> Run:

@@ -119,7 +119,7 @@ def find_start(name: str, config: dict[str, Any], splits: dict[str, PreparedCorp
 
 def train_run(run: Run, splits: dict[str, PreparedCorpus], starts: Sequence[Run] = ()) -> None:
     """Train, or finish training."""
-    settings = training_of(run.config)
+    settings, new = training_of(run.config), not run.noted
     torch.manual_seed(run.config["seed"])
     model: Any = build_model(run.config["model"])
     if starts:
@@ -129,8 +129,12 @@ def train_run(run: Run, splits: dict[str, PreparedCorpus], starts: Sequence[Run]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{run.config['exp']}: {parameters:,} parameters, {splits['train'].hours:.2f} hours to train on", flush=True)
     run.note(model=run.config["exp"], parameters=parameters, command=shlex.join(sys.argv))
-    started = (run.path / "last" / "state.pt").exists()
-    trained = train(model, splits["train"], splits["valid"], run.stft, settings, run.path, resume=started)
+    try:
+        trained = train(model, splits["train"], splits["valid"], run.stft, settings, run.path, resume=run.begun)
+    except UserError:
+        if new and not run.begun:
+            run.discard()
+        raise
     run.note(seconds={"train": trained.seconds}, corpus=splits["train"].utterances[0].corpus)
 
 
@@ -171,7 +175,7 @@ def run_experiment(given: dict[str, Any]) -> None:
         check_tasks(subject_of(Run(Path(), asked), untrained, prepared, Path()))  # not only when hours have gone by
     if not given["resume"]:
         starts = [find_start(name, given, splits) for name in given["start"]]
-    elif asked.get("start") and not Path(given["resume"], "last", "state.pt").exists():
+    elif asked.get("start") and not open_run(Path(given["resume"])).begun:
         raise UserError(f"{given['resume']} was stopped before its training began: start anew, in another run_dir")
     else:
         starts = []

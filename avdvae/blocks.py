@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -119,6 +119,35 @@ def hoisted(layer: nn.Linear | GaussianHead, early: Float[Tensor, "... M"]) -> t
     bias_N, weight_MN = layer.joined() if isinstance(layer, GaussianHead) else (layer.bias, layer.weight.t())
     first, rest = weight_MN.tensor_split([early.shape[-1]])
     return early @ first + bias_N, rest
+
+
+def hoisted_memory(
+    layer: nn.LSTM | nn.GRU, early: Float[Tensor, "... M"]
+) -> tuple[Float[Tensor, "... N"], Callable[[Tensor, Tensor, Any], Any]]:
+    """What the first inputs of a recurrent layer add to its gates, for all frames at once; and what, in a loop, makes
+    of that, of the other inputs and of a state the next state: the layer's own, but for the axis of its depth."""
+    to_gates, from_state, bias, state_bias = layer.all_weights[0]
+    first, rest = to_gates.t().tensor_split([early.shape[-1]])
+    if isinstance(layer, nn.LSTM):
+        weight = torch.cat([rest, from_state.t()])
+
+        def lstm(told_NG: Tensor, late_NM: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            h_NM, cell_NM = state
+            gates_NG = torch.addmm(told_NG, torch.cat([late_NM, h_NM], -1), weight)
+            let, keep, new, show = gates_NG.chunk(4, -1)
+            cell_NM = torch.addcmul(torch.sigmoid(keep) * cell_NM, torch.sigmoid(let), torch.tanh(new))
+            return torch.sigmoid(show) * torch.tanh(cell_NM), cell_NM
+
+        return early @ first + (bias + state_bias), lstm
+
+    def gru(told_NG: Tensor, late_NM: Tensor, h_NM: Tensor) -> Tensor:
+        split = [2 * h_NM.shape[-1]]
+        heard, new = torch.addmm(told_NG, late_NM, rest).tensor_split(split, -1)
+        kept, again = torch.addmm(state_bias, h_NM, from_state.t()).tensor_split(split, -1)
+        let, keep = torch.sigmoid(heard + kept).chunk(2, -1)
+        return torch.lerp(torch.tanh(torch.addcmul(new, let, again)), h_NM, keep)
+
+    return early @ first + bias, gru
 
 
 def silence(layer: nn.Module) -> None:

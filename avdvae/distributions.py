@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -111,10 +110,13 @@ class ComplexGaussian:
     gain: Float[Tensor, "B T 1"] | None = None
     noise: Float[Tensor, "B T F"] | None = None
 
-    @cached_property
+    @property
     def speech(self) -> Float[Tensor, "*draws B T F"]:
-        """The variance of speech, before the floor."""
-        return self.log_var.float().exp()
+        """The variance of speech, before the floor. It is worked out once, but without the lock of cached_property, at
+        which torch.compile would stop."""
+        if "_speech" not in self.__dict__:
+            self.__dict__["_speech"] = self.log_var.float().exp()
+        return self.__dict__["_speech"]
 
     @property
     def expected(self) -> Float[Tensor, "*draws B T F"]:

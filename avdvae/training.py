@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from copy import copy, deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,7 +140,7 @@ class _Loop:
         self.parallel: Any = self.fabric.strategy.setup_module(model.to(self.fabric.device))
         self.judged = model if settings.ema is None else deepcopy(model).eval()  # what is validated and kept
         if settings.compile:
-            model.compile()
+            _compile(model, self.fabric)
         self.parameters = list(model.parameters())
         self.optimiser = torch.optim.Adam(self.parameters, fused=True)
         self.at = _Position(steps_per_epoch=-(-len(self.loader) // settings.accumulate))
@@ -204,7 +204,7 @@ class _Loop:
             waits = fabric.world_size > 1 and number < len(batches)  # gradients are exchanged once a step
             with self.parallel.no_sync() if waits else nullcontext():
                 with fabric.autocast():
-                    elbo = self.parallel(batch, schedule)
+                    elbo = self.parallel(_unlabelled(batch), schedule)
                 loss_B = elbo.loss(schedule)
                 loss_B.sum().backward()
             parts, sums = _sums(elbo, loss_B)
@@ -299,7 +299,7 @@ class _Loop:
         schedule, rows, parts = self.settings.validation_schedule(), [], ()
         for batch in self.held_out:
             with self.fabric.autocast():
-                elbo = self.judged(batch, schedule)
+                elbo = self.judged(_unlabelled(batch), schedule)
             parts, sums = _sums(elbo, elbo.loss(schedule))
             rows.append(sums)
         mine = dict(zip(parts, torch.stack(rows).double().sum(0).tolist(), strict=True)) if rows else {}
@@ -387,6 +387,25 @@ def _launch(settings: Training):
     if fabric.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
     return fabric
+
+
+def _unlabelled(batch: Batch) -> Batch:
+    """No model asks for labels, and a compiled one would be compiled anew for other ones."""
+    return replace(batch, labels=())
+
+
+def _compile(model: nn.Module, fabric: Any) -> None:
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=fabric.device))  # models are compiled when they are first used
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"train.compile=true cannot be had here ({reason}): install a C++ compiler, such as g++, or give "
+            "train.compile=false"
+        ) from error
+    model.compile()
+    if fabric.is_global_zero:
+        print("compiling with the first steps: some minutes, where a model goes from frame to frame", flush=True)
 
 
 def _sums(elbo: Elbo, loss_B: Float[Tensor, " B"]) -> tuple[tuple[str, ...], Float[Tensor, " parts"]]:

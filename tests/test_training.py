@@ -40,6 +40,31 @@ if __name__ == "__main__":
     fit(name, Path(root), Path(run), **settings)
 """
 
+# What torch.compile makes graphs of; to make code of them, it would need a C++ compiler.
+TRACED = """
+import json, sys
+from pathlib import Path
+import torch
+from torch._dynamo.utils import counters
+from avdvae.models import av_rvae, min_vae, srnn, vrnn
+from test_training import fit, records
+
+compile, told = torch.compile, []
+torch.compile = lambda function: compile(function, backend="eager")
+torch._dynamo.config.fail_on_recompile_limit_hit = True
+for kind in (av_rvae.AVRVAE, min_vae.MINVAE, srnn.SRNN, vrnn.VRNN):
+    losses = []
+    torch._dynamo.reset()
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        run = Path(sys.argv[2], kind.__name__, str(compiled))
+        fit(kind(hidden=8, dim=4), Path(sys.argv[1]), run, compile=compiled, epochs=1, frames=4)
+        losses.append([row.get("valid/loss", row.get("train/loss")) for row in records(run)])
+    told.append((kind.__name__, *losses))
+    assert counters["stats"].pop("unique_graphs"), kind
+print(json.dumps(told))
+"""
+
 
 def silence_noise() -> None:
     Gaussian.sample = lambda self, k=1: self.mean.expand(k, *self.mean.shape)  # type: ignore[method-assign]
@@ -280,10 +305,27 @@ def test_half_precision_spares_the_likelihoods(prepared, tmp_path):
 
     model = Watched(hidden=16, dim=4)
     model.seen = set()
-    trained = fit(model, prepared.out, tmp_path, precision="bf16-mixed", ema=0.5, compile=False)
+    trained = fit(model, prepared.out, tmp_path, precision="bf16-mixed", ema=0.5)
     assert model.seen == {torch.bfloat16, torch.float32}
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in records(tmp_path))
     assert {weight.dtype for weight in trained.model.state_dict().values()} == {torch.float32}
+
+
+def test_compiled_models_learn_the_same_and_batches_do_not_compile_them_anew(prepared, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}  # no hooks that check types, but models alone
+    command = [sys.executable, "-c", TRACED, prepared.out, tmp_path]
+    told = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    for model, plain, compiled in json.loads(told.splitlines()[-1]):
+        assert compiled == pytest.approx(plain, rel=1e-4), model
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+def test_where_nothing_can_be_compiled_that_is_said(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"train.compile=true .*no-such-compiler.* give train.compile=false"):
+        fit("vae", prepared.out, tmp_path / "run", compile=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_wrong_settings_are_told_at_once(prepared, tmp_path):

@@ -14,8 +14,8 @@ with one draw of z_1:T; the divergences are those along its path. Not to be used
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,8 @@ from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
 
-class Path(NamedTuple):
+@dataclass(frozen=True)
+class Path:
     """Draws of the latents, the q of each on the way, and what an autoregressive model made of the past meanwhile."""
 
     z: Latents
@@ -225,13 +226,13 @@ def awaiting(
     """Of layers that end in a GaussianHead, what the first inputs add to the first of them, for all frames at once; and
     what makes mean and log-variance, side by side, of that and of the other inputs in a loop."""
     layers: list[Any] = [*network] if isinstance(network, nn.Sequential) else [network]
-    first, *others = layers
-    told, late_weight = hoisted(first, early)
-    bias, weight = others.pop().joined() if others else (None, late_weight)
+    told, late_weight = hoisted(layers[0], early)
+    between = layers[1:-1]
+    bias, weight = layers[-1].joined() if layers[1:] else (None, late_weight)
 
     def finish(told_NM: Tensor, late_NM: Tensor) -> Tensor:
         features_NM = torch.addmm(told_NM, late_NM, late_weight)
-        for layer in others:
+        for layer in between:
             features_NM = layer(features_NM)
         return features_NM if bias is None else torch.addmm(bias, features_NM, weight)
 

@@ -124,8 +124,10 @@ class MINVAE(nn.Module):
         judge = self._judge(schedule) if self.training else self
         with torch.no_grad():
             r_BTM = responsibilities(terms if judge is self else judge._terms(heard_BTF, batch), judge.pi_M.log())
-            if self.training and batch.mask.any():
-                self.pi_M = self.pi_M.lerp(r_BTM[batch.mask].mean(0), 0.01).clamp(1e-3, 1)
+            if self.training:
+                present = batch.mask.sum()
+                mean_M = (r_BTM * batch.mask[..., None]).sum((0, 1)) / present.clamp_min(1)
+                self.pi_M = self.pi_M.lerp(mean_M, 0.01 * (present > 0)).clamp(1e-3, 1)
         return mixture_elbo(self.components, terms, r_BTM, log_pi_M, batch.mask)
 
     def _terms(self, heard_BTF: Tensor, batch: Batch) -> Terms:

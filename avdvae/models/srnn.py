@@ -16,6 +16,7 @@ M. Fraccaro, S. K. Sønderby, U. Paquet, O. Winther, "Sequential neural models w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Float
@@ -57,7 +58,7 @@ class SRNN(AutoregressiveVAE):
         h = self.states(noise, context)
         told_q, finish_q = awaiting(self.q_head, self.hear_on(self.heard(h, observed_BTF), context.mask))
         if not self.residual:
-            return along(told_q, noise["z"], finish_q)._replace(h=h)
+            return replace(along(told_q, noise["z"], finish_q), h=h)
         told_p, finish_p = awaiting(self.p_head, h)
 
         def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ class SRNN(AutoregressiveVAE):
             mean_NL = finish_p(told_p_NM, z_NL)[:, : z_NL.shape[-1]]
             return finish_q(told_q_NM, z_NL) + pad(mean_NL, (0, z_NL.shape[-1]))
 
-        return along(beside(told_q, told_p), noise["z"], step)._replace(h=h)
+        return replace(along(beside(told_q, told_p), noise["z"], step), h=h)
 
     def heard(self, h: Tensor, observed_BTF: Tensor) -> Float[Tensor, "K B T M"]:
         """What is heard from the end on."""

@@ -16,6 +16,7 @@ Girin et al. (see dynamical_vae.py), section 8.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from avdvae.blocks import GaussianHead, before, beside, mlp
+from avdvae.blocks import GaussianHead, before, beside, hoisted_memory, mlp
 from avdvae.distributions import Gaussian
 from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, along, awaiting
 from avdvae.protocols import Context, Latents, Observed
@@ -50,30 +51,35 @@ class VRNN(AutoregressiveVAE):
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         assert context.past is not None
         now_BTM, finish = awaiting(self.q_head, self.listen(observed_BTF))
-        past_BTM = self.listen(before(context.past))
-        state, states = None, []
+        past_BTG, remember = hoisted_memory(self.remember, self.listen(before(context.past)))
+        nothing_NM = noise["z"].new_zeros(len(noise["z"]) * len(now_BTM), self.remember.hidden_size)
+        first, state, states = self._state(nothing_NM), None, []
 
         def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
             nonlocal state
-            told_now_NM, told_past_NM = told_NM.split([now_BTM.shape[-1], past_BTM.shape[-1]], -1)
-            heard_N1M = torch.cat([told_past_NM, self.want(z_NL)], -1)[:, None]
-            h_N1M, state = self._remembered(heard_N1M, state)
-            states.append(h_N1M)
-            q_N2L = finish(told_now_NM, h_N1M[:, 0])
-            return q_N2L + pad(self.p_head(h_N1M[:, 0]).mean, (0, q_N2L.shape[-1] // 2)) if self.residual else q_N2L
+            told_now_NM, told_past_NG = told_NM.split([now_BTM.shape[-1], past_BTG.shape[-1]], -1)
+            state = first if state is None else remember(told_past_NG, self.want(z_NL), state)
+            h_NM = state[0] if isinstance(state, tuple) else state
+            states.append(h_NM)
+            q_N2L = finish(told_now_NM, h_NM)
+            return q_N2L + pad(self.p_head(h_NM).mean, (0, q_N2L.shape[-1] // 2)) if self.residual else q_N2L
 
-        path = along(torch.cat([now_BTM, past_BTM], -1)[None], noise["z"], step)
-        return path._replace(h=torch.cat(states, 1).unflatten(0, noise["z"].shape[:2]))
+        path = along(torch.cat([now_BTM, past_BTG], -1)[None], noise["z"], step)
+        return replace(path, h=torch.stack(states, 1).unflatten(0, noise["z"].shape[:2]))
 
     def _remembered(self, heard_NTM: Tensor, state: Any) -> tuple[Float[Tensor, "N T M"], Any]:
         if state is not None:
             return self.remember(heard_NTM, state)
         nothing_1NM = heard_NTM.new_zeros(1, len(heard_NTM), self.remember.hidden_size)
-        state = (nothing_1NM, nothing_1NM) if isinstance(self.remember, nn.LSTM) else nothing_1NM
+        state = self._state(nothing_1NM)
         if heard_NTM.shape[1] == 1:
             return nothing_1NM.movedim(0, 1), state
         h_NTM, state = self.remember(heard_NTM[:, 1:], state)
         return pad(h_NTM, (0, 0, 1, 0)), state
+
+    def _state(self, nothing: Tensor) -> Any:
+        """Before anything was heard."""
+        return (nothing, nothing) if isinstance(self.remember, nn.LSTM) else nothing
 
     def proceed(
         self, heard: Tensor, z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any

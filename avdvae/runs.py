@@ -129,7 +129,7 @@ class Run:
             new.write_text(json.dumps(known, indent=1))
 
     def discard(self) -> None:
-        """Where its training cannot begin: the folder is then free for another."""
+        """Where what it is for cannot begin: the folder is then free for another."""
         for name in ("config.yaml", "run.json"):
             (self.path / name).unlink(missing_ok=True)
         with suppress(OSError):  # the user's own files may lie there

@@ -33,15 +33,21 @@ def main(config: DictConfig) -> None:
         out = Path(given["out"] or trained.path / "evaluations" / now)
         changes = {name: given[name] for name in ("prepared", "evaluate", "enhance")}
         asked = changed(trained.config, changes)
-        if (out / "config.yaml").exists() and open_run(out).config != asked:
+        begun = (out / "config.yaml").exists()
+        if begun and open_run(out).config != asked:
             raise UserError(f"{out} holds an evaluation with other settings: choose another out=")
         Configuration.check(asked | {"compare": given["compare"]})
         settings_of(asked["evaluate"])  # these say what is wrong before a folder is made
         build_vem(asked["enhance"])
         find_other_runs(given["compare"])
         prepared = find_corpus(asked)
-        create_run(out, asked)
-        evaluate_run(Run(trained.path, asked), out, prepared, given["compare"])
+        evaluation = create_run(out, asked)
+        try:
+            evaluate_run(Run(trained.path, asked), out, prepared, given["compare"])
+        except UserError:
+            if not begun and not (out / "results.csv").exists():
+                evaluation.discard()
+            raise
         print(f"report     {out / 'report.html'}\nevaluation {out}")
 
 

@@ -194,6 +194,8 @@ def test_what_is_wrong_is_said_in_a_sentence(runs: Path, prepared: Summary, tmp_
     assert "cannot be found" in refuse(
         "run.py", *debug(prepared), "exp=own", "model.target=nothing.Here", f"run_dir={tmp_path / 'c'}"
     )
+    words = [f"run={runs / 'vae'}", "evaluate.tasks=[motion]", f"out={tmp_path / 'b'}"]
+    assert "give a corpus of poses" in refuse("evaluate.py", *words)
     words = [*debug(prepared), "start=[nmf]", f"run_dir={tmp_path / 'd'}"]
     assert "VAE has no verb start_from" in refuse("run.py", *words)
     words = [*debug(prepared), "train.own_past=[1,2]", f"run_dir={tmp_path / 'e'}"]

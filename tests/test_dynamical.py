@@ -260,7 +260,8 @@ def test_lips_are_seen_however_large_their_features_grow(kind, batch):
     z = {"z": torch.randn((1, 2, T, 3), generator=g)}
 
     def told() -> Tensor:
-        one, other = (model.output(z, model.context(replace(batch, lips=look))) for look in looks)
+        contexts = (model.context(replace(batch, lips=look)) for look in looks)
+        one, other = (model.output(z, c) + model.log_prior(z, c)[..., None] for c in contexts)
         return (one - other).abs().mean()
 
     before = told()
@@ -268,6 +269,16 @@ def test_lips_are_seen_however_large_their_features_grow(kind, batch):
     model.look[0].features.weight *= 1000
     model.look[0].features.bias *= 1000
     torch.testing.assert_close(told(), before, rtol=0.01, atol=0)
+
+
+def test_an_av_rvae_starts_as_the_rvae_that_it_is_made_of(batch):
+    rvae, model = small(RVAE, causal=False), small(AVRVAE, pixels=256)
+    batch = replace(batch, lips=torch.zeros((2, T, 16, 16), dtype=torch.uint8))
+    model.start_from(rvae)
+    for own in (model, rvae):
+        torch.manual_seed(1)
+        own.bound = own(batch, Schedule()).bound
+    torch.testing.assert_close(model.bound, rvae.bound)
 
 
 def test_a_walk_frame_by_frame_is_refused_for_what_is_one_for_all(batch):

@@ -1,24 +1,25 @@
-"""AV-RVAE: an RVAE whose encoder and decoder are told what the lips show.
+"""AV-RVAE: an RVAE that expects of the lips what its latents will be.
 
-The recurrent model of S. Leglaive et al., ICASSP 2020 (see rvae.py), conditioned as the AV-VAE is (see av_vae.py); the
-features of the lips are brought to mean 0 and variance 1.
+The recurrent model of S. Leglaive et al., ICASSP 2020 (see rvae.py), with a prior that looks at the lips, as that of
+the AV-CVAE does (see cvae.py), and remembers them; their features are brought to mean 0 and variance 1.
 
-    p(x, z | v) = prod_t Nc(x_t; 0, sigma(z_1:t, v_1:t)) N(z_t; 0, I)        causal;    all of z and v otherwise
-    q(z | x, v) = prod_t N(z_t; mu, diag var (z_1:t-1, x_t:T, v_t:T))        causal;    all of x and v otherwise
-    ELBO: dynamical_vae.py, everything given v
+    p(x, z | v) = prod_t Nc(x_t; 0, sigma(z_1:t)) N(z_t; mu, diag var (v_1:t))      causal;  sigma(z_1:T) otherwise
+    q(z | x)    that of the RVAE
+    ELBO        dynamical_vae.py, everything given v
 
-    x_t   speech spectrum           observed_BTF holds |x_t|^2
-    v_t   features of the lips      context.video_BTM
-    z_t   latent                    z_KBTL
+    x_t   speech spectrum                   observed_BTF holds |x_t|^2
+    v_t   mouth crops; what is remembered   context.video_BTM
+    z_t   latent                            z_KBTL
 """
 
 from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from collections.abc import Mapping
 
-from avdvae.blocks import LipEncoder, beside
-from avdvae.models.dynamical_vae import Path
+from torch import nn
+
+from avdvae.blocks import GaussianHead, LipEncoder, Recurrent, silence
+from avdvae.distributions import Gaussian
 from avdvae.models.rvae import RVAE
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
 
@@ -33,19 +34,22 @@ class AVRVAE(RVAE):
         causal: bool = False,
         dropout: float = 0.0,
     ):
-        super().__init__(features, hidden, dim, causal, told=hidden)
+        super().__init__(features, hidden, dim, causal)
         self.sees = ("power", "lips")
         self.latents = (LatentSpec("z", dim, rate=1, modality="audio-visual"),)
         lips = LipEncoder(pixels, features=hidden, dropout=dropout)
         self.look = nn.Sequential(lips, nn.LayerNorm(hidden, elementwise_affine=False), nn.Tanh())
+        self.watch = Recurrent(hidden, hidden)
+        self.expect = GaussianHead(hidden, dim)
+
+    def start_from(self, rvae: nn.Module) -> None:
+        self.load_state_dict(rvae.state_dict(), strict=False)
+        silence(self.expect)
 
     def context(self, batch: Batch) -> Context:
-        return Context(batch.mask, video=self.look(batch.need("lips", self)))
+        look_1BTM = self.look(batch.need("lips", self))[None]
+        return Context(batch.mask, video=self.watch(look_1BTM, batch.mask)[0])
 
-    def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
-        assert context.video is not None
-        return super().posterior(beside(observed_BTF, context.video), context, noise)
-
-    def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
-        assert context.video is not None
-        return super().output({"z": beside(z["z"], context.video[None])}, context)
+    def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
+        p, size = self.expect(context.video), z["z"].shape
+        return {"z": Gaussian(p.mean.expand(size), p.log_var.expand(size))}

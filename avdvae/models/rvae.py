@@ -34,14 +34,13 @@ class RVAE(DynamicalVAE):
         dim: int = 16,
         causal: bool = True,
         observes: Observed = "power",
-        told: int = 0,  # features of something else that encoder and decoder are told beside x and z
     ):
         super().__init__(features, dim, observes)
         sides = 1 if causal else 2
-        self.hear = Recurrent(features + told, hidden, "backward" if causal else "both")
+        self.hear = Recurrent(features, hidden, "backward" if causal else "both")
         self.remember = nn.LSTMCell(dim, hidden)
         self.head = GaussianHead((sides + 1) * hidden, dim)
-        self.speak = Recurrent(dim + told, hidden, "forward" if causal else "both")
+        self.speak = Recurrent(dim, hidden, "forward" if causal else "both")
         self.out = nn.Linear(sides * hidden, features)
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:

@@ -52,6 +52,7 @@ from test_training import fit, records
 compile, told = torch.compile, []
 torch.compile = lambda function: compile(function, backend="eager")
 torch._dynamo.config.fail_on_recompile_limit_hit = True
+torch._dynamo.config.recompile_limit = 16  # for layers of several sizes, in training or not, in smaller batches too
 for kind in (av_rvae.AVRVAE, min_vae.MINVAE, srnn.SRNN, vrnn.VRNN):
     losses = []
     torch._dynamo.reset()

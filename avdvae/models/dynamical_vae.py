@@ -121,7 +121,8 @@ class DynamicalVAE(nn.Module):
         return beginning(given, z), known
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
-        return self.elbo(batch, self.context(batch), schedule)
+        context = self.context(batch)  # by itself: amid a call, torch.compile would look at the names of the batch
+        return self.elbo(batch, context, schedule)
 
     def elbo(self, batch: Batch, context: Context, schedule: Schedule) -> Elbo:
         path = self._draw(batch, context, 1, "sample")

@@ -6,12 +6,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from avdvae.audio import Stft
-from avdvae.protocols import Batch, LatentModel
+from avdvae.protocols import Batch
 
 
 class Curves:
@@ -31,20 +32,11 @@ class Curves:
         for name, value in (curves | dict(more)).items():
             self.board.add_scalar(name, value, step)
 
-    @torch.inference_mode()
-    def illustrate(self, model: Any, batch: Batch, stft: Stft, step: int, rate: int) -> None:
+    def illustrate(self, batch: Batch, again_BTF: Float[Tensor, "B T F"], stft: Stft, step: int, rate: int) -> None:
         """Spectrograms and sounds of an utterance and of its resynthesis, and its lips."""
-        if not isinstance(model, LatentModel) or getattr(model, "observes", "power") != "power":
-            return
         from avdvae.viz import lip_strip, spectrogram
 
-        if batch.waveform is None or batch.power is None:
-            return
-        z = model.infer(batch, mode="mean").z
-        speech = model.decode(z, model.context(batch), feedback=batch.power).get("power")
-        if speech is None:
-            return
-        again_BTF = speech.components(batch.power).mean()
+        assert batch.waveform is not None and batch.power is not None
         spec_BTF = torch.polar(again_BTF.sqrt(), stft.analyse(batch.waveform).angle())
         again_BN = stft.synthesise(spec_BTF, batch.waveform.shape[1])
         for name, wave_BN, power_BTF in (("clean", batch.waveform, batch.power), ("resynthesis", again_BN, again_BTF)):

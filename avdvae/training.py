@@ -39,7 +39,7 @@ from avdvae.data.mixing import stream
 from avdvae.data.shards import PreparedCorpus, replacing
 from avdvae.errors import UserError
 from avdvae.objectives import Elbo
-from avdvae.protocols import Autoregressive, Batch
+from avdvae.protocols import Autoregressive, Batch, LatentModel
 from avdvae.settings import Training
 
 _STATE, _WEIGHTS = Path("last", "state.pt"), "weights.safetensors"
@@ -308,12 +308,23 @@ class _Loop:
             totals.update(sums)
         return _per_frame(totals)
 
+    @torch.inference_mode()
     def _illustrate(self, curves: Curves) -> None:
+        """The first validation utterance, of models that resynthesise speech."""
+        model: Any = self.judged
+        if not isinstance(model, LatentModel) or getattr(model, "observes", "power") != "power":
+            return
         first = copy(self.valid)
         first.utterances = first.utterances[:1]
         batch = next(iter(self._load(first, None, shuffle=False)))
+        if batch.waveform is None or batch.power is None:
+            return
         with self.fabric.autocast():
-            curves.illustrate(self.judged, batch, self.stft, self.at.step, first.utterances[0].rate)
+            z = model.infer(batch, mode="mean").z
+            speech = model.decode(z, model.context(batch), feedback=batch.power).get("power")
+        if speech is not None:
+            again_BTF = speech.components(batch.power).mean()
+            curves.illustrate(batch, again_BTF, self.stft, self.at.step, first.utterances[0].rate)
 
     def _save(self) -> None:
         """What the run is resumed from. Where something is not finite, the next look at the losses stops the run."""

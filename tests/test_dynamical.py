@@ -193,7 +193,8 @@ def test_scheduled_sampling_goes_from_the_true_past_to_its_own(kind, batch):
     for own in (False, True):
         torch.testing.assert_close(bound(float(own)), expected(own))
         slopes = [torch.autograd.grad(value.sum(), list(model.parameters())) for value in (bound(own), expected(own))]
-        torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-4)
+        rtol = 2e-5 if kind is VRNN else 1.3e-6  # its loop does not round as its layer does
+        torch.testing.assert_close(*slopes, rtol=rtol, atol=1e-5)
     assert not torch.allclose(bound(0.0), bound(1.0)) and not torch.allclose(bound(0.5), bound(1.0))
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,12 +128,18 @@ class Run:
         with replacing(self.path / "run.json") as new:
             new.write_text(json.dumps(known, indent=1))
 
-    def discard(self) -> None:
-        """Where what it is for cannot begin: the folder is then free for another."""
-        for name in ("config.yaml", "run.json"):
-            (self.path / name).unlink(missing_ok=True)
-        with suppress(OSError):  # the user's own files may lie there
-            self.path.rmdir()
+    @contextmanager
+    def freed_unless(self, begun: str) -> Iterator[None]:
+        """Of a run made just now: its folder is free for another where an error is told before this file is there."""
+        try:
+            yield
+        except UserError:
+            if not (self.path / begun).exists():
+                for name in ("config.yaml", "run.json"):
+                    (self.path / name).unlink(missing_ok=True)
+                with suppress(OSError):  # the user's own files may lie there
+                    self.path.rmdir()
+            raise
 
 
 def create_run(path: Path, config: dict[str, Any]) -> Run:

@@ -9,6 +9,7 @@ Results lie in a folder of their own, with a report as run.py makes it; the same
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,8 @@ def main(config: DictConfig) -> None:
         find_other_runs(given["compare"])
         prepared = find_corpus(asked)
         evaluation = create_run(out, asked)
-        try:
+        with nullcontext() if begun else evaluation.freed_unless("results.csv"):
             evaluate_run(Run(trained.path, asked), out, prepared, given["compare"])
-        except UserError:
-            if not begun and not (out / "results.csv").exists():
-                evaluation.discard()
-            raise
         print(f"report     {out / 'report.html'}\nevaluation {out}")
 
 

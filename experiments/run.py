@@ -14,6 +14,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -129,12 +130,8 @@ def train_run(run: Run, splits: dict[str, PreparedCorpus], starts: Sequence[Run]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{run.config['exp']}: {parameters:,} parameters, {splits['train'].hours:.2f} hours to train on", flush=True)
     run.note(model=run.config["exp"], parameters=parameters, command=shlex.join(sys.argv))
-    try:
+    with run.freed_unless("last/state.pt") if new else nullcontext():
         trained = train(model, splits["train"], splits["valid"], run.stft, settings, run.path, resume=run.begun)
-    except UserError:
-        if new and not run.begun:
-            run.discard()
-        raise
     run.note(seconds={"train": trained.seconds}, corpus=splits["train"].utterances[0].corpus)
 
 

@@ -99,7 +99,7 @@ def find_start(name: str, config: dict[str, Any], splits: dict[str, PreparedCorp
         "train.strategy=",
     )
     if not config["models"]:
-        own += ("train.epochs=", "train.freeze=")  # of the model that starts from this one
+        own += ("train.epochs=", "train.freeze=", "train.lr=")  # of the model that starts from this one
     overrides = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+~").startswith(own)]
     wanted: Any = OmegaConf.to_container(hydra.compose("config", [*overrides, f"exp={name}"]), resolve=True)
     if not config["models"]:

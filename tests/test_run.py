@@ -138,6 +138,15 @@ def test_models_of_motion_are_ranked_side_by_side(prepared: Summary, tmp_path: P
     assert "holds sound" in said and "or give a corpus of poses" in said and not (tmp_path / "a").exists()
 
 
+def test_what_a_model_starts_from_is_trained_as_its_own_experiment_says(
+    runs: Path, prepared: Summary, tmp_path: Path
+) -> None:
+    words = ["exp=av_dkf", "train.lr=1e-6", *debug(prepared), f"runs={runs}", f"run_dir={tmp_path / 'a'}"]
+    assert f"start      dkf, found in {runs / 'dkf'}" in run("run.py", *words)
+    start, own = (load_file(path / "weights.safetensors") for path in (runs / "dkf", tmp_path / "a"))
+    assert start["listen.0.weight"].equal(own["listen.0.weight"]) and own["tell.lips.weight"].any()
+
+
 def test_models_are_measured_side_by_side(runs: Path, prepared: Summary, tmp_path: Path) -> None:
     words = ["exp=robustness", "models=[vae,vae_mm]", *debug(prepared), f"runs={runs}", f"run_dir={tmp_path / 'both'}"]
     printed = run("run.py", *words, "evaluate.lips=[clean,none]")

@@ -16,18 +16,38 @@ ICASSP 2023 (arXiv 2211.00988), with raw mouth crops, whose features are brought
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, LipEncoder, Recurrent, before, beside, mlp
+from avdvae.blocks import GaussianHead, LipEncoder, Recurrent, before, mlp, silence
 from avdvae.distributions import ComplexGaussian, Gaussian
-from avdvae.models.dkf import GatedTransition, averaging
+from avdvae.models.dkf import DKF, GatedTransition, averaging
 from avdvae.models.dynamical_vae import DynamicalVAE, Path
 from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
+
+
+class Joined(nn.Module):
+    """tanh(A a + B v + c), where a is told of the sound or by the latent, and v of the lips."""
+
+    STRAIGHT = 0.05  # up to here tanh differs from its argument by less than 0.1 %
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.sound, self.lips = nn.Linear(size, size), nn.Linear(size, size, bias=False)
+
+    def forward(self, a: Float[Tensor, "... H"], v: Float[Tensor, "... H"]) -> Float[Tensor, "... H"]:
+        return torch.tanh(self.sound(a) + self.lips(v))
+
+    def pass_on(self, *weights: Tensor) -> None:
+        """Let `a` through as it is, and nothing of `v`; `weights` are those of the layers that follow."""
+        silence(self)
+        self.sound.weight.data.fill_diagonal_(self.STRAIGHT)
+        for weight in weights:
+            weight.data /= self.STRAIGHT
 
 
 class AVDKF(DynamicalVAE):
@@ -37,6 +57,8 @@ class AVDKF(DynamicalVAE):
         pixels: int = 67 * 67,
         hidden: int = 128,
         dim: int = 16,
+        wide: int = 256,
+        narrow: Sequence[int] = (32, 64, 128, 256),
         dropout: float = 0.0,
         alpha: float = 0.99,
     ):
@@ -46,28 +68,38 @@ class AVDKF(DynamicalVAE):
         self.alpha = alpha
         lips = LipEncoder(pixels, features=hidden, dropout=dropout)
         self.look = nn.Sequential(lips, nn.LayerNorm(hidden, elementwise_affine=False), nn.ReLU())
-        self.listen, self.watch = mlp([features, 2 * hidden], nn.Tanh), mlp([hidden, 2 * hidden], nn.Tanh)
-        self.mix = mlp([4 * hidden, 2 * hidden], nn.Tanh)
-        self.hear = Recurrent(2 * hidden, hidden, "backward")
+        self.listen, self.watch = mlp([features, wide], nn.Tanh), mlp([hidden, wide], nn.Tanh)
+        self.mix = Joined(wide)
+        self.hear = Recurrent(wide, hidden, "backward")
         self.recall = mlp([dim, 32, hidden], nn.Tanh)
         self.head = nn.Sequential(*mlp([hidden, 32], nn.Tanh), GaussianHead(32, dim))
-        self.expect, self.steer = mlp([hidden, dim], nn.Tanh), mlp([2 * dim, dim], nn.Tanh)
+        self.expect, self.steer = mlp([hidden, dim], nn.Tanh), Joined(dim)
         self.transition = GatedTransition(dim)
-        self.want, self.show = mlp([dim, 32, 64, hidden, 2 * hidden], nn.Tanh), mlp([hidden, 2 * hidden], nn.Tanh)
-        self.speak = nn.Sequential(*mlp([4 * hidden, 2 * hidden], nn.Tanh), nn.Linear(2 * hidden, features))
+        self.want, self.show = mlp([dim, *narrow], nn.Tanh), mlp([hidden, narrow[-1]], nn.Tanh)
+        self.tell, self.speak = Joined(narrow[-1]), nn.Linear(narrow[-1], features)
+
+    def start_from(self, dkf: DKF) -> None:
+        """As a DKF whose lips say nothing yet."""
+        for name in ("listen", "hear", "recall", "head", "transition"):
+            getattr(self, name).load_state_dict(getattr(dkf, name).state_dict())
+        self.want.load_state_dict(dkf.speak[:-1].state_dict())
+        self.speak.load_state_dict(dkf.speak[-1].state_dict())
+        self.mix.pass_on(self.hear.get_parameter("back.weight_ih_l0"))
+        self.steer.pass_on(*(self.transition.get_parameter(f"{name}.weight") for name in ("gate.0", "new.0", "stay")))
+        self.tell.pass_on(self.speak.weight)
 
     def context(self, batch: Batch) -> Context:
         return Context(batch.mask, video=self.look(batch.need("lips", self)))
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
-        seen_BTM = self.mix(beside(self.listen(observed_BTF), self.watch(context.video)))
+        seen_BTM = self.mix(self.listen(observed_BTF), self.watch(context.video))
         return averaging(self.head, self.recall, self.hear(seen_BTM[None], context.mask), noise["z"])
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
-        return {"z": self.transition(self.steer(beside(before(z["z"]), self.expect(context.video)[None])))}
+        return {"z": self.transition(self.steer(before(z["z"]), self.expect(context.video)))}
 
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
-        return self.speak(beside(self.want(z["z"]), self.show(context.video)[None]))
+        return self.speak(self.tell(self.want(z["z"]), self.show(context.video)))
 
     def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
         """Frame by frame: what is expected of the lips is one look, outside of the loop."""
@@ -75,7 +107,7 @@ class AVDKF(DynamicalVAE):
         path = list(given["z"].expand(k, -1, -1, -1).unbind(2)) if given else []
         z_KBL = path[-1] if path else expected_BTL.new_zeros(k, *expected_BTL[:, 0].shape)
         for expected_BL in expected_BTL[:, len(path) :].unbind(1):
-            z_KBL = self.transition(self.steer(beside(z_KBL, expected_BL[None]))).sample()[0]
+            z_KBL = self.transition(self.steer(z_KBL, expected_BL)).sample()[0]
             path.append(z_KBL)
         return {"z": torch.stack(path, 2)}
 

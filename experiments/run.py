@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, get_type_hints
 
 import hydra
 import torch
@@ -118,6 +118,27 @@ def find_start(name: str, config: dict[str, Any], splits: dict[str, PreparedCorp
     return run
 
 
+def open_start(name: str, config: dict[str, Any]) -> Run:
+    """The trained run in the folder `name`, of the same sizes."""
+    run = open_run(Path(name))
+    if not run.trained:
+        raise UserError(f"start=[{name}]: this run is not trained to its end: go on with resume={name} first")
+    for key in (run.config["model"].keys() & config["model"].keys()) - {"target"}:
+        if (theirs := run.config["model"][key]) != (own := config["model"][key]):
+            raise UserError(f"start=[{name}]: this run has model.{key}={theirs}, and here it is {own}: give them alike")
+    return run
+
+
+def check_starts(model: Any, starts: Sequence[Run]) -> None:
+    """Say so where models of other kinds are given than those that `model` starts from."""
+    hints = get_type_hints(model.start_from)
+    kinds = [type(model) if kind is Self else kind for name, kind in hints.items() if name != "return"]
+    given = [build_model(start.config["model"]) for start in starts]
+    if len(given) != len(kinds) or not all(map(isinstance, given, kinds)):
+        wanted, found = (", ".join(kind.__name__ for kind in these) for these in (kinds, map(type, given)))
+        raise UserError(f"start=: {type(model).__name__} starts from {wanted}, and was given {found}")
+
+
 def train_run(run: Run, splits: dict[str, PreparedCorpus], starts: Sequence[Run] = ()) -> None:
     """Train, or finish training."""
     settings, new = training_of(run.config), not run.noted
@@ -171,7 +192,11 @@ def run_experiment(given: dict[str, Any]) -> None:
     if not asked.get("models"):
         check_tasks(subject_of(Run(Path(), asked), untrained, prepared, Path()))  # not only when hours have gone by
     if not given["resume"]:
-        starts = [find_start(name, given, splits) for name in given["start"]]
+        starts = [
+            open_start(name, given) if os.sep in name else find_start(name, given, splits) for name in given["start"]
+        ]
+        if starts:
+            check_starts(untrained, starts)
     elif asked.get("start") and not open_run(Path(given["resume"])).begun:
         raise UserError(f"{given['resume']} was stopped before its training began: start anew, in another run_dir")
     else:

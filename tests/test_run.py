@@ -145,6 +145,14 @@ def test_what_a_model_starts_from_is_trained_as_its_own_experiment_says(
     assert f"start      dkf, found in {runs / 'dkf'}" in run("run.py", *words)
     start, own = (load_file(path / "weights.safetensors") for path in (runs / "dkf", tmp_path / "a"))
     assert start["listen.0.weight"].equal(own["listen.0.weight"]) and own["tell.lips.weight"].any()
+    words = ["exp=av_dkf", *debug(prepared), f"run_dir={tmp_path / 'b'}"]
+    run("run.py", *words, f"start=[{runs / 'dkf'}]", "train.lr=1e-6")
+    again = load_file(tmp_path / "b" / "weights.safetensors")
+    assert all(value.equal(own[name]) for name, value in again.items())
+    words[-1] = f"run_dir={tmp_path / 'c'}"
+    assert "AVDKF starts from DKF, and was given VAE" in refuse("run.py", *words, f"start=[{runs / 'vae_sequences'}]")
+    said = refuse("run.py", *words, f"start=[{runs / 'dkf'}]", "model.hidden=64")
+    assert "this run has model.hidden=128, and here it is 64" in said and not (tmp_path / "c").exists()
 
 
 def test_models_are_measured_side_by_side(runs: Path, prepared: Summary, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class AVRVAE(RVAE):
         self.watch = Recurrent(hidden, hidden)
         self.expect = GaussianHead(hidden, dim)
 
-    def start_from(self, rvae: nn.Module) -> None:
+    def start_from(self, rvae: RVAE) -> None:
         self.load_state_dict(rvae.state_dict(), strict=False)
         silence(self.expect)
 

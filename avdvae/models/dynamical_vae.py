@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -69,7 +69,7 @@ class DynamicalVAE(nn.Module):
         """Prior and output of what was inferred, in training."""
         return self.prior(path.z, context), self.output(path.z, context)
 
-    def start_from(self, trained: nn.Module) -> None:
+    def start_from(self, trained: Self) -> None:
         self.load_state_dict(trained.state_dict())
 
     def context(self, batch: Batch) -> Context:

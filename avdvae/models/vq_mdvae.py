@@ -75,9 +75,9 @@ class VQMDVAE(Multimodal):
         self.log_var_a = nn.Parameter(torch.zeros(ear.size), requires_grad=learned)
         self.log_var_v = nn.Parameter(torch.zeros(eye.size), requires_grad=learned)
 
-    def start_from(self, *trained: nn.Module) -> None:
-        for own, theirs in zip((self.ear, self.eye), trained, strict=True):
-            own.load_state_dict(theirs.state_dict())
+    def start_from(self, ear: VQVAE, eye: VQVAE) -> None:
+        self.ear.load_state_dict(ear.state_dict())
+        self.eye.load_state_dict(eye.state_dict())
         self.met = FrameMemory(self.met.size)
 
     def observed(self, batch: Batch) -> tuple[Float[Tensor, "B T A"], Float[Tensor, "B T V"]]:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import hydra
 import torch
@@ -132,7 +132,8 @@ def open_start(name: str, config: dict[str, Any]) -> Run:
 def check_starts(model: Any, starts: Sequence[Run]) -> None:
     """Say so where models of other kinds are given than those that `model` starts from."""
     hints = get_type_hints(model.start_from)
-    kinds = [type(model) if kind is Self else kind for name, kind in hints.items() if name != "return"]
+    kinds = [kind for name, kind in hints.items() if name not in ("self", "return")]
+    kinds = [type(model) if isinstance(kind, TypeVar) else kind for kind in kinds]
     given = [build_model(start.config["model"]) for start in starts]
     if len(given) != len(kinds) or not all(map(isinstance, given, kinds)):
         wanted, found = (", ".join(kind.__name__ for kind in these) for these in (kinds, map(type, given)))

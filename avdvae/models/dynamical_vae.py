@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,9 @@ class Path:
     z: Latents
     q: Mapping[str, Gaussian]
     h: Float[Tensor, "#K B T M"] | None = None
+
+
+Own = TypeVar("Own", bound=nn.Module)
 
 
 class DynamicalVAE(nn.Module):
@@ -69,7 +72,7 @@ class DynamicalVAE(nn.Module):
         """Prior and output of what was inferred, in training."""
         return self.prior(path.z, context), self.output(path.z, context)
 
-    def start_from(self, trained: Self) -> None:
+    def start_from(self: Own, trained: Own) -> None:
         self.load_state_dict(trained.state_dict())
 
     def context(self, batch: Batch) -> Context:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 VARIANCE_FLOOR = 1e-10  # far below the rounding noise of 16-bit samples
 
+Slopes = list[tuple[Tensor, Tensor]]  # what some number is made of, and its derivative in each
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -58,6 +60,17 @@ class Gaussian:
         moved = (self.mean - other.mean).square() * torch.exp(-other.log_var)
         return 0.5 * (ratio.exp() + moved - 1 - ratio)
 
+    def nearness(self, other: Gaussian) -> Slopes:
+        """What -KL(self || other), summed over all but averaged over draws, is made of, and its slopes."""
+        off = other.mean - self.mean
+        share = 1 / off.shape[:-3].numel()
+        pull = off * torch.exp(-other.log_var).mul_(share)
+        widen = (1 - torch.exp(self.log_var - other.log_var)).mul_(share / 2)
+        slopes = [(self.mean, pull), (self.log_var, widen)]
+        if other.mean.requires_grad:
+            slopes += [(other.mean, -pull), (other.log_var, off * pull / 2 - widen)]
+        return [(value, slope.sum_to_size(value.shape)) for value, slope in slopes]
+
     def times(self, other: Gaussian) -> Gaussian:
         """The normalised product of the densities: precisions add up."""
         log_var = -torch.logaddexp(-self.log_var, -other.log_var)
@@ -68,12 +81,14 @@ class Gaussian:
 class Components(NamedTuple):
     """What a likelihood averages over, in the light of the power observed.
 
-    speech   R B T F   variances of speech, gain and noise aside
-    weight   R B T 1   None: all alike
-    switch             which component of a mixture made each frame; None: there is but one
+    speech     R B T F   variances of speech, gain and noise aside
+    precision  R B T F   the inverse of what they are with gain and noise
+    weight     R B T 1   None: all alike
+    switch               which component of a mixture made each frame; None: there is but one
     """
 
     speech: Float[Tensor, "R B T F"]
+    precision: Float[Tensor, "R B T F"]
     weight: Float[Tensor, "R B T 1"] | None = None
     switch: Switch | None = None
 
@@ -87,6 +102,11 @@ class SpeechLikelihood(Protocol):
 
     def log_prob(self, power: Tensor) -> Tensor:
         """What the latents are to make large, K B T."""
+        ...
+
+    def slopes(self, power: Tensor, weight: Tensor) -> Slopes:
+        """What log_prob is made of, and the slopes of its sum over draws and frames, which count by their weight, B T:
+        for those who can do without its value."""
         ...
 
     def add_noise(self, gain: Tensor, noise: Tensor) -> SpeechLikelihood: ...
@@ -119,6 +139,13 @@ class ComplexGaussian:
         return self.__dict__["_speech"]
 
     @property
+    def precision(self) -> Float[Tensor, "*draws B T F"]:
+        """The inverse of the variance, worked out once, too; it has no slopes."""
+        if "_precision" not in self.__dict__:
+            self.__dict__["_precision"] = _variance(self.speech.detach(), self.gain, self.noise).reciprocal_()
+        return self.__dict__["_precision"]
+
+    @property
     def expected(self) -> Float[Tensor, "*draws B T F"]:
         """The mean of the power of clean speech."""
         return self.speech
@@ -135,8 +162,20 @@ class ComplexGaussian:
         log_prob = _LogProb.apply(self.log_var, self.speech.detach(), self.gain, self.noise, power)
         return log_prob - self.log_var.shape[-1] * math.log(math.pi)  # type: ignore[operator]
 
+    @torch.no_grad()
+    def slopes(self, power: Float[Tensor, "B T F"], weight: Float[Tensor, "B T"]) -> Slopes:
+        scale_BT1 = weight[..., None] if self.gain is None else weight[..., None] * self.gain
+        slope = (power * self.precision).sub_(1).mul_(self.speech).mul_(self.precision)
+        return [(self.log_var, slope.mul_(scale_BT1))]
+
     def components(self, power: Float[Tensor, "B T F"]) -> Components:
-        return Components(self.speech.flatten(end_dim=-4))
+        return Components(self.speech.flatten(end_dim=-4), self.precision.flatten(end_dim=-4))
+
+
+def _variance(speech: Tensor, gain: Tensor | None, noise: Tensor | None) -> Tensor:
+    if gain is None or noise is None:
+        return speech + VARIANCE_FLOOR
+    return torch.addcmul(noise, gain, speech).add_(gain, alpha=VARIANCE_FLOOR)
 
 
 class _LogProb(torch.autograd.Function):
@@ -150,10 +189,7 @@ class _LogProb(torch.autograd.Function):
     def forward(
         ctx: Any, log_var: Tensor, speech: Tensor, gain: Tensor | None, noise: Tensor | None, power: Tensor
     ) -> Tensor:
-        if gain is None or noise is None:
-            variance = speech + VARIANCE_FLOOR
-        else:
-            variance = torch.addcmul(noise, gain, speech).add_(gain, alpha=VARIANCE_FLOOR)
+        variance = _variance(speech, gain, noise)
         ratio = power / variance
         total = ratio.sum(-1)
         if ctx.needs_input_grad[0]:  # in place throughout: new memory costs more than what is done with it
@@ -255,6 +291,9 @@ class Mixture:
     def log_prob(self, power: Float[Tensor, "B T F"]) -> Float[Tensor, "K B T"]:
         return torch.stack([part.log_prob(power) for part in self.parts]).sum(0)
 
+    def slopes(self, power: Float[Tensor, "B T F"], weight: Float[Tensor, "B T"]) -> Slopes:
+        return [pair for part in self.parts for pair in part.slopes(power, weight)]
+
     @property
     def expected(self) -> Float[Tensor, "K B T F"]:
         """The mean of the power of clean speech, where nothing was heard that would tell of the switch."""
@@ -269,10 +308,13 @@ class Mixture:
         if self.log_q is not None:
             evidence_MKBT = evidence_MKBT - self.log_q
         switch = self.infer(evidence_MKBT.mean(1).movedim(0, -1))
-        speech_RBTF = torch.cat([part.components(power).speech for part in self.parts])
+        each = [part.components(power) for part in self.parts]
+        speech_RBTF = torch.cat([one.speech for one in each])
+        precision_RBTF = torch.cat([one.precision for one in each])
         draws = len(speech_RBTF) // len(self.parts)
         weight_MBT = switch.frames.movedim(-1, 0) / draws
-        return Components(speech_RBTF, weight_MBT.repeat_interleave(draws, 0)[..., None], switch)
+        weight_RBT1 = weight_MBT.repeat_interleave(draws, 0)[..., None]
+        return Components(speech_RBTF, precision_RBTF, weight_RBT1, switch)
 
     def infer(self, evidence_BTM: Float[Tensor, "B T M"]) -> Switch:
         return Switch((evidence_BTM + self.switch.log()).softmax(-1), self.mask)

@@ -368,7 +368,7 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> matplotlib.figure.F
 
 
 def cost_curves(costs: Mapping[str, Sequence[float]]) -> matplotlib.figure.Figure:
-    """The cost after each iteration. More lines than colours are all grey, without names."""
+    """The cost in each iteration. More lines than colours are all grey, without names."""
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator
 

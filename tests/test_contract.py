@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from avdvae.audio import Stft
-from avdvae.distributions import ComplexGaussian, Mixture, SpeechLikelihood
+from avdvae.distributions import VARIANCE_FLOOR, ComplexGaussian, Mixture, SpeechLikelihood
 from avdvae.errors import UserError
 from avdvae.inference.esteps import PointEstimate
 from avdvae.inference.vem import Vem, enhance
@@ -229,9 +229,10 @@ def test_draws_go_on_from_what_is_given_without_knowing_what_follows(model, batc
 def test_decoding_gives_a_likelihood_that_can_take_noise(model, batch):
     likelihood: Any
     likelihood, power = decode(model, batch, 3)
-    variance, weights, _ = likelihood.components(power)
+    variance, precision, weights, _ = likelihood.components(power)
     assert (likelihood.expected > 0).all() and likelihood.expected.shape == (3, *power.shape)
     assert variance.shape[1:] == power.shape and variance.isfinite().all() and (variance > 0).all()
+    torch.testing.assert_close(precision, 1 / (variance + VARIANCE_FLOOR))
     if isinstance(likelihood, ComplexGaussian):
         assert likelihood.log_var.shape == (3, *power.shape)
     if weights is not None:

@@ -58,9 +58,11 @@ def test_what_is_maximised_is_minus_the_itakura_saito_divergence(seed):
 
 @EXAMPLES
 @given(seed=SEEDS, spread=st.sampled_from([1, 4, 8]))
-def test_the_noisy_density_and_its_written_out_gradient_are_those_of_autograd(seed, spread):
+def test_the_noisy_density_and_its_written_out_slopes_are_those_of_autograd(seed, spread):
     log_var, gain, noise, power = noisy_bins(seed, spread)
-    upstream = torch.randn((3, 2, 4), generator=seeded(seed))
+    upstream = torch.randn((2, 4), generator=seeded(seed))
+    made_of, said = zip(*ComplexGaussian(log_var).add_noise(gain, noise).slopes(power, upstream), strict=True)
+    assert made_of[0] is log_var
     results = []
     for dtype in (torch.float32, torch.float64):
         x = log_var.to(dtype, copy=True).requires_grad_()
@@ -69,7 +71,7 @@ def test_the_noisy_density_and_its_written_out_gradient_are_those_of_autograd(se
         else:
             value = noisy_log_prob(x, gain.double(), noise.double(), power.double())
         (slope,) = torch.autograd.grad((value * upstream).sum(), x)
-        results.append((value.detach().float(), slope.float()))
+        results.append((value.detach().float(), slope.float(), said[0] if dtype == torch.float32 else slope.float()))
     for written, exact in zip(*results, strict=True):
         torch.testing.assert_close(written, exact, rtol=1e-4, atol=1e-4 * min(exact.abs().max().item(), 1e3))
 
@@ -78,8 +80,9 @@ def test_a_likelihood_is_averaged_over_the_variances_of_clean_speech():
     log_var, gain, noise, power = noisy_bins(0)
     likelihood = ComplexGaussian(log_var).add_noise(gain, noise)
     assert isinstance(likelihood, SpeechLikelihood)
-    speech, weights, switch = likelihood.components(power)
+    speech, precision, weights, switch = likelihood.components(power)
     torch.testing.assert_close(speech, log_var.exp())
+    torch.testing.assert_close(precision, 1 / (gain * log_var.exp() + noise))
     assert weights is None and switch is None
     pairs = ComplexGaussian(torch.stack([log_var, log_var + 1])).components(power).speech
     torch.testing.assert_close(pairs, torch.cat([log_var, log_var + 1]).exp())
@@ -132,6 +135,27 @@ def test_gaussians_are_those_of_torch(seed):
     torch.testing.assert_close(q.kl(q), torch.zeros(4, 3))
     row = Gaussian(p.mean, p.log_var[:1, :1])  # one variance for all
     torch.testing.assert_close(row.log_prob(z), Gaussian(p.mean, row.log_var.expand(4, 3, 5)).log_prob(z))
+
+
+@EXAMPLES
+@given(seed=SEEDS, alike=st.sampled_from(["q", "p", "widths", "nothing"]))
+def test_the_slopes_of_nearness_are_those_of_the_divergence(seed, alike):
+    """Where one of the two is the same for all draws, or all variances are one, too."""
+    q_mean, q_log_var, p_mean, p_log_var = torch.randn((4, 3, 2, 4, 5), generator=seeded(seed), dtype=torch.float64)
+    if alike == "q":
+        q_mean, q_log_var = q_mean[0], q_log_var[0]
+    elif alike == "p":
+        p_mean, p_log_var = p_mean[0], p_log_var[0]
+    elif alike == "widths":
+        q_log_var = q_log_var[:1, :1, :1, :1]
+    made_of = [value.clone().requires_grad_() for value in (q_mean, q_log_var, p_mean, p_log_var)]
+    q, p = Gaussian(*made_of[:2]), Gaussian(*made_of[2:])
+    expected = torch.autograd.grad(-q.kl(p).sum() / 3, made_of)
+    values, slopes = zip(*q.nearness(p), strict=True)
+    assert [id(value) for value in values] == [id(value) for value in made_of]
+    torch.testing.assert_close(slopes, expected)
+    fixed = Gaussian(p.mean.detach(), p.log_var.detach())
+    torch.testing.assert_close([slope for _, slope in q.nearness(fixed)], list(expected[:2]))
 
 
 def test_the_divergence_is_what_draws_say():

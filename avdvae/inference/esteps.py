@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.distributions import Gaussian, SpeechLikelihood
+from avdvae.distributions import Gaussian, Slopes, SpeechLikelihood
 from avdvae.errors import UserError, known_settings
 from avdvae.protocols import Batch, LatentModel, Latents
 
@@ -333,12 +333,10 @@ class FineTunedEncoder:
             with torch.enable_grad(), draws.of_torch(state.heard.mask.device):
                 inferred = state.model.infer(state.heard, self.draws)
                 likelihood = target.likelihood(inferred.z)
-                bound = likelihood.log_prob(target.noisy_BTF).mean(0).sum()
-                for name, q in inferred.q.items():
-                    kl = q.kl(inferred.p[name])
-                    bound = bound - kl.expand(self.draws, *kl.shape[-2:]).mean(0).sum()  # some q are those of all draws
-                slopes = torch.autograd.grad(bound, state.weights)
-            for weight, slope in zip(state.weights, slopes, strict=True):
+            slopes = likelihood.slopes(target.noisy_BTF, state.heard.mask / self.draws)
+            for name, q in inferred.q.items():
+                slopes += q.nearness(inferred.p[name])
+            for weight, slope in zip(state.weights, followed(slopes, state.weights), strict=True):
                 weight.grad = slope
             state.adam.step()
         return state, likelihood.drawn(inferred.z, inferred.q)
@@ -347,6 +345,12 @@ class FineTunedEncoder:
         with draws.of_torch(state.heard.mask.device):
             inferred = state.model.infer(state.heard, self.final_draws)
         return target.likelihood(inferred.z).drawn(inferred.z, inferred.q)
+
+
+def followed(slopes: Slopes, back_to: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """From the derivatives in what something is made of, those in what all of that depends on."""
+    made_of, given = zip(*((value, slope) for value, slope in slopes if value.requires_grad), strict=True)
+    return torch.autograd.grad(made_of, back_to, given)
 
 
 def _depends(value: Any, model: Any) -> set[Tensor]:

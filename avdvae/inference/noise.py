@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from avdvae.distributions import Components
 from avdvae.inference.esteps import Draws
 
 EPSILON = 1e-10
@@ -27,7 +28,10 @@ EPSILON = 1e-10
 
 @dataclass
 class Noise:
-    """Gain and noise of a mixture, and their updates. Frames that pad are those where H is zero."""
+    """Gain and noise of a mixture, and their updates. Frames that pad are those where H is zero.
+
+    variance_BTF   V, in memory that every update uses again
+    """
 
     W_BFK: Float[Tensor, "B F K"]
     H_BTK: Float[Tensor, "B T K"]
@@ -44,24 +48,39 @@ class Noise:
         return cls(torch.stack(W).to(noisy_BTF.device).clamp_min(EPSILON), H_BTK, gain_BT1, smoothness)
 
     def __post_init__(self) -> None:
+        self.variance_BTF = torch.empty_like(self.H_BTK @ self.W_BFK.mT)
+        self._room: tuple[Tensor, Tensor] | None = None
         self._mix()
 
     def _mix(self) -> None:
-        self.variance_BTF = (self.H_BTK @ self.W_BFK.mT).add_(EPSILON)  # so that digital silence divides nothing by 0
+        torch.bmm(self.H_BTK, self.W_BFK.mT, out=self.variance_BTF)
+        self.variance_BTF += EPSILON  # so that digital silence divides nothing by 0
 
-    def update(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> None:
-        """One M-step. Where H is zero, as in frames that pad, it stays so and the frame has no say in W."""
-        above, below = self._slopes(noisy_BTF, speech_RBTF, weight_RBT1)
+    def update(self, noisy_BTF: Tensor, likely: Components) -> Float[Tensor, "B T"]:
+        """One M-step, and the cost before it. Where H is zero, as in frames that pad, it stays so and the frame has no
+        say in W."""
+        speech_RBTF, precision_RBTF, weight_RBT1, _ = likely
+        if self._room is None or self._room[0].shape != speech_RBTF.shape:
+            self._room = torch.empty_like(speech_RBTF), torch.empty_like(speech_RBTF)
+        one, two = self._room  # new memory would cost more than what is done with it
+
+        ratio_RBTF = torch.mul(noisy_BTF, precision_RBTF, out=one)
+        cost_BT = self._cost(ratio_RBTF, torch.log(precision_RBTF, out=two), weight_RBT1)
+        above, below = _slopes(ratio_RBTF, precision_RBTF, weight_RBT1)
         self.W_BFK = _scaled(self.W_BFK, (self.H_BTK.mT @ above).mT, (self.H_BTK.mT @ below).mT).clamp_min_(EPSILON)
+
         self._mix()
-        above, below = self._slopes(noisy_BTF, speech_RBTF, weight_RBT1)
+        precision_RBTF = self.mixture(speech_RBTF, out=two).reciprocal_()
+        above, below = _slopes(torch.mul(noisy_BTF, precision_RBTF, out=one), precision_RBTF, weight_RBT1)
         self._update_activations(above @ self.W_BFK, below @ self.W_BFK)
+
         self._mix()
-        variance_RBTF = self.mixture(speech_RBTF)
-        share_RBTF = speech_RBTF / variance_RBTF
+        variance_RBTF = self.mixture(speech_RBTF, out=two)
+        share_RBTF = torch.div(speech_RBTF, variance_RBTF, out=one)
         below = weighted_mean(share_RBTF.sum(-1, keepdim=True), weight_RBT1)
         above = weighted_mean(share_RBTF.div_(variance_RBTF).mul_(noisy_BTF).sum(-1, keepdim=True), weight_RBT1)
         self.gain_BT1 = _scaled(self.gain_BT1, above, below).clamp_min_(EPSILON)
+        return cost_BT
 
     def _update_activations(self, above_BTK: Tensor, below_BTK: Tensor) -> None:
         """With the chain, every second frame, and then the others, whose neighbours have moved. Where a chain begins or
@@ -78,26 +97,23 @@ class Noise:
             own.copy_(above.div_(below_BTK[:, first::2] + self.smoothness / before).sqrt_())
         self.H_BTK = chain[:, 1:-1]
 
-    def _slopes(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> tuple[Tensor, Tensor]:
-        """sum_r w_r P / X_r^2 and sum_r w_r / X_r, whose difference is the slope of -cost in V."""
-        precision_RBTF = self.mixture(speech_RBTF).reciprocal_()
-        below = weighted_mean(precision_RBTF, weight_RBT1)
-        return weighted_mean(precision_RBTF.square(), weight_RBT1).mul_(noisy_BTF), below
-
-    def mixture(self, speech_RBTF: Tensor) -> Float[Tensor, "R B T F"]:
+    def mixture(self, speech_RBTF: Tensor, out: Tensor | None = None) -> Float[Tensor, "R B T F"]:
         """X, the variances of the mixture."""
-        return torch.addcmul(self.variance_BTF, self.gain_BT1, speech_RBTF)
+        return torch.addcmul(self.variance_BTF, self.gain_BT1, speech_RBTF, out=out)
 
-    def cost(self, noisy_BTF: Tensor, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> Float[Tensor, "B T"]:
-        """Summed over the frequencies."""
-        variance_RBTF = self.mixture(speech_RBTF)
-        cost_RBTF = variance_RBTF.log().addcdiv_(noisy_BTF, variance_RBTF)
-        cost_BT = weighted_mean(cost_RBTF.sum(-1, keepdim=True), weight_RBT1)[..., 0]
+    def _cost(self, ratio_RBTF: Tensor, log_precision_RBTF: Tensor, weight_RBT1: Tensor | None) -> Tensor:
+        fit_RBT1 = ratio_RBTF.sum(-1, keepdim=True) - log_precision_RBTF.sum(-1, keepdim=True)
+        cost_BT = weighted_mean(fit_RBT1, weight_RBT1)[..., 0]
         if self.smoothness:
             rise_BTK = self.H_BTK / torch.cat([self.H_BTK[:, :1], self.H_BTK[:, :-1]], 1)
             chain_BTK = torch.where(self.H_BTK > 0, rise_BTK - rise_BTK.log() - 1, 0)
             cost_BT = cost_BT + self.smoothness * chain_BTK.sum(-1)
         return cost_BT
+
+
+def _slopes(ratio_RBTF: Tensor, precision_RBTF: Tensor, weight_RBT1: Tensor | None) -> tuple[Tensor, Tensor]:
+    """sum_r w_r P / X_r^2 and sum_r w_r / X_r, whose difference is the slope of -cost in V; of P / X, in its place."""
+    return weighted_mean(ratio_RBTF.mul_(precision_RBTF), weight_RBT1), weighted_mean(precision_RBTF, weight_RBT1)
 
 
 def weighted_mean(values: Float[Tensor, "R B T D"], weight_RBT1: Tensor | None) -> Float[Tensor, "B T D"]:

@@ -29,7 +29,7 @@ SILENCE = 1e-8  # a peak that no scaling lifts
 @dataclass(frozen=True)
 class Separated:
     """speech  B N  at the level of the mixture, zero where it pads
-    cost    I B    of the EM, after each iteration
+    cost    I B    of the EM, in each iteration
     switch  B T M  of mixtures: how probably each component made the frame"""
 
     speech: Float[Tensor, "B N"]

@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.distributions import SpeechLikelihood
+from avdvae.distributions import Components, SpeechLikelihood
 from avdvae.errors import UserError, whole_numbers
-from avdvae.inference.esteps import Draws, EStep
+from avdvae.inference.esteps import Draws, EStep, followed
 from avdvae.inference.noise import Noise, subtraction, weighted_mean
 from avdvae.protocols import Batch, Context, Latents, SpeechPrior
 
@@ -63,7 +63,7 @@ class Vem:
 @dataclass(frozen=True)
 class Enhanced:
     """filter  B T F   what the noisy spectrum is multiplied with, in 0..1
-    cost       I B     after each iteration; an utterance's mean over its frames and frequencies
+    cost       I B     before each M-step; an utterance's mean over its frames and frequencies
     switch     B T M   of mixtures: how probably each component made the frame"""
 
     filter: Float[Tensor, "B T F"]
@@ -90,10 +90,10 @@ class NoisySpeech:
     def gradient(self, z: Latents) -> tuple[dict[str, Tensor], SpeechLikelihood]:
         with torch.enable_grad():
             z = {name: value.detach().requires_grad_() for name, value in z.items()}
-            likelihood = self.likelihood(z)
-            log_joint = likelihood.log_prob(self.noisy_BTF) + self.model.log_prior(z, self.context)
-            total = (log_joint * self.context.mask).sum()
-            return dict(zip(z, torch.autograd.grad(total, list(z.values())), strict=True)), likelihood
+            likelihood, log_prior = self.likelihood(z), self.model.log_prior(z, self.context)
+        present_BT = self.context.mask.float()
+        slopes = [*likelihood.slopes(self.noisy_BTF, present_BT), (log_prior, present_BT.expand_as(log_prior))]
+        return dict(zip(z, followed(slopes, list(z.values())), strict=True)), likelihood
 
 
 @torch.no_grad()
@@ -124,23 +124,22 @@ def enhance(
     costs = []
     for iteration in range(settings.iterations):
         state, likelihood = settings.estep.step(target(), state, draws)
-        speech_RBTF, weight_RBT1, switch = likelihood.components(noisy_BTF)
-        if switch and context.learns:
-            context = replace(context, switch=switch.learned())
-        noise.update(noisy_BTF, speech_RBTF, weight_RBT1)
+        likely = likelihood.components(noisy_BTF)
+        if likely.switch and context.learns:
+            context = replace(context, switch=likely.switch.learned())
+        costs.append(noise.update(noisy_BTF, likely))
         if context.past is not None:  # what passes for the speech by now
-            past_BTF = _wiener(noise, speech_RBTF, weight_RBT1).square().mul_(noisy_BTF)
+            past_BTF = _wiener(noise, likely).square().mul_(noisy_BTF)
             context = replace(context, past=past_BTF)
-        cost_BT = noise.cost(noisy_BTF, speech_RBTF, weight_RBT1) * batch.mask
-        costs.append(cost_BT.sum(1) / (frames * noisy_BTF.shape[2]))
         progress(iteration)
 
-    speech_RBTF, weight_RBT1, switch = settings.estep.final(target(), state, draws).components(noisy_BTF)
-    return Enhanced(_wiener(noise, speech_RBTF, weight_RBT1), torch.stack(costs), switch and switch.frames)
+    likely = settings.estep.final(target(), state, draws).components(noisy_BTF)
+    cost_IB = (torch.stack(costs) * batch.mask).sum(2) / (frames * noisy_BTF.shape[2])
+    return Enhanced(_wiener(noise, likely), cost_IB, likely.switch and likely.switch.frames)
 
 
-def _wiener(noise: Noise, speech_RBTF: Tensor, weight_RBT1: Tensor | None) -> Float[Tensor, "B T F"]:
-    return weighted_mean(noise.gain_BT1 * speech_RBTF / noise.mixture(speech_RBTF), weight_RBT1)
+def _wiener(noise: Noise, likely: Components) -> Float[Tensor, "B T F"]:
+    return weighted_mean(noise.gain_BT1 * likely.speech / noise.mixture(likely.speech), likely.weight)
 
 
 def _generator(name: str, seed: int) -> torch.Generator:

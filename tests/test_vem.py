@@ -132,7 +132,8 @@ class Seen:
         return self
 
     def components(self, power: Tensor) -> Components:
-        return Components(*torch.ones(2, len(self.mean), *power.shape))
+        ones = torch.ones(len(self.mean), *power.shape)
+        return Components(ones, ones)
 
 
 class Linear(FrameVAE):

@@ -67,7 +67,7 @@ class Gaussian:
         pull = off * torch.exp(-other.log_var).mul_(share)
         widen = (1 - torch.exp(self.log_var - other.log_var)).mul_(share / 2)
         slopes = [(self.mean, pull), (self.log_var, widen)]
-        if other.mean.requires_grad:
+        if other.mean.requires_grad or other.log_var.requires_grad:
             slopes += [(other.mean, -pull), (other.log_var, off * pull / 2 - widen)]
         return [(value, slope.sum_to_size(value.shape)) for value, slope in slopes]
 

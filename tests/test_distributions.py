@@ -60,18 +60,20 @@ def test_what_is_maximised_is_minus_the_itakura_saito_divergence(seed):
 @given(seed=SEEDS, spread=st.sampled_from([1, 4, 8]))
 def test_the_noisy_density_and_its_written_out_slopes_are_those_of_autograd(seed, spread):
     log_var, gain, noise, power = noisy_bins(seed, spread)
-    upstream = torch.randn((2, 4), generator=seeded(seed))
-    made_of, said = zip(*ComplexGaussian(log_var).add_noise(gain, noise).slopes(power, upstream), strict=True)
-    assert made_of[0] is log_var
+    upstream = torch.randn((3, 2, 4), generator=seeded(seed))
     results = []
     for dtype in (torch.float32, torch.float64):
         x = log_var.to(dtype, copy=True).requires_grad_()
         if dtype == torch.float32:
-            value = ComplexGaussian(x).add_noise(gain, noise).log_prob(power)
+            likelihood = ComplexGaussian(x).add_noise(gain, noise)
+            value = likelihood.log_prob(power)
+            ((made_of, said),) = likelihood.slopes(power, upstream[0])
+            assert made_of is x
         else:
             value = noisy_log_prob(x, gain.double(), noise.double(), power.double())
+            (said,) = torch.autograd.grad((value * upstream[0]).sum(), x, retain_graph=True)
         (slope,) = torch.autograd.grad((value * upstream).sum(), x)
-        results.append((value.detach().float(), slope.float(), said[0] if dtype == torch.float32 else slope.float()))
+        results.append((value.detach().float(), slope.float(), said.float()))
     for written, exact in zip(*results, strict=True):
         torch.testing.assert_close(written, exact, rtol=1e-4, atol=1e-4 * min(exact.abs().max().item(), 1e3))
 
@@ -156,6 +158,7 @@ def test_the_slopes_of_nearness_are_those_of_the_divergence(seed, alike):
     torch.testing.assert_close(slopes, expected)
     fixed = Gaussian(p.mean.detach(), p.log_var.detach())
     torch.testing.assert_close([slope for _, slope in q.nearness(fixed)], list(expected[:2]))
+    assert len(q.nearness(Gaussian(fixed.mean, p.log_var))) == 4  # whose width alone is learned
 
 
 def test_the_divergence_is_what_draws_say():

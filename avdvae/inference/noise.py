@@ -48,7 +48,7 @@ class Noise:
         return cls(torch.stack(W).to(noisy_BTF.device).clamp_min(EPSILON), H_BTK, gain_BT1, smoothness)
 
     def __post_init__(self) -> None:
-        self.variance_BTF = torch.empty_like(self.H_BTK @ self.W_BFK.mT)
+        self.variance_BTF = self.H_BTK.new_empty(0)
         self._room: tuple[Tensor, Tensor] | None = None
         self._mix()
 

@@ -24,7 +24,7 @@ from avdvae.parallel import in_parallel, one_thread_each
 from avdvae.report import write_report
 from avdvae.results import Result, read_results, summarise, write_results, write_summary
 from avdvae.results import compare as compare_rows
-from avdvae.runs import Run, build_vem
+from avdvae.runs import Run, build_vem, open_run
 from avdvae.tasks import TASKS
 from avdvae.tasks.task import Evaluation, Measured, Part, Subject
 from avdvae.viz import cost_curves
@@ -133,17 +133,26 @@ def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) ->
     spent = {"evaluate": time.monotonic() - start}
     Run(out, run.config).note(device=run.device, corpus=subject.corpus.utterances[0].corpus, seconds=spent)
 
-    summary = summarise(rows, run.config["seed"])
+    summary = summarise(rows)
     for other in others:
-        summary += compare_rows(rows, read_results(other / "results.csv"), seed=run.config["seed"])
+        compared = compare_rows(rows, read_results(other / "results.csv"))
+        if differs := unlike(run.config["enhance"], open_run(other).config["enhance"]):
+            print(f"compare    {other} was measured with {differs}", flush=True)
+        summary += [item | {"differs": differs} for item in compared]
     write_summary(out / "summary.json", summary)
     write_report(out)
 
 
-def join_evaluations(out: Path, parts: Mapping[str, Path], seed: int) -> list[dict[str, Any]]:
+def unlike(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """The settings of enhancement that another run had otherwise, in words."""
+    names = [name for name in {**mine, **theirs} if name != "batch_size" and mine.get(name) != theirs.get(name)]
+    return ", ".join(f"enhance.{name}={theirs.get(name)} in place of {mine.get(name)}" for name in names)
+
+
+def join_evaluations(out: Path, parts: Mapping[str, Path]) -> list[dict[str, Any]]:
     """One page, in `out`, of evaluations that lie in folders below it: the models beside each other; its summary."""
     rows = [row for part in parts.values() for row in read_results(part / "results.csv")]
-    summary, examples = summarise(rows, seed), []
+    summary, examples = summarise(rows), []
     for name, part in parts.items():
         summary += [item for item in json.loads((part / "summary.json").read_text()) if "compared_with" in item]
         for example in json.loads((part / "examples.json").read_text()):

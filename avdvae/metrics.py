@@ -1,11 +1,13 @@
 """How close an estimate comes to the clean signal.
 
-N samples. What cannot be computed for a signal (a silent estimate, PESQ without speech or over 20 s, STOI on less
-than half a second) is nan; what is wrong for every signal is an error.
+N samples. Where the reference cannot be used (silence, PESQ without speech or over 20 s, STOI on less than half a
+second) a metric is nan. Where the estimate cannot, being silent, not finite or nothing that PESQ takes for speech, it
+is the metric's floor: a failure counts as the worst there is. What is wrong for every signal is an error.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ LOW_IS_GOOD = (
 )
 NISQA = Path("~/.torchmetrics/NISQA/nisqa.tar")  # where its users lay its weights, which nothing here fetches
 INPUT = "input_"  # begins the names of the metrics of the unprocessed input
+FAILED = "failed"  # 1 where an estimate is silent or not finite, else 0
 
 
 class Look(NamedTuple):
@@ -96,10 +99,10 @@ def sdr(reference: Float[np.ndarray, " N"], estimate: Float[np.ndarray, " N"]) -
 
 
 def rmse(reference: Float[np.ndarray, " N"], estimate: Float[np.ndarray, " N"]) -> float:
-    """Root mean square error of the estimate at the scale that fits the reference best."""
+    """Root mean square error of the estimate at the scale that fits the reference best; of silence, that of scale 0."""
     reference, estimate = reference.astype(np.float64), estimate.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        scale = estimate @ reference / (estimate @ estimate)
+    power = estimate @ estimate
+    scale = estimate @ reference / power if power else 0.0
     return float(np.sqrt(np.square(scale * estimate - reference).mean()))
 
 
@@ -127,7 +130,7 @@ def _pesq(mode: str, reference: np.ndarray, estimate: np.ndarray, rate: int) -> 
         return float("nan")
     try:
         return float(pesq(rate, reference, estimate, mode))
-    except PesqError:  # no speech found, or less than a quarter of a second
+    except (PesqError, ValueError):  # no speech found, less than a quarter of a second, a level beyond single precision
         return float("nan")
 
 
@@ -150,6 +153,16 @@ _COMPUTE: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
     "stoi": lambda *signals_and_rate: _stoi(False, *signals_and_rate),
     "estoi": lambda *signals_and_rate: _stoi(True, *signals_and_rate),
     "rmse": lambda reference, estimate, rate: rmse(reference, estimate),
+}
+# From the worst to the best that is reported: ratios by convention, as those of silence would be infinite; PESQ from
+# where its mapping of the lowest raw score, -0.5, lies; no relation to the reference, for STOI.
+RANGES = {
+    "si_sdr": (-30.0, 100.0),
+    "sdr": (-30.0, 100.0),
+    "pesq_wb": (1.0427, 4.6440),
+    "pesq_nb": (1.0168, 4.5489),
+    "stoi": (0.0, 1.0),
+    "estoi": (0.0, 1.0),
 }
 _NISQA_TAKES = 0.15, 51.9  # seconds
 _LONGEST_PESQ = 20  # seconds: longer signals may hold more than the 50 utterances at which the package crashes
@@ -177,8 +190,24 @@ def score(
         if rate not in _PESQ_RATES.get(name, (rate,)):
             allowed = " or ".join(str(allowed) for allowed in _PESQ_RATES[name])
             raise UserError(f"{name} is defined at {allowed} Hz, not at {rate}: resample, or leave {name} out")
-    usable = all(signal.any() and np.isfinite(signal).all() for signal in (reference, estimate))
-    return {name: _COMPUTE[name](reference, estimate, rate) if usable else float("nan") for name in names}
+    if not reference.any() or not np.isfinite(reference).all():
+        return dict.fromkeys(names, float("nan"))
+    if failed(estimate):
+        estimate = np.zeros_like(reference)
+    return {name: _floored(name, reference, estimate, rate) for name in names}
+
+
+def failed(estimate: Float[np.ndarray, " N"]) -> bool:
+    """Whether an estimate is silent or not finite."""
+    return not estimate.any() or not np.isfinite(estimate).all()
+
+
+def _floored(name: str, reference: np.ndarray, estimate: np.ndarray, rate: int) -> float:
+    low, high = RANGES.get(name, (0.0, math.inf))
+    value = _COMPUTE[name](reference, estimate, rate) if estimate.any() or name not in RANGES else float("nan")
+    if math.isnan(value):  # nan of the reference against itself: no estimate could have been scored
+        return value if math.isnan(_COMPUTE[name](reference, reference, rate)) else low
+    return min(max(value, low), high)
 
 
 def psnr(pictures: Float[torch.Tensor, "N C H W"], estimates: Float[torch.Tensor, "N C H W"]) -> float:

@@ -15,7 +15,7 @@ import yaml
 
 from avdvae.data.shards import replacing
 from avdvae.errors import UserError
-from avdvae.metrics import INPUT, LOOKS, Look
+from avdvae.metrics import FAILED, INPUT, LOOKS, Look
 from avdvae.published import published_on
 from avdvae.results import ALL_NOISES, NOISE_GROUPS, ranking, read_results
 from avdvae.viz import difference_curves, metric_curves, training_curves
@@ -117,7 +117,7 @@ def _ranked(items: Sequence[_Item], task: str) -> str:
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in row)}</tr>\n'
         for name, row in zip(names, cells, strict=True)
     )
-    note = f"Means over {max(item['n'] for item in items)} items. In brackets the 95 % interval, from resampling them."
+    note = f"Means over {_sample(items, 'items')}. In brackets the 95 % interval, {_between(items)}.{_failures(items)}"
     table = f"<table>\n{head}\n<tbody>\n{rows}</tbody>\n</table>"
     return f'<p>{escape(note)}</p>\n<div class="wide">{table}</div>\n'
 
@@ -128,19 +128,43 @@ def _in_noise(own: Sequence[_Item]) -> str:
     over = f" and {len(noises)} noises" if len(noises) > 1 else f" in the noise {noises[0]}"
     arrow = ": unprocessed input → output" if any(item["metric"].startswith(INPUT) for item in own) else ""
     note = (
-        f"Means over {max(item['n'] for item in headline)} utterances{over}{arrow}. In brackets the output's 95 % "
-        f"interval, from resampling utterances."
+        f"Means over {_sample(headline, 'utterances')}{over}{arrow}. In brackets the output's 95 % interval, "
+        f"{_between(headline)}.{_failures(own)}"
     )
     table = f"<p>{escape(note)}</p>\n{_table(headline, _result_cell)}"
     return table if len(noises) == 1 else table + _each_noise(own, _result_cell)
+
+
+def _sample(items: Sequence[_Item], what: str) -> str:
+    largest = max(items, key=lambda item: item["n"])
+    return f"{largest['n']} {what} of {largest['speakers']} speaker{'s' * (largest['speakers'] > 1)}"
+
+
+def _between(items: Sequence[_Item]) -> str:
+    """What an interval generalises to."""
+    return (
+        "between speakers" if any(item["speakers"] > 1 for item in items) else "between utterances of this one speaker"
+    )
+
+
+def _failures(items: Sequence[_Item]) -> str:
+    counted = [item for item in items if item["metric"] == FAILED and item["noise"] not in _POOLED]
+    if not counted:
+        return ""
+    failed, all_of_them = round(sum(item["mean"] * item["n"] for item in counted)), sum(item["n"] for item in counted)
+    if not failed:
+        return " No estimate failed."
+    return (
+        f" {failed} of {all_of_them} estimates failed: silent or not finite, they count with each metric's worst value."
+    )
 
 
 def _comparisons(compared: Sequence[_Item]) -> str:
     if not compared:
         return ""
     parts = [
-        "<p>This run minus the other, on the same utterances, noises and SNRs; in brackets the 95 % interval. "
-        "Bold: the interval leaves out zero.</p>"
+        f"<p>This run minus the other, on the same utterances, noises and SNRs; in brackets the 95 % interval, "
+        f"{_between(compared)}. Bold: the interval leaves out zero.</p>"
     ]
     pairs = dict.fromkeys((item["compared_with"], item["task"]) for item in compared)
     several = len({task for _, task in pairs}) > 1
@@ -148,7 +172,10 @@ def _comparisons(compared: Sequence[_Item]) -> str:
         items = [item for item in compared if (item["compared_with"], item["task"]) == (other, task)]
         pooled = [item for item in items if item["noise"] in _POOLED]
         what = f", {_TASKS[task].lower()}" if several else ""
-        parts += [f"<h3>minus {escape(other + what)}</h3>", _table(pooled or items, _difference_cell)]
+        parts.append(f"<h3>minus {escape(other + what)}</h3>")
+        if differs := items[0].get("differs"):
+            parts.append(f"<p>The other run was measured with {escape(differs)}.</p>")
+        parts.append(_table(pooled or items, _difference_cell))
         if pooled:
             parts.append(_each_noise(items, _difference_cell))
     return "\n".join(parts)
@@ -304,7 +331,7 @@ def _interval(item: _Item, digits: int) -> str:
 def _outputs(metrics: Iterable[str]) -> list[str]:
     """The metrics of the output, in the order in which they are always shown."""
     known = list(LOOKS)
-    outputs = {metric for metric in metrics if not metric.startswith(INPUT)}
+    outputs = {metric for metric in metrics if not metric.startswith(INPUT) and metric != FAILED}
     return sorted(outputs, key=lambda metric: (known.index(metric) if metric in known else len(known), metric))
 
 

@@ -1,7 +1,11 @@
 """The numbers of a run: one value a row in results.csv, means with intervals in summary.json.
 
-An interval is the middle 95 % of the means of 2000 bootstrap samples. Items (utterances) are drawn, each with all that
-was measured on it: the same utterance in six noises is one draw, not six.
+Speakers are the sample: utterances of one speaker, and one utterance in six noises, are not independent. An interval is
+Student's, of a mean whose variance is taken between speakers (of a single speaker, between utterances):
+
+    mean = sum_g T_g / sum_g W_g        T_g, W_g   weighted values of speaker g and their weights, added up
+    u_g  = T_g - mean W_g               se^2 = G / (G - 1) sum_g u_g^2 / (sum_g W_g)^2
+    95 % interval: mean -+ t_{G-1} se, the 97.5 % quantile of Student's t with G - 1 degrees of freedom
 """
 
 from __future__ import annotations
@@ -11,12 +15,10 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from avdvae.data.shards import replacing
 from avdvae.errors import UserError
@@ -24,7 +26,7 @@ from avdvae.metrics import INPUT, LOW_IS_GOOD, OF_EACH_SAMPLE
 
 ALL_NOISES = "all"
 NOISE_GROUPS = {"stationary": ("White", "Car", "LR")}
-_DRAWS = 2000
+SAME = 1e-3  # how far apart what was measured on one and the same input may lie on two machines
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Result:
     corpus: str
     split: str
     item: str  # an utterance
+    speaker: str  # whose utterances are one draw of the intervals
     noise: str
     snr: float | None  # dB
     lips: str
@@ -66,20 +69,20 @@ def read_results(path: Path) -> list[Result]:
         return [Result(**{name: _PARSERS.get(name, str)(text) for name, text in row.items()}) for row in table]
 
 
-def summarise(rows: Sequence[Result], seed: int = 0) -> list[dict[str, Any]]:
-    """Means over items, for each noise and over all of them, with intervals; n is the number of items that counted.
+def summarise(rows: Sequence[Result]) -> list[dict[str, Any]]:
+    """Means over items, for each noise and over all of them, with intervals; n is the number of items that counted, and
+    speakers that of their speakers.
 
-    Values that are not finite are left out. From a single item follows no interval: it is nan.
-    A metric of each sample is the mean over all samples, so that items count by their length.
+    Values that are not finite, those of unusable references, are left out. From a single item follows no interval: it
+    is nan. A metric of each sample is the mean over all samples, so that items count by their length.
     """
     samples = _samples(rows)
     measured = [
-        ((row.model, row.task, row.lips, row.metric), row.noise, row.snr, row.item, row.value, _weight(row, samples))
-        for row in rows
+        _Measured((row.model, row.task, row.lips, row.metric), row, row.value, _weight(row, samples)) for row in rows
     ]
     return [
         {"model": model, "task": task, "noise": noise, "snr": snr, "lips": lips, "metric": metric, **mean}
-        for (model, task, lips, metric), noise, snr, mean in _means(measured, {}, seed)
+        for (model, task, lips, metric), noise, snr, mean in _means(measured, {})
     ]
 
 
@@ -87,30 +90,49 @@ def compare(
     rows: Sequence[Result],
     other_rows: Sequence[Result],
     groups: Mapping[str, Sequence[str]] = NOISE_GROUPS,
-    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Means of this run minus the other in the same task, item, noise and SNR; also over all noises and each group.
 
     A lips condition that the other run lacks is held against its rows without one, those of an audio-only model; and
-    an audio-only model against clean lips. Left out are metrics of the input, which both runs heard alike, and
-    improvements on it, which differ as the outputs do.
+    an audio-only model against clean lips. Metrics of the input must agree, or the two were given different mixtures;
+    they are left out, as are improvements on them, which differ as the outputs do.
     """
     theirs = {(row.task, row.item, row.noise, row.snr, row.metric, row.lips): row.value for row in other_rows}
     their_lips = {row.lips for row in other_rows}
-    differences, samples = [], _samples(rows)
+    mine, other_run = (sides[0].run if sides else "an empty run" for sides in (rows, other_rows))
+    differences, samples, unchecked = [], _samples(rows), dict[tuple, bool]()
     for row in rows:
         lips = row.lips if row.lips in their_lips else ("" if row.lips else "clean")
         other = theirs.get((row.task, row.item, row.noise, row.snr, row.metric, lips))
-        if other is not None and not row.metric.startswith(INPUT) and not row.metric.endswith("_improvement"):
+        if other is None:
+            continue
+        mixture = row.task, row.item, row.noise, row.snr
+        if row.metric.startswith(INPUT):
+            unchecked[mixture] = False
+            if abs(row.value - other) > SAME:
+                raise UserError(
+                    f"{mine} and {other_run} were not given the same {_told(*mixture)}: its {row.metric} is "
+                    f"{row.value:.6g} here and {other:.6g} there: evaluate both on the same corpus with "
+                    "the same settings of evaluate"
+                )
+        elif not row.metric.endswith("_improvement"):
+            if row.noise:
+                unchecked.setdefault(mixture, True)
             key = row.model, row.task, row.lips, row.metric
-            differences.append((key, row.noise, row.snr, row.item, row.value - other, _weight(row, samples)))
+            differences.append(_Measured(key, row, row.value - other, _weight(row, samples)))
     if not differences:
-        mine, other = (sides[0].run if sides else "an empty run" for sides in (rows, other_rows))
-        raise UserError(f"{mine} and {other} have no task, item, noise, SNR and metric in common: evaluate both alike")
+        raise UserError(
+            f"{mine} and {other_run} have no task, item, noise, SNR and metric in common: evaluate both alike"
+        )
+    if loose := [mixture for mixture, is_unchecked in unchecked.items() if is_unchecked]:
+        raise UserError(
+            f"{mine} and {other_run} have no {INPUT} metric in common for {_told(*loose[0])}, so nothing tells whether "
+            "their mixtures are the same: evaluate both with the same evaluate.metrics"
+        )
     return [
         {"model": model, "task": task, "noise": noise, "snr": snr, "lips": lips, "metric": metric, **mean}
         | {"compared_with": other_rows[0].run}
-        for (model, task, lips, metric), noise, snr, mean in _means(differences, groups, seed)
+        for (model, task, lips, metric), noise, snr, mean in _means(differences, groups)
     ]
 
 
@@ -143,40 +165,56 @@ def _weight(row: Result, samples: Mapping[tuple, float]) -> float:
     return samples[row.model, row.task, row.item] if row.metric in OF_EACH_SAMPLE else 1.0
 
 
-_Measured = tuple[tuple, str, float | None, str, float, float]  # key, noise, SNR, item, value, weight
+def _told(task: str, item: str, noise: str, snr: float | None) -> str:
+    """A mixture, in words."""
+    return f"{item}, {noise or task}" + ("" if snr is None else f" at {snr:g} dB")
+
+
+class _Measured(NamedTuple):
+    key: tuple  # of the mean that it goes into
+    row: Result  # where it was measured
+    value: float
+    weight: float
+
+
 _Mean = tuple[tuple, str, float | None, dict[str, Any]]  # key, noise, SNR, the mean with its interval
+_Items = Mapping[tuple[str, str], Sequence[tuple[float, float]]]  # values and weights by speaker and item
 
 
-def _means(measured: Iterable[_Measured], groups: Mapping[str, Sequence[str]], seed: int) -> Iterator[_Mean]:
+def _means(measured: Iterable[_Measured], groups: Mapping[str, Sequence[str]]) -> Iterator[_Mean]:
     """For each key and SNR: each noise, then all noises and each group of noises of which there are several."""
-    values: dict[tuple, dict[str, dict[str, list[tuple[float, float]]]]] = {}
-    for key, noise, snr, item, value, weight in measured:
-        values.setdefault((key, snr), {}).setdefault(noise, {}).setdefault(item, []).append((value, weight))
+    values: dict[tuple, dict[str, dict[tuple[str, str], list[tuple[float, float]]]]] = {}
+    for key, row, value, weight in measured:
+        items = values.setdefault((key, row.snr), {}).setdefault(row.noise, {})
+        items.setdefault((row.speaker, row.item), []).append((value, weight))
     for (key, snr), noises in values.items():
         for noise, items in noises.items():
-            yield key, noise, snr, _mean(items, seed)
+            yield key, noise, snr, _mean(items)
         for group, members in {ALL_NOISES: list(noises), **groups}.items():
             present = [noises[noise] for noise in members if noise in noises]
             if len(present) > 1:
-                names = set[str]().union(*present)
-                pooled = {name: [value for items in present for value in items.get(name, [])] for name in names}
-                yield key, group, snr, _mean(pooled, seed)
+                names = set[tuple[str, str]]().union(*present)
+                yield (
+                    key,
+                    group,
+                    snr,
+                    _mean({name: [v for items in present for v in items.get(name, [])] for name in names}),
+                )
 
 
-def _mean(items: Mapping[str, Sequence[tuple[float, float]]], seed: int) -> dict[str, Any]:
-    finite = [[(v * weight, weight) for v, weight in values if math.isfinite(v)] for _, values in sorted(items.items())]
-    totals = np.array([np.sum(values, axis=0) for values in finite if values]).reshape(-1, 2)
-    n = len(totals)
-    mean, low, high = float("nan"), float("nan"), float("nan")
-    if n:
-        mean = float(totals[:, 0].sum() / totals[:, 1].sum())
-    if n > 1:
-        drawn = _draws(n, seed) @ totals
-        low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5]).tolist()
-    return {"mean": mean, "ci_low": low, "ci_high": high, "n": n}
+def _mean(items: _Items) -> dict[str, Any]:
+    """See the head of this file."""
+    from scipy.special import stdtrit
 
-
-@lru_cache(maxsize=4)
-def _draws(n: int, seed: int) -> Float[np.ndarray, "draws n"]:
-    """How often each of n items falls into each bootstrap sample."""
-    return np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), size=_DRAWS).astype(np.float64)
+    finite = {name: [(v * w, w) for v, w in values if math.isfinite(v)] for name, values in sorted(items.items())}
+    totals = {name: np.sum(values, axis=0) for name, values in finite.items() if values}
+    speakers = {speaker: [total for (whose, _), total in totals.items() if whose == speaker] for speaker, _ in totals}
+    drawn = [np.sum(mine, axis=0) for mine in speakers.values()] if len(speakers) > 1 else list(totals.values())
+    mean, half = float("nan"), float("nan")
+    if drawn:
+        T_G, W_G = np.stack(drawn, axis=1)
+        mean = float(T_G.sum() / W_G.sum())
+    if (G := len(drawn)) > 1:
+        u_G = T_G - mean * W_G
+        half = float(stdtrit(G - 1, 0.975) * math.sqrt(G / (G - 1) * np.square(u_G).sum()) / W_G.sum())
+    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "n": len(totals), "speakers": len(speakers)}

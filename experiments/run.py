@@ -37,7 +37,7 @@ from avdvae.evaluation import (
     settings_of,
     subject_of,
 )
-from avdvae.metrics import Look
+from avdvae.metrics import FAILED, Look
 from avdvae.results import ranking
 from avdvae.runs import Configuration, Run, build_model, build_vem, create_run, find_runs, open_run
 from avdvae.settings import Training
@@ -162,15 +162,21 @@ def compare_models(run: Run, trained: dict[str, Run], prepared: Path) -> None:
     parts: dict[str, Path] = {}
     for name, model in trained.items():
         print(f"model      {name}, of {model.path}", flush=True)
-        config = {**model.config, "exp": name, "evaluate": run.config["evaluate"], "start": []}
-        part = Run(run.path / name, config) if (run.path / name).exists() else create_run(run.path / name, config)
+        asked = {
+            part: run.config[part] for part in ("evaluate", "enhance")
+        }  # of all models alike, not as they were trained
+        config = {**model.config, **asked, "exp": name, "start": []}
+        part = open_run(run.path / name) if (run.path / name).exists() else create_run(run.path / name, config)
+        if part.config != config:
+            raise UserError(f"{part.path} was measured with other settings: measure the models in another run_dir")
         evaluate_run(Run(model.path, config), part.path, prepared, [str(path) for path in parts.values()])
         parts[name] = part.path
-    summary = join_evaluations(run.path, parts, run.config["seed"])
+    summary = join_evaluations(run.path, parts)
     for task in dict.fromkeys(item["task"] for item in summary if not item["noise"]):
         print(task.replace("_", " "))
         for place, (name, measured) in enumerate(ranking(summary, task), start=1):
-            print(f"{place:>4}. {name:<20}{'   '.join(told(metric, item) for metric, item in measured.items())}")
+            means = [told(metric, item) for metric, item in measured.items() if metric != FAILED]
+            print(f"{place:>4}. {name:<20}{'   '.join(means)}")
 
 
 def told(metric: str, item: Mapping[str, Any]) -> str:

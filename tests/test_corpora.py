@@ -130,7 +130,7 @@ def measured(roots, tmp_path):
         evaluation = Evaluation(**asked, metrics=["si_sdr"], examples=1, workers=1)
         vem = Vem(PointEstimate(), iterations=1, rank=2)
         rows = measure(Subject(model, test, Stft(533), vem, evaluation, tmp_path / out, "vae"))
-        write_summary(tmp_path / out / "summary.json", summarise(rows, 0))
+        write_summary(tmp_path / out / "summary.json", summarise(rows))
         assert Path(noise).name in write_report(tmp_path / out).read_text()
         return [row for row in rows if row.metric == "input_si_sdr"]
 

@@ -78,7 +78,7 @@ def test_more_draws_bring_the_bound_nearer(kind):
 
 def test_bits_are_a_ratio_of_totals():
     def row(item: str, metric: str, value: float) -> Result:
-        return Result("r", "m", "likelihood", "c", "test", item, "", None, "", metric, value)
+        return Result("r", "m", "likelihood", "c", "test", item, item, "", None, "", metric, value)
 
     rows = [row("a", "bits_per_frame", 4.0), row("a", "samples", 1000), row("b", "bits_per_frame", 8.0)]
     rows += [row("b", "samples", 3000), row("a", "probe", 4.0), row("b", "probe", 8.0)]

@@ -6,7 +6,7 @@ import pytest
 from jaxtyping import Float
 
 from avdvae.errors import UserError
-from avdvae.metrics import LOOKS, METRICS, rmse, score, sdr, si_sdr
+from avdvae.metrics import LOOKS, METRICS, RANGES, failed, rmse, score, sdr, si_sdr
 
 RATE = 16_000
 RNG = np.random.default_rng(0)
@@ -51,23 +51,34 @@ def test_every_metric_ranks_noise_ignores_scale_and_knows_identity() -> None:
         assert louder[name] == pytest.approx(noisy[name], rel=0.02), name  # PESQ sees other roundings
     assert same["stoi"] == pytest.approx(1) and same["estoi"] == pytest.approx(1) and same["pesq_wb"] > 4.6
     assert score(VOICE.astype(np.float32), NOISY.astype(np.float32))["si_sdr"] == pytest.approx(noisy["si_sdr"])
-    assert set(names) < set(LOOKS)
+    assert set(names) < set(LOOKS) and all(same[name] <= best for name, (_, best) in RANGES.items())
 
 
 @pytest.mark.parametrize(
     ("reference", "estimate", "defined"),
     [
-        (VOICE, np.zeros_like(VOICE), set()),
         (np.zeros_like(VOICE), NOISY, set()),
-        (VOICE, np.full_like(VOICE, np.nan), set()),
+        (np.full_like(VOICE, np.nan), NOISY, set()),
         (VOICE[:400], NOISY[:400], {"si_sdr"}),
-        (VOICE[:3000], NOISY[:3000], {"si_sdr", "sdr"}),
+        (VOICE[:3000], 0 * NOISY[:3000], {"si_sdr", "sdr"}),
         # over fifty utterances, of which the package for PESQ dies
         (np.tile(VOICE, 10), np.tile(NOISY, 10), {"si_sdr", "sdr", "stoi", "estoi"}),
     ],
 )
-def test_what_cannot_be_computed_is_nan(reference: np.ndarray, estimate: np.ndarray, defined: set[str]) -> None:
+def test_what_no_estimate_could_be_scored_by_is_nan(reference, estimate, defined: set[str]) -> None:
     assert {name for name, value in score(reference, estimate).items() if not math.isnan(value)} == defined
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, -math.inf])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_failed_estimate_is_the_worst_there_is(value: float) -> None:
+    broken = np.concatenate([VOICE[:-1], [value]]) if value else 0 * VOICE
+    assert failed(broken) and not failed(NOISY)
+    found = score(VOICE, broken, names=[*METRICS, "rmse"])
+    worst = {name: low for name, (low, _) in RANGES.items()} | {"rmse": math.sqrt(np.square(VOICE).mean())}
+    assert found == pytest.approx(worst)
+    for poor in (NOISE, -VOICE[::-1], np.eye(1, len(VOICE))[0]):
+        assert all(score(VOICE, poor)[name] >= low for name, (low, _) in RANGES.items())
 
 
 def test_mistakes_are_named() -> None:

@@ -34,7 +34,7 @@ RNG = np.random.default_rng(0)
 
 def _rows(gain: float, run: str = "mine", noises: tuple[str, ...] = ("Car", "White"), snrs=(-5.0, 5.0)) -> list[Result]:
     return [
-        Result(run, "cvae", "enhance", "talker", "test", f"u{i}", noise, snr, "", metric, value)
+        Result(run, "cvae", "enhance", "talker", "test", f"u{i}", f"s{i}", noise, snr, "", metric, value)
         for i, ease in enumerate((-1.0, 1.0))
         for noise in noises
         for snr in snrs
@@ -119,7 +119,7 @@ def test_the_page_holds_all_and_needs_nothing_else(run: Path) -> None:
     assert all(text in header for text in ("2,566,785", "1 h 30 min", "2 utterances (test)", HOSTILE, "not to be set"))
 
     headline, each_noise, differences, each_difference = page.texts["table"]
-    assert "−5 dB−5.0 → −1.0[−2.0, 0.0]" in headline and "5 dB5.0 → 9.0" in headline and "Car" not in headline
+    assert "−5 dB−5.0 → −1.0[−13.7, 11.7]" in headline and "5 dB5.0 → 9.0" in headline and "Car" not in headline
     assert each_noise.index("Car") < each_noise.index("White")
     assert "all noises\n−5 dB+2.50 [2.50, 2.50]" in differences and "stationary noises" in differences
     assert page.texts["h3"] == [f"minus other {HOSTILE}", HOSTILE, "u1"] and "Car" in each_difference
@@ -168,6 +168,18 @@ def test_a_page_for_little(tmp_path: Path) -> None:
     assert "−1.0 → 3.0" in table and "[" not in table and "SNR" not in table
     with pytest.raises(UserError, match=r"there is no run in .*nowhere"):
         write_report(tmp_path / "nowhere")
+
+
+def test_the_page_tells_what_its_intervals_are_over_and_what_failed(tmp_path: Path) -> None:
+    rows = _rows(4)
+    rows += [replace(row, metric="failed", value=float(row.item == "u1")) for row in rows if row.metric == "si_sdr"]
+    write_summary(tmp_path / "summary.json", summarise(rows))
+    text = write_report(tmp_path).read_text()
+    assert "2 utterances of 2 speakers and 2 noises" in text and "95 % interval, between speakers." in text
+    assert "4 of 8 estimates failed" in text and "failed</th>" not in text
+    write_summary(tmp_path / "summary.json", summarise([replace(row, speaker="s", value=0.0) for row in rows]))
+    text = write_report(tmp_path).read_text()
+    assert "between utterances of this one speaker. No estimate failed." in text
 
 
 def test_spectrograms_and_lips_as_pictures() -> None:

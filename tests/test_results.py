@@ -1,10 +1,12 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from avdvae.errors import UserError
 from avdvae.results import Result, compare, read_results, summarise, write_results, write_summary
@@ -16,7 +18,8 @@ RNG = np.random.default_rng(0)
 def _row(
     item: str, value: float, metric: str = "si_sdr", noise: str = "Car", snr: float | None = 0, **others
 ) -> Result:
-    texts = {"run": "r1", "model": "cvae", "task": "enhance", "corpus": "talker", "split": "test", "lips": ""} | others
+    texts = {"run": "r1", "model": "cvae", "task": "enhance", "corpus": "talker", "split": "test", "lips": ""}
+    texts |= {"speaker": item.split("/")[0]} | others
     return Result(item=item, noise=noise, snr=snr, metric=metric, value=value, **texts)
 
 
@@ -34,19 +37,48 @@ def test_results_survive_the_file(tmp_path: Path) -> None:
     write_results(tmp_path / "results.csv", rows)
     assert read_results(tmp_path / "results.csv") == rows
     header, *_ = (tmp_path / "results.csv").read_text().splitlines()
-    assert header == "run,model,task,corpus,split,item,noise,snr,lips,metric,value"
+    assert header == "run,model,task,corpus,split,item,speaker,noise,snr,lips,metric,value"
     (tmp_path / "results.csv").write_text(header.replace("noise,snr", "snr,noise") + "\n")
     with pytest.raises(UserError, match=r"has the columns run, .*snr, noise.* instead of .*: evaluate the run again"):
         read_results(tmp_path / "results.csv")
 
 
-def test_intervals_hold_the_truth_as_often_as_they_claim() -> None:
-    values = RNG.normal(3, 2, size=(500, 60))
-    rows = [_row(f"u{i}", v, metric=f"m{k}") for k, trial in enumerate(values.tolist()) for i, v in enumerate(trial)]
-    items = summarise(rows)
-    assert [item["mean"] for item in items] == pytest.approx(values.mean(axis=1).tolist())
-    assert 0.91 < np.mean([item["ci_low"] < 3 < item["ci_high"] for item in items]) < 0.98
-    assert items == summarise(rows[::-1])[::-1] != summarise(rows, seed=1)
+@pytest.mark.parametrize("utterances", [1, 3])
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 0.7])  # within a speaker
+def test_intervals_of_eight_speakers_hold_the_truth_as_often_as_they_claim(utterances, correlation) -> None:
+    voices = math.sqrt(correlation) * RNG.normal(size=(2000, 8, 1))
+    values = 3 + 2 * (voices + math.sqrt(1 - correlation) * RNG.normal(size=(2000, 8, utterances)))
+    items = summarise(
+        [
+            _row(f"s{s}/u{u}", value, metric=f"m{trial}")
+            for trial, speakers in enumerate(values.tolist())
+            for s, speaker in enumerate(speakers)
+            for u, value in enumerate(speaker)
+        ]
+    )
+    assert [item["mean"] for item in items] == pytest.approx(values.mean((1, 2)).tolist())
+    assert {(item["n"], item["speakers"]) for item in items} == {(8 * utterances, 8)}
+    assert 0.93 < np.mean([item["ci_low"] < 3 < item["ci_high"] for item in items]) < 0.97
+
+
+def test_an_interval_is_students_between_speakers_and_of_one_speaker_between_utterances() -> None:
+    values = RNG.normal(size=6).tolist()
+    alone = summarise([_row(f"s/{i}", value) for i, value in enumerate(values)])[0]
+    each = summarise([_row(f"{i}/u", value) for i, value in enumerate(values)])[0]
+    wanted = scipy.stats.t.interval(0.95, 5, np.mean(values), scipy.stats.sem(values))
+    for found, speakers in ((alone, 1), (each, 6)):
+        assert [found[k] for k in ("ci_low", "ci_high")] == pytest.approx(wanted) and found["speakers"] == speakers
+    repeated = summarise([_row(f"{i}/{u}", value) for i, value in enumerate(values) for u in range(5)])[0]
+    assert (repeated["ci_low"], repeated["n"]) == (pytest.approx(wanted[0]), 30)  # said five times, known once
+
+
+def test_speakers_of_few_utterances_count_by_them() -> None:
+    rows = [_row("a/1", 1), _row("b/1", 4), _row("b/2", 6)]
+    (found,) = summarise(rows)
+    assert found["mean"] == pytest.approx(11 / 3)  # the mean over utterances
+    u = np.array([1 - 11 / 3, 10 - 22 / 3])
+    half = scipy.stats.t.ppf(0.975, 1) * math.sqrt(2 * (u @ u)) / 3
+    assert found["ci_high"] - found["mean"] == pytest.approx(half)
 
 
 def test_one_utterance_under_six_noises_is_one_draw() -> None:
@@ -65,7 +97,7 @@ def test_values_that_are_missing_are_left_out_and_counted(tmp_path: Path) -> Non
     rows += [_row("c", 8, noise="White"), _row("a", math.nan, "stoi"), _row("a", 1, snr=None, noise="")]
     items = summarise(rows)
     car = _pick(items, noise="Car", metric="si_sdr")
-    assert (car["mean"], car["n"], car["ci_low"], car["ci_high"]) == (2, 2, 1, 3)
+    assert (car["mean"], car["n"], car["ci_high"]) == (2, 2, pytest.approx(2 + scipy.stats.t.ppf(0.975, 1)))
     pooled = _pick(items, noise="all")
     assert (pooled["mean"], pooled["n"]) == (4, 3)
     write_summary(tmp_path / "summary.json", items)
@@ -78,6 +110,7 @@ def test_values_that_are_missing_are_left_out_and_counted(tmp_path: Path) -> Non
         "metric": "stoi",
         "mean": None,
         "n": 0,
+        "speakers": 0,
     }
     assert _pick(written, noise="") == keys | nothing | {
         "noise": "",
@@ -85,6 +118,7 @@ def test_values_that_are_missing_are_left_out_and_counted(tmp_path: Path) -> Non
         "metric": "si_sdr",
         "mean": 1,
         "n": 1,
+        "speakers": 1,
     }
 
 
@@ -98,10 +132,17 @@ def test_runs_are_compared_pair_by_pair() -> None:
         for lips in ("", "occluded")
     ]
     derived = ("input_si_sdr", "si_sdr_improvement")
-    mine += [_row(i, 0.5, metric, noise=n) for i in ease for n in gains for metric in derived]
+    mine += [
+        _row(i, 0.5, metric, noise=n, lips=lips)
+        for i in ease
+        for n in gains
+        for metric in derived
+        for lips in ("", "occluded")
+    ]
     mine += [_row("only mine", 1e6), _row("a", 1e6, snr=5), _row("a", 1e6, "stoi")]
     theirs = [_row(i, ease[i], noise=n, run="r0", model="vae") for n in gains for i in reversed(ease)]
-    theirs += [_row("only theirs", -1e6, run="r0"), *(_row("a", -1e6, metric, run="r0") for metric in derived)]
+    theirs += [_row(i, 0.5 + 1e-4, "input_si_sdr", noise=n, run="r0") for i in ease for n in gains]
+    theirs += [_row("only theirs", -1e6, run="r0"), _row("a", -1e6, "si_sdr_improvement", run="r0")]
     items = compare(mine, theirs)
     for lips in ("", "occluded"):
         for noise, gain in (gains | {"stationary": 2.0, "all": 1.0}).items():
@@ -111,11 +152,30 @@ def test_runs_are_compared_pair_by_pair() -> None:
     assert len(items) == 2 * 5
 
     same_lips = [_row(i, ease[i] + 7, lips="occluded", run="r0") for i in ease]
+    same_lips += [_row(i, 0.5, "input_si_sdr", lips="occluded", run="r0") for i in ease]
     assert _pick(compare(mine, theirs + same_lips), lips="occluded", noise="Car")["mean"] == pytest.approx(-6)
     clean = [_row(i, ease[i] + 7, lips="clean", run="r0") for i in ease]
+    clean += [_row(i, 0.5, "input_si_sdr", lips="clean", run="r0") for i in ease]
     of_sound = [row for row in mine if row.lips == ""]
     assert _pick(compare(of_sound, clean), lips="", noise="Car")["mean"] == pytest.approx(-6)
     with pytest.raises(UserError, match="r1 and r0 have no task, item, noise, SNR and metric in common"):
         compare(mine, [_row("elsewhere", 0, run="r0")])
     with pytest.raises(UserError, match="r1 and an empty run"):
         compare(mine, [])
+
+
+def test_runs_that_were_given_other_mixtures_are_not_compared() -> None:
+    def run(name: str, heard: float, *metrics: str) -> list[Result]:
+        return [_row("a", heard if m.startswith("input_") else 5, m, run=name, snr=-5) for m in metrics]
+
+    mine, alike = (run(name, -4.98, "si_sdr", "input_si_sdr") for name in ("r1", "r0"))
+    (found,) = compare(mine, alike)
+    assert found["mean"] == 0
+    with pytest.raises(
+        UserError, match=r"r1 and r0 were not given the same a, Car at -5 dB: its input_si_sdr is -4.98"
+    ):
+        compare(mine, run("r0", -4.9, "si_sdr", "input_si_sdr"))
+    with pytest.raises(UserError, match=r"no input_ metric in common for a, Car at -5 dB.* the same evaluate.metrics"):
+        compare(mine, run("r0", -4.98, "si_sdr", "input_estoi"))
+    clean = [replace(row, noise="", snr=None, task="resynthesis") for row in run("r1", 0, "si_sdr")]
+    assert compare(clean, clean)[0]["mean"] == 0  # of clean speech there is no mixture to differ

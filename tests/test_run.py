@@ -157,8 +157,11 @@ def test_what_a_model_starts_from_is_trained_as_its_own_experiment_says(
 
 def test_models_are_measured_side_by_side(runs: Path, prepared: Summary, tmp_path: Path) -> None:
     words = ["exp=robustness", "models=[vae,vae_mm]", *debug(prepared), f"runs={runs}", f"run_dir={tmp_path / 'both'}"]
-    printed = run("run.py", *words, "evaluate.lips=[clean,none]")
+    printed = run("run.py", *words, "evaluate.lips=[clean,none]", "enhance.iterations=3")
     assert "trained first" not in printed and printed.count("found in") == 2
+    trained = open_run(runs / "vae").config["enhance"]["iterations"]
+    costs = [len(example["cost"]) for example in json.loads((tmp_path / "both" / "examples.json").read_text())]
+    assert trained != 3 and set(costs) == {3}  # as asked for now, not as when they were trained
     rows = read_results(tmp_path / "both" / "results.csv")
     assert {(row.model, row.lips) for row in rows} == {("vae", ""), ("vae_mm", "clean"), ("vae_mm", "none")}
     items = json.loads((tmp_path / "both" / "summary.json").read_text())
@@ -174,7 +177,8 @@ def test_an_evaluation_alone_compares_runs_on_the_same_mixtures(runs: Path, tmp_
     words = [f"run={runs / 'vae'}", f"out={tmp_path / 'again'}", "evaluate.noises=[White]"]
     words += ["evaluate.per_speaker=null"]  # a value, not a key left as it was
     words += ["evaluate.tasks=[enhancement,resynthesis]", "enhance.estep.name=langevin", "+enhance.estep.chains=2"]
-    run("evaluate.py", *words, f"compare=[{runs / 'cvae'},{runs / 'vae'}]")
+    printed = run("evaluate.py", *words, f"compare=[{runs / 'cvae'},{runs / 'vae'}]")
+    assert printed.count("was measured with enhance.estep={'name': 'free_gaussian'} in place of") == 2
     with (tmp_path / "again" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     asked = open_run(tmp_path / "again").config["evaluate"]

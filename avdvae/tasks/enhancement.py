@@ -23,7 +23,7 @@ from avdvae.data.shards import PreparedCorpus
 from avdvae.data.twins import NoisyTwins
 from avdvae.errors import UserError
 from avdvae.inference.separation import RATE, Separated, separate
-from avdvae.metrics import INPUT, score
+from avdvae.metrics import FAILED, INPUT, failed, score
 from avdvae.protocols import Batch, indispensable, why_not_enhancing
 from avdvae.tasks.task import Measured, Part, Subject
 
@@ -67,6 +67,7 @@ class Enhancement:
                 for b, (item, n) in enumerate(zip(batch.ids, batch.lengths.tolist(), strict=True)):
                     metrics = subject.settings.metrics
                     scores = score(clean[b, :n], speech[b, :n], RATE, metrics)
+                    scores[FAILED] = float(failed(speech[b, :n]))
                     if item not in inputs:  # heard alike in all states of the lips
                         before = score(clean[b, :n], mixture[b, :n], RATE, metrics)
                         inputs[item] = {INPUT + metric: value for metric, value in before.items()}

@@ -73,7 +73,7 @@ class Probe:
                 "by evaluate.per_speaker=null, or prepare the corpus anew if it was without the times of its phonemes"
             )
         figure = f"figures/{file_name(subject.name, 'probe')}.png"
-        probe_curves(summarise(measured.rows, subject.settings.seed), list(DIMS)).savefig(subject.out / figure, dpi=150)
+        probe_curves(summarise(measured.rows), list(DIMS)).savefig(subject.out / figure, dpi=150)
         title = "what the latents know, beside a mel spectrogram"
         measured.examples.append({"key": "probe", "title": title, "audio": {}, "figure": figure, "scores": {}})
         return measured

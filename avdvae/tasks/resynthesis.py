@@ -13,7 +13,7 @@ import torch
 from avdvae.errors import UserError
 from avdvae.inference.resynth import resynthesise
 from avdvae.inference.separation import RATE
-from avdvae.metrics import score
+from avdvae.metrics import FAILED, failed, score
 from avdvae.protocols import Autoregressive, SpeechPrior
 from avdvae.tasks.task import Measured, Part, Subject
 
@@ -45,6 +45,7 @@ class Resynthesis:
             clean = batch.waveform.cpu().numpy()
             for b, (item, n) in enumerate(zip(batch.ids, batch.lengths.tolist(), strict=True)):
                 scores = score(clean[b, :n], speech[b, :n], RATE, (*subject.settings.metrics, "rmse"))
+                scores[FAILED] = float(failed(speech[b, :n]))
                 measured.rows += subject.rows(part, item, lips, scores)
                 if item in subject.shown:
                     signals = {"clean": clean[b, :n], "resynthesised": speech[b, :n]}

@@ -142,9 +142,14 @@ class Subject:
             pcm=getattr(self.model, "observes", None) == "waveform",
         )
 
+    @cached_property
+    def _speakers(self) -> dict[str, str]:
+        return {utterance.id: utterance.speaker for utterance in self.corpus.utterances}
+
     def rows(self, part: Part, item: str, lips: str, scores: Mapping[str, float]) -> list[Result]:
         where = (str(self.out), self.name, part.task, self.corpus.utterances[0].corpus, self.settings.split)
-        return [Result(*where, item, part.noise, part.snr, lips, metric, value) for metric, value in scores.items()]
+        condition = (item, self._speakers[item], part.noise, part.snr, lips)
+        return [Result(*where, *condition, metric, value) for metric, value in scores.items()]
 
     def example(
         self,

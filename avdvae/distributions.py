@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 VARIANCE_FLOOR = 1e-10  # far below the rounding noise of 16-bit samples
+PRIOR_FRAMES = 0.1
 
 Slopes = list[tuple[Tensor, Tensor]]  # what some number is made of, and its derivative in each
 
@@ -243,7 +244,7 @@ def likelihood_of(modality: str, output: Float[Tensor, "*draws B T D"]) -> Compl
 
 @dataclass(frozen=True)
 class Switch:
-    """Which of M components is on in a frame.
+    """Which of M components is on in a frame; its prior is learned as if each had been seen in PRIOR_FRAMES before.
 
     frames   r(m_t)            B T M
     pairs    r(m_{t-1}, m_t)   B T-1 M M, where the switch has a memory
@@ -260,8 +261,8 @@ class Switch:
         else:
             moves_BMM = (self.pairs * self.mask[:, 1:, None, None]).sum(1)
             shares_BSM = torch.cat([self.frames[:, :1], moves_BMM], 1)
-        shares_BSM = shares_BSM / shares_BSM.sum(-1, keepdim=True).clamp_min(1e-6)
-        return shares_BSM.clamp(1e-3, 1)  # a component that has no share at all would never return
+        shares_BSM = shares_BSM + PRIOR_FRAMES  # a component that had no share at all would never return
+        return shares_BSM / shares_BSM.sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,7 @@ class Mixture:
 
         ln r(m_t) = ln pi_m + E[ln p(s_t | z_m) + ln p(z_m) - ln q(z_m)] + constant
 
-    Where the density of the draws is not known, the posteriors are taken to be equally wide.
+    An E-step gives the density of its draws by `drawn`; without it, the posteriors are taken to be equally wide.
     """
 
     parts: tuple[ComplexGaussian, ...]  # of K draws each

@@ -14,7 +14,7 @@ from avdvae.data.prepare import Summary
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
 from avdvae.evaluation import measure, settings_of
-from avdvae.inference.esteps import PointEstimate
+from avdvae.inference.esteps import FreeGaussian
 from avdvae.inference.vem import Vem
 from avdvae.models.cvae import CVAE
 from avdvae.models.vae import VAE
@@ -35,7 +35,7 @@ def subject(prepared: Summary, tmp_path: Path) -> Subject:
         tasks=["enhancement", "resynthesis"], noises=["White"], snrs=[-5, 5], metrics=["si_sdr"], examples=1, workers=1
     )
     corpus = PreparedCorpus(prepared.out, "test", verify=False)
-    vem = Vem(PointEstimate(), iterations=3, rank=2)
+    vem = Vem(FreeGaussian(final_draws=2), iterations=3, rank=2)
     return Subject(model, corpus, Stft(533), vem, settings, tmp_path, "vae_mm", share=1)
 
 

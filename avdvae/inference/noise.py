@@ -43,11 +43,16 @@ class Noise:
         """W and H uniform in 0..1, g = 1."""
         frequencies = noisy_BTF.shape[2]
         W = [torch.rand((frequencies, rank), generator=g, device=g.device) for g in draws.generators]
-        H_BTK = draws.uniform(noisy_BTF[..., :1].expand(-1, -1, rank))  # 0 in frames that pad
+        frames = torch.tensor(draws.frames, device=noisy_BTF.device)
+        present_BT = torch.arange(noisy_BTF.shape[1], device=noisy_BTF.device) < frames[:, None]
+        H_BTK = draws.uniform(noisy_BTF[..., :1].expand(-1, -1, rank)).clamp_min(EPSILON) * present_BT[..., None]
         gain_BT1 = torch.ones_like(noisy_BTF[..., :1])
         return cls(torch.stack(W).to(noisy_BTF.device).clamp_min(EPSILON), H_BTK, gain_BT1, smoothness)
 
     def __post_init__(self) -> None:
+        # A zero amid a chain would spread along it.
+        self._least_BT1 = EPSILON * (self.H_BTK > 0).any(-1, keepdim=True)
+        self.H_BTK = self.H_BTK.maximum(self._least_BT1)
         self.variance_BTF = self.H_BTK.new_empty(0)
         self._room: tuple[Tensor, Tensor] | None = None
         self._mix()
@@ -86,7 +91,7 @@ class Noise:
         """With the chain, every second frame, and then the others, whose neighbours have moved. Where a chain begins or
         ends, the majoriser has the frame's own H in its missing neighbour's place."""
         if not self.smoothness:
-            self.H_BTK = _scaled(self.H_BTK, above_BTK, below_BTK)
+            self.H_BTK = _scaled(self.H_BTK, above_BTK, below_BTK).maximum(self._least_BT1)
             return
         above_BTK = self.H_BTK.square().mul_(above_BTK)
         chain = torch.cat([self.H_BTK[:, :1], self.H_BTK, self.H_BTK[:, -1:]], 1)
@@ -95,7 +100,7 @@ class Noise:
             after = torch.where(after > 0, after, own)
             above = torch.add(above_BTK[:, first::2], after, alpha=self.smoothness)
             own.copy_(above.div_(below_BTK[:, first::2] + self.smoothness / before).sqrt_())
-        self.H_BTK = chain[:, 1:-1]
+        self.H_BTK = chain[:, 1:-1].maximum(self._least_BT1)
 
     def mixture(self, speech_RBTF: Tensor, out: Tensor | None = None) -> Float[Tensor, "R B T F"]:
         """X, the variances of the mixture."""

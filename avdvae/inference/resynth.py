@@ -7,6 +7,7 @@ with which it hardly needs latents.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,14 +15,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from avdvae.audio import Stft
-from avdvae.protocols import Autoregressive, Batch, Context, LatentModel, Latents
+from avdvae.protocols import Autoregressive, Batch, Context, Inferred, LatentModel, Latents
 
 
 @torch.no_grad()
 def resynthesise(model: LatentModel, batch: Batch, stft: Stft, true_past: bool = False) -> Float[Tensor, "B N"]:
     """The standard deviation that the model gives each bin, with the phase of the original."""
     waveform_BN = batch.need("waveform", model)
-    magnitude_BTF = _decoded(model, batch, true_past)["power"].components(batch.need("power", model)).mean().sqrt()
+    inferred, said = _decoded(model, batch, true_past)
+    likelihood = said["power"].drawn(inferred.z, inferred.q)
+    magnitude_BTF = likelihood.components(batch.need("power", model)).mean().sqrt()
     speech_BN = torch.zeros_like(waveform_BN)
     assert batch.lengths is not None
     for b, length in enumerate(batch.lengths.tolist()):
@@ -34,12 +37,13 @@ def resynthesise(model: LatentModel, batch: Batch, stft: Stft, true_past: bool =
 @torch.no_grad()
 def move_again(model: LatentModel, batch: Batch, true_past: bool = False) -> Float[Tensor, "B T D"]:
     """The poses that the model expects."""
-    return _decoded(model, batch, true_past)["pose"].expected[0]
+    return _decoded(model, batch, true_past)[1]["pose"].expected[0]
 
 
-def _decoded(model: LatentModel, batch: Batch, true_past: bool) -> Any:
-    z, context = model.infer(batch).z, model.context(batch)
-    return model.decode(z, context) if true_past else by_itself(model, z, context)
+def _decoded(model: LatentModel, batch: Batch, true_past: bool) -> tuple[Inferred, Mapping[str, Any]]:
+    inferred, context = model.infer(batch), model.context(batch)
+    decode = model.decode if true_past else partial(by_itself, model)
+    return inferred, decode(inferred.z, context)
 
 
 def by_itself(model: LatentModel, z: Latents, context: Context, heard: int = 0) -> Mapping[str, Any]:

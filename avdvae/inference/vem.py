@@ -6,7 +6,8 @@ S. Leglaive, L. Girin, R. Horaud, MLSP 2018; M. Sadeghi et al., IEEE/ACM TASLP 2
 
 E-step   draws of z from its posterior, or an approximation of it: inference/esteps.py
 M-step   W, H, then g: inference/noise.py
-output   the Wiener filter sum_r w_r g S_r / X_r, with X_r = g S_r + H W^T
+output   the Wiener filter sum_r w_r g S_r / X_r, with X_r = g S_r + H W^T: the posterior mean of the speech. Of a
+         mixture, w_r holds the switch; VAE-MM and Sw-VAE average inverse variances in its place, 1 / gamma = sum pi / S
 
     P   noisy power |x|^2              noisy_BTF      S   variances of speech      speech_RBTF
     W   spectra of the noise           W_BFK          w   their weights            weight_RBT1
@@ -16,7 +17,8 @@ output   the Wiener filter sum_r w_r g S_r / X_r, with X_r = g S_r + H W^T
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 
 from avdvae.distributions import Components, SpeechLikelihood
 from avdvae.errors import UserError, whole_numbers
-from avdvae.inference.esteps import Draws, EStep, followed
+from avdvae.inference.esteps import Climb, Draws, EStep, followed
 from avdvae.inference.noise import Noise, subtraction, weighted_mean
 from avdvae.protocols import Batch, Context, Latents, SpeechPrior
 
@@ -87,13 +89,14 @@ class NoisySpeech:
     def log_joint(self, z: Latents) -> Float[Tensor, "K B T"]:
         return self.likelihood(z).log_prob(self.noisy_BTF) + self.model.log_prior(z, self.context)
 
-    def gradient(self, z: Latents) -> tuple[dict[str, Tensor], SpeechLikelihood]:
+    def gradient(self, z: Latents) -> Climb:
         with torch.enable_grad():
             z = {name: value.detach().requires_grad_() for name, value in z.items()}
             likelihood, log_prior = self.likelihood(z), self.model.log_prior(z, self.context)
         present_BT = self.context.mask.float()
         slopes = [*likelihood.slopes(self.noisy_BTF, present_BT), (log_prior, present_BT.expand_as(log_prior))]
-        return dict(zip(z, followed(slopes, list(z.values())), strict=True)), likelihood
+        followed_back = dict(zip(z, followed(slopes, list(z.values())), strict=True))
+        return Climb(followed_back, likelihood, log_prior.detach())
 
 
 @torch.no_grad()
@@ -105,37 +108,48 @@ def enhance(
     frames = batch.mask.sum(1)
     draws = Draws([_generator(name, settings.seed) for name in batch.ids], frames.tolist())
     heard = replace(batch, power=noisy_BTF)
-    context = model.context(heard)
     noise = Noise.drawn(noisy_BTF, settings.rank, draws, 0.0 if settings.paper else settings.smoothness)
     if not settings.paper:
         level_B1F, filter_BTF = subtraction(noisy_BTF, batch.mask)
         noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))  # V is this level on average
         heard = replace(batch, power=noisy_BTF * filter_BTF.square())
     begin = [name for name in settings.begin_from or () if getattr(heard, name) is not None]
-    if isinstance(model, nn.Module):
-        for layer in model.modules():
-            if isinstance(layer, nn.RNNBase):
-                layer.train()  # cuDNN gives gradients in no other mode; without dropout it is the same
-    state = settings.estep.start(model, heard.only(*begin) if begin else heard, draws)
+    context = model.context(heard)
 
     def target() -> NoisySpeech:
         return NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BT1)
 
     costs = []
-    for iteration in range(settings.iterations):
-        state, likelihood = settings.estep.step(target(), state, draws)
-        likely = likelihood.components(noisy_BTF)
-        if likely.switch and context.learns:
-            context = replace(context, switch=likely.switch.learned())
-        costs.append(noise.update(noisy_BTF, likely))
-        if context.past is not None:  # what passes for the speech by now
-            past_BTF = _wiener(noise, likely).square().mul_(noisy_BTF)
-            context = replace(context, past=past_BTF)
-        progress(iteration)
+    with _recurrent_layers_training(model):
+        state = settings.estep.start(model, heard.only(*begin) if begin else heard, draws)
+        for iteration in range(settings.iterations):
+            state, likelihood = settings.estep.step(target(), state, draws)
+            likely = likelihood.components(noisy_BTF)
+            if likely.switch and context.learns:
+                context = replace(context, switch=likely.switch.learned())
+            costs.append(noise.update(noisy_BTF, likely))
+            if context.past is not None:  # |s|^2 by the present estimate, without the gain
+                past_BTF = _wiener(noise, likely).square().mul_(noisy_BTF).div_(noise.gain_BT1)
+                context = replace(context, past=past_BTF)
+            progress(iteration)
+        likely = settings.estep.final(target(), state, draws).components(noisy_BTF)
 
-    likely = settings.estep.final(target(), state, draws).components(noisy_BTF)
     cost_IB = (torch.stack(costs) * batch.mask).sum(2) / (frames * noisy_BTF.shape[2])
     return Enhanced(_wiener(noise, likely), cost_IB, likely.switch and likely.switch.frames)
+
+
+@contextmanager
+def _recurrent_layers_training(model: object) -> Iterator[None]:
+    """cuDNN gives gradients in no other mode; without dropout it is the same."""
+    layers = [m for m in (model.modules() if isinstance(model, nn.Module) else ()) if isinstance(m, nn.RNNBase)]
+    modes = [layer.training for layer in layers]
+    try:
+        for layer in layers:
+            layer.train()
+        yield
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.train(mode)
 
 
 def _wiener(noise: Noise, likely: Components) -> Float[Tensor, "B T F"]:

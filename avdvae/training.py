@@ -76,9 +76,13 @@ def train(
         raise UserError(f"{run} holds no training to resume: give the folder of one, or start afresh without resume")
     if not resume and (run / _STATE).exists():
         raise UserError(f"{run} holds a training already: go on with resume={run}, or choose another folder")
-    loop = _Loop(model, train, valid, stft, settings, run, resume)
-    with closing(loop.curves) if loop.curves else nullcontext(), _postponed_interrupt() as interrupted:
-        loop.run_epochs(interrupted)
+    precision = torch.get_float32_matmul_precision()
+    try:
+        loop = _Loop(model, train, valid, stft, settings, run, resume)
+        with closing(loop.curves) if loop.curves else nullcontext(), _postponed_interrupt() as interrupted:
+            loop.run_epochs(interrupted)
+    finally:
+        torch.set_float32_matmul_precision(precision)  # what follows, as an evaluation, is exact again
     loop.fabric.barrier()  # the best weights are on the disk by now
     load_model(model.eval(), run / _WEIGHTS, device=str(loop.fabric.device))
     at = loop.at

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from avdvae import training
 from avdvae.audio import Stft
 from avdvae.data.mixing import stream
 from avdvae.data.shards import PreparedCorpus
@@ -156,6 +157,18 @@ class Scripted(nn.Module):
         n = batch.mask.sum(1).float()
         loss = -self.weight if self.training else self.losses[len(self.validated) - 1] + 0 * self.weight
         return Elbo(recon={"power": -loss * n}, kl={"z": 0 * n}, n=n)
+
+
+def test_a_training_leaves_products_as_exact_as_they_were(prepared, tmp_path, monkeypatch):
+    launch = training._launch
+
+    def fast(settings: Training) -> Any:  # as on a GPU
+        torch.set_float32_matmul_precision("high")
+        return launch(settings)
+
+    monkeypatch.setattr(training, "_launch", fast)
+    fit("vae", prepared.out, tmp_path / "run", epochs=1)
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_it_learns_and_shows_how(prepared, tmp_path):

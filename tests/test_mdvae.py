@@ -4,6 +4,7 @@
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -235,6 +236,21 @@ def test_each_latent_moves_what_it_is_there_for():
             torch.equal(after["face"].expected, before["face"].expected),
         )
         assert same == tuple(not m for m in moved), name
+
+
+@pytest.mark.parametrize("paper", [False, True])
+def test_what_is_of_the_voice_is_found_without_the_face_and_the_other_way_round(paper):
+    """Given w and z_av, which both of them tell, and are 0 here."""
+    torch.manual_seed(0)
+    model, batch, other = MDVAE(size=16, memory=8, width=16, dim=4, paper=paper), noise(), noise(seed=1)
+    silence(model.w_head)
+    silence(model.chain("z_av").q_head)
+    before = model.infer(batch, mode="mean").q
+    for name, changes, stays in (("power", "z_a", "z_v"), ("face", "z_v", "z_a")):
+        after = model.infer(replace(batch, **{name: getattr(other, name)}), mode="mean").q
+        assert torch.equal(after[stays].mean, before[stays].mean), (name, stays)
+        assert torch.equal(after[stays].log_var, before[stays].log_var), (name, stays)
+        assert (after[changes].mean != before[changes].mean)[batch.mask[None]].all(), (name, changes)
 
 
 def test_faces_of_another_size_are_refused():

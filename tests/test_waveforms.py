@@ -1,6 +1,7 @@
 """Models of waveforms: sizes, what depends on what, pieces and wholes, and what they say by themselves."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -73,6 +74,53 @@ def piece(batch: Batch, first: int, last: int) -> Batch:
 )
 def test_they_have_as_many_parameters_as_published(model, millions):
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == millions
+
+
+def linear(*sizes: int) -> int:
+    """Weights and biases of layers one after another."""
+    return sum((a + 1) * b for a, b in pairwise(sizes))
+
+
+def recurrent(gates: int, inputs: int, hidden: int) -> int:
+    return gates * hidden * (inputs + hidden + 2)
+
+
+S, H, R, Z = 64, 256, 512, 256  # samples of a step, width, recurrent width, latents
+CODES = 30 * S  # 10 logistics a sample, of a weight, a place and a scale each
+DIMS = (16, 32, 64, 128, 256)  # of STCN, from the top down
+GATED = linear(2 * H, 2 * H) + linear(H, 2 * H)  # two taps to content and gate; to what is left and what is skipped
+
+
+@pytest.mark.parametrize(
+    ("model", "parts"),
+    [
+        (LSTM(), [linear(S, H, H, H), recurrent(4, H, H), linear(H, H, H, CODES)]),
+        (
+            VRNNWave(),
+            [
+                *(linear(S, H, H, H), linear(Z, H, H, H, H), recurrent(3, 2 * H, R)),  # of x, of z, of both
+                *(linear(R, H, H, H, 2 * Z), linear(R + H, H, H, H, 2 * Z), linear(R + H, H, H, CODES)),  # p, q, out
+            ],
+        ),
+        (
+            SRNNWave(),
+            [
+                *(linear(S, H, H, H), recurrent(3, H, R), recurrent(3, R + H, R)),  # of x, forward, backward
+                *(2 * linear(R + Z, H, H, H, 2 * Z), linear(R + Z, H, H, CODES)),  # p and q, out
+            ],
+        ),
+        (
+            STCN(),
+            [
+                *(linear(2 * S, H), 25 * GATED, linear(sum(DIMS), H), 5 * GATED, linear(H, CODES)),
+                *(4 * linear(H + above, H, H, dim) for above, dim in pairwise((0, *DIMS))),  # mean, deviation; p, q
+            ],
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_their_layers_are_the_published_ones(model, parts):
+    assert sum(parameter.numel() for parameter in model.parameters()) == sum(parts)
 
 
 def test_a_sample_depends_on_those_that_the_published_models_reach():

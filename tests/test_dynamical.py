@@ -12,11 +12,12 @@ from avdvae.errors import UserError
 from avdvae.inference.esteps import build_estep
 from avdvae.inference.resynth import move_again
 from avdvae.inference.vem import Vem, enhance
+from avdvae.models import dkf, rvae, srnn, vrnn
 from avdvae.models.av_dkf import AVDKF
 from avdvae.models.av_rvae import AVRVAE
 from avdvae.models.dkf import DKF
 from avdvae.models.dsae import DSAE
-from avdvae.models.dynamical_vae import AutoregressiveVAE, DynamicalVAE
+from avdvae.models.dynamical_vae import AutoregressiveVAE, DynamicalVAE, Path, along
 from avdvae.models.rvae import RVAE
 from avdvae.models.srnn import SRNN
 from avdvae.models.storn import STORN
@@ -42,7 +43,8 @@ def small(kind: type[DynamicalVAE], **options: Any) -> Any:
 def batch() -> Batch:
     g = torch.Generator().manual_seed(0)
     power, noisy = (torch.randn((2, T, 17), generator=g).exp() for _ in range(2))
-    return Batch(("a", "b"), torch.ones(2, T, dtype=torch.bool), power=power, noisy=noisy)
+    lips = torch.randint(0, 256, (2, T, 16, 16), generator=g, dtype=torch.uint8)
+    return Batch(("a", "b"), torch.ones(2, T, dtype=torch.bool), power=power, noisy=noisy, lips=lips)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,9 @@ def reach(outputs: Tensor, inputs: Tensor) -> Tensor:
         torch.autograd.grad(outputs[..., t, :].square().sum(), inputs, retain_graph=True, allow_unused=True)[0]
         for t in range(T)
     ]
-    found = [torch.zeros(T) if row is None else row.abs().movedim(-2, 0).flatten(1).sum(1) for row in rows]
+    found = [
+        torch.zeros(inputs.shape[-2]) if row is None else row.abs().movedim(-2, 0).flatten(1).sum(1) for row in rows
+    ]
     return torch.stack(found) > 0
 
 
@@ -77,20 +81,29 @@ NOW, PAST, SO_FAR = torch.eye(T) > 0, torch.ones(T, T).tril(-1) > 0, torch.ones(
 NEXT, ALL, NONE = torch.eye(T).roll(1, 0).tril(-1) > 0, torch.ones(T, T) > 0, torch.zeros(T, T) > 0
 
 
+FUTURE = SO_FAR.T  # and now
+
+
 @pytest.mark.parametrize(
-    ("model", "x_of_z", "x_of_x", "p_of_z", "p_of_x", "q_of_x"),
+    ("model", "x_of_z", "x_of_x", "p_of_z", "p_of_x", "q_of_x", "q_of_z", "q_of_x_alone"),
     [
-        (small(DKF), NOW, NONE, NEXT, NONE, ALL),  # q hears the future itself, and the past in z
-        (small(STORN), SO_FAR, PAST, NONE, NONE, SO_FAR),
-        (small(VRNN), SO_FAR, PAST, PAST, PAST, SO_FAR),
-        (small(SRNN), NOW, PAST, NEXT, PAST, ALL),
-        (small(RVAE, causal=True), SO_FAR, NONE, NONE, NONE, ALL),
-        (small(RVAE, causal=False), ALL, NONE, NONE, NONE, ALL),
-        (small(DSAE), NOW, NONE, PAST, NONE, ALL),
+        (small(DKF), NOW, NONE, NEXT, NONE, ALL, NEXT, FUTURE),  # q hears the past in z
+        (small(STORN), SO_FAR, PAST, NONE, NONE, SO_FAR, NONE, SO_FAR),
+        (small(VRNN), SO_FAR, PAST, PAST, PAST, SO_FAR, PAST, NOW),
+        (small(SRNN), NOW, PAST, NEXT, PAST, ALL, NEXT, FUTURE),
+        (small(RVAE, causal=True), SO_FAR, NONE, NONE, NONE, ALL, PAST, FUTURE),
+        (small(RVAE, causal=False), ALL, NONE, NONE, NONE, ALL, PAST, ALL),
+        (small(DSAE), NOW, NONE, PAST, NONE, ALL, NONE, ALL),
+        (small(AVDKF, pixels=256), NOW, NONE, NEXT, NONE, ALL, NEXT, FUTURE),
+        (small(AVRVAE, pixels=256, causal=True), SO_FAR, NONE, NONE, NONE, ALL, PAST, FUTURE),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, DynamicalVAE) else "",
 )
-def test_each_depends_on_what_its_paper_says(model, x_of_z, x_of_x, p_of_z, p_of_x, q_of_x, batch):
+def test_each_depends_on_what_its_paper_says(
+    model, x_of_z, x_of_x, p_of_z, p_of_x, q_of_x, q_of_z, q_of_x_alone, batch, monkeypatch
+):
+    """The last two are of q(z_t | z_1:t-1, x_1:T) where each of these is given: x_t alone, without what h_t is of the
+    past of x, and each z by itself, without what led to it."""
     torch.manual_seed(1)
     heard = batch.power.requires_grad_()
     context = model.context(batch)
@@ -104,6 +117,44 @@ def test_each_depends_on_what_its_paper_says(model, x_of_z, x_of_x, p_of_z, p_of
     assert torch.equal(reach(told, z["z"]) if told.requires_grad else NONE, p_of_z)
     assert torch.equal(reach(told, heard) if told.requires_grad else NONE, p_of_x)
     assert torch.equal(reach(inferred.q["z"].mean, heard), q_of_x)
+
+    steps: list[Tensor] = []
+
+    def apart(told: Tensor, noise: Tensor, step: Any) -> Path:
+        def given(told_NM: Tensor, z_NL: Tensor) -> Tensor:
+            steps.append(z_NL.detach().requires_grad_())
+            return step(told_NM, steps[-1])
+
+        return along(told, noise, given)
+
+    for module in (dkf, rvae, srnn, vrnn):
+        monkeypatch.setattr(module, "along", apart)
+    past = context.past if context.past is None else context.past.detach()
+    noise = {name: torch.zeros_like(value) for name, value in z.items()}
+    q = model.posterior(heard, replace(context, past=past), noise).q["z"]
+    found = torch.cat([q.mean, q.log_var], -1)
+    assert torch.equal(reach(found, heard), q_of_x_alone)
+    earlier = [reach(found, z_NL).any(1) for z_NL in steps]  # z_t-1, which step t is given
+    assert torch.equal(torch.stack(earlier[1:], 1) if steps else NONE[:, 1:], q_of_z[:, :-1])
+
+
+@pytest.mark.parametrize(
+    ("model", "x_of_v", "p_of_v", "q_of_v"),
+    [
+        (small(AVDKF, pixels=256), NOW, NOW, FUTURE),
+        (small(AVRVAE, pixels=256, causal=True), NONE, SO_FAR, NONE),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, DynamicalVAE) else "",
+)
+def test_lips_reach_what_their_models_say(model, x_of_v, p_of_v, q_of_v, batch, monkeypatch):
+    look = model.look(batch.lips).requires_grad_()
+    model.look.register_forward_hook(lambda *_: look)
+    monkeypatch.setattr(dkf, "along", lambda told, noise, step: along(told, noise, lambda m, z: step(m, z.detach())))
+    context, inferred = model.context(batch), model.infer(batch, mode="mean")
+    z = {"z": inferred.z["z"].detach()}
+    outputs = model.output(z, context), model.prior(z, context)["z"].mean, inferred.q["z"].mean
+    for output, expected in zip(outputs, (x_of_v, p_of_v, q_of_v), strict=True):
+        assert torch.equal(reach(output, look) if output.requires_grad else NONE, expected)
 
 
 def test_a_recurrence_backward_starts_at_the_last_frame_of_each_utterance():
@@ -277,7 +328,6 @@ def test_lips_are_seen_however_large_their_features_grow(kind, batch):
     [(small(RVAE), small(AVRVAE, pixels=256, causal=True), 1e-6), (small(DKF), small(AVDKF, pixels=256), 5e-3)],
 )
 def test_a_model_of_both_starts_as_the_model_of_sound_that_it_is_made_of(alone, model, error, batch):
-    batch = replace(batch, lips=torch.randint(0, 256, (2, T, 16, 16), dtype=torch.uint8))
     model.start_from(alone)
     bounds = []
     for own in (model, alone):

@@ -18,7 +18,7 @@ from avdvae.distributions import ComplexGaussian, Components, Gaussian, Slopes, 
 from avdvae.errors import UserError
 from avdvae.inference.esteps import ESTEPS, Draws, EStep, Target, _total_variation_slope, build_estep
 from avdvae.inference.noise import Noise
-from avdvae.inference.separation import separate
+from avdvae.inference.separation import _filtered, separate
 from avdvae.inference.vem import NoisySpeech, Vem, enhance
 from avdvae.metrics import si_sdr
 from avdvae.models.cvae import CVAE
@@ -544,12 +544,57 @@ def test_an_activation_of_zero_does_not_spread_along_its_chain():
     assert noise.H_BTK[0, :, 1].min() > 0.01 * noise.H_BTK[0, :, 1].max()
 
 
+def made_by(model: Any, *frames: int) -> Batch:
+    """Spectra of latents from the prior, in soft white noise."""
+    batch = sounds(*frames)
+    noisy = torch.zeros(*batch.mask.shape, 33)
+    for b, count in enumerate(frames):
+        g = seeded(count)
+        z = torch.randn((1, 1, count, 4), generator=g)
+        speech = model.decode({"z": z}, Context(batch.mask[b : b + 1, :count]))["power"].speech[0, 0]
+        noisy[b, :count] = -torch.rand((count, 33), generator=g).log() * (speech + 0.01)
+    return replace(batch, noisy=noisy)
+
+
+@dataclass(frozen=True)
+class Still:
+    """An E-step whose latents stay where they start."""
+
+    estep: Any
+
+    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> Any:
+        return self.estep.start(model, heard, draws)
+
+    def step(self, target: Target, state: Any, draws: Draws) -> tuple[Any, SpeechLikelihood]:
+        return state, self.estep.final(target, state, draws)
+
+    def final(self, target: Target, state: Any, draws: Draws) -> SpeechLikelihood:
+        return self.estep.final(target, state, draws)
+
+
+FAST: dict[str, dict[str, Any]] = {
+    "metropolis_hastings": {**SHORT_WALK, "step_size": 0.3},
+    "langevin": {"step_size": 0.05},
+    "mala": {},
+    "point": {"lr": 0.03},
+    "free_gaussian": {"steps": 5},
+    "encoder": {"steps": 2, "lr": 0.05},
+}
+
+
 @EVERY_ESTEP
-def test_the_em_lowers_its_cost_and_reports_its_progress(name):
+def test_the_em_lowers_its_cost_further_than_its_m_step_would_alone(name):
+    """By more than 0.2 nats a bin, for one component of noise cannot explain what speech the latents miss."""
     seen: list[int] = []
-    batch = sounds(30) if name == "encoder" else sounds(30, 20)
-    cost = enhance(vaes()["vae"], batch, few_steps(name, iterations=20), seen.append).cost
-    assert (cost[-1] < cost[0] - 0.1).all() and seen == list(range(20))
+    model = vaes()["vae"]
+    for parameter in model.decoder.parameters():
+        parameter *= 3
+    batch = made_by(model, 30) if name == "encoder" else made_by(model, 30, 20)
+    vem = Vem(build_estep(name, **FAST[name]), iterations=40, rank=1)
+    cost = enhance(model, batch, vem, seen.append).cost
+    still = enhance(model, batch, replace(vem, estep=Still(vem.estep))).cost
+    assert (still[-1] < still[0] - 0.5).all() and seen == list(range(40))
+    assert (cost[-1] < still[-1] - 0.2).all()
 
 
 @EVERY_ESTEP
@@ -598,15 +643,20 @@ def mixed(*samples: int, width: int | None = None) -> tuple[Batch, Tensor]:
 
 
 @BATCHED
-def test_knowing_the_speech_frees_it_of_noise(name):
+@pytest.mark.parametrize("paper", [False, True])
+def test_knowing_the_speech_frees_it_of_noise(name, paper):
+    """Nearly as well as knowing the power of both; the noise begins 1.7 dB further off, and with `paper` 6 dB."""
     batch, voices = mixed(24_000, 16_000)
     assert batch.mixture is not None
     estep = build_estep(name, **SHORT_WALK if name == "metropolis_hastings" else {})
-    speech = separate(Oracle(STFT.power(voices)), batch, STFT, Vem(estep, iterations=40, rank=2)).speech
+    vem = Vem(estep, iterations=40, rank=2, paper=paper)
+    speech = separate(Oracle(STFT.power(voices)), batch, STFT, vem).speech
+    power, noise = STFT.power(voices), STFT.power(batch.mixture - voices)
+    ideal = _filtered(batch, STFT, power / (power + noise).clamp_min(1e-10))
     for b, n in enumerate((24_000, 16_000)):
-        voice, mixture, found = (x[b, :n].numpy() for x in (voices, batch.mixture, speech))
+        voice, mixture, found, best = (x[b, :n].numpy() for x in (voices, batch.mixture, speech, ideal))
         assert abs(si_sdr(voice, mixture)) < 0.5
-        assert si_sdr(voice, found) - si_sdr(voice, mixture) > 5
+        assert si_sdr(voice, found) > si_sdr(voice, best) - 1.5
     assert (speech[1, 16_000:] == 0).all()
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import inspect
 import json
 import os
 import random
@@ -279,6 +280,9 @@ def forked(tree: Path, limit: float, plugin: Any, *words: str) -> int | None:
         os._exit(status)
 
 
+IMPORT = "import of the file"
+
+
 class Recorder:
     """Which lines each test of a file runs, and how long that takes; and the same of fixtures that tests share."""
 
@@ -297,8 +301,8 @@ class Recorder:
     def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
         if code not in self.known:
-            lines = {line for _, _, line in code.co_lines() if line}
-            self.known[code] = lines if self.file(code) in self.files else set()
+            function = code.co_flags & inspect.CO_OPTIMIZED and self.file(code) in self.files  # not a module, a class
+            self.known[code] = {line for _, _, line in code.co_lines() if line} if function else set()
         if not self.known[code]:
             return None
         seen = self.seen.setdefault(code, set())
@@ -313,20 +317,28 @@ class Recorder:
         sys.settrace(self.trace)
         threading.settrace(self.trace)
 
+    def pytest_collection_finish(self) -> None:
+        """What importing the file has run, such as the models in its parameters, counts for all of its tests."""
+        self.fixtures[IMPORT] = {"seconds": 0.0, "lines": self._lines()}
+
+    def _lines(self) -> dict[str, list[int]]:
+        lines: dict[str, set[int]] = {}
+        for code, seen in self.seen.items():
+            lines.setdefault(self.file(code), set()).update(seen)
+        return {file: sorted(numbers) for file, numbers in lines.items()}
+
     def _measured(self) -> Generator[None, Any, tuple[Any, dict[str, Any]]]:
         outer, self.seen, aside, begun = self.seen, {}, self.aside, time.monotonic()
         result = yield
-        whole, lines = time.monotonic() - begun, dict[str, set[int]]()
-        for code, seen in self.seen.items():
-            lines.setdefault(self.file(code), set()).update(seen)
-        own = {"seconds": round(whole - (self.aside - aside), 3), "lines": {f: sorted(n) for f, n in lines.items()}}
+        whole = time.monotonic() - begun
+        own = {"seconds": round(whole - (self.aside - aside), 3), "lines": self._lines()}
         self.seen, self.aside = outer, aside + whole
         return result, own
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
         result, own = yield from self._measured()
-        shared = [name for name in getattr(item, "fixturenames", ()) if name in self.fixtures]
+        shared = [name for name in (IMPORT, *getattr(item, "fixturenames", ())) if name in self.fixtures]
         self.tests[item.nodeid] = own | {"fixtures": shared}
         return result
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from avdvae.blocks import Recurrent, backwards
+from avdvae.distributions import VARIANCE_FLOOR
 from avdvae.errors import UserError
 from avdvae.inference.esteps import build_estep
 from avdvae.inference.resynth import move_again
@@ -334,6 +335,19 @@ def test_a_model_of_both_starts_as_the_model_of_sound_that_it_is_made_of(alone, 
         torch.manual_seed(1)
         bounds.append(own.elbo(batch, own.context(batch), Schedule()).bound)
     torch.testing.assert_close(*bounds, rtol=error, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.7])
+def test_the_av_dkf_trains_on_the_bound_and_on_what_the_lips_alone_explain(alpha, batch):
+    model = small(AVDKF, pixels=256, alpha=alpha)
+    torch.manual_seed(1)
+    loss = model(batch, Schedule()).loss(Schedule())
+    torch.manual_seed(1)
+    context = model.context(batch)
+    bound = model.elbo(batch, context, Schedule()).bound
+    variance = model.output(model.sample_prior(context), context)[0].exp() + VARIANCE_FLOOR
+    from_lips = -((torch.pi * variance).log() + batch.power / variance).sum((1, 2))
+    torch.testing.assert_close(loss, -alpha * bound - (1 - alpha) * from_lips)
 
 
 def test_a_walk_frame_by_frame_is_refused_for_what_is_one_for_all(batch):

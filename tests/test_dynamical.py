@@ -350,6 +350,13 @@ def test_the_av_dkf_trains_on_the_bound_and_on_what_the_lips_alone_explain(alpha
     torch.testing.assert_close(loss, -alpha * bound - (1 - alpha) * from_lips)
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_starts_as_one_of_its_own_kind(kind):
+    trained, model = small(kind), kind(**SMALL)
+    model.start_from(trained)
+    assert all(torch.equal(value, trained.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 def test_a_walk_frame_by_frame_is_refused_for_what_is_one_for_all(batch):
     with pytest.raises(UserError, match="moves frame by frame and v is one for all of them: choose"):
         enhance(small(DSAE), batch, Vem(build_estep("metropolis_hastings"), iterations=1))

@@ -251,6 +251,24 @@ def test_what_it_says_is_what_it_would_say_after_what_it_said(kind):
     torch.testing.assert_close(again, said, rtol=0, atol=1e-4)
 
 
+@pytest.mark.usefixtures("same_noise")
+@pytest.mark.parametrize("kind", [VRNNWave, SRNNWave, STCN])
+def test_it_goes_on_after_sound_whose_latents_are_inferred(kind):
+    """As it would from the prior of what follows, with its own sound as the past."""
+    model, begun = small(kind), 0.3 * torch.randn((2, 64), generator=torch.Generator().manual_seed(0))
+    said = model.go_on(begun, 96)
+    whole, given = model.context(sound(torch.cat([begun, said], 1))), model.infer(sound(begun)).z
+    if kind is STCN:
+        z = model._prior(
+            whole, lambda name, p: torch.cat([given[name], p.moved(0.6 * torch.ones_like(p.mean))[:, :, 4:]], 2)
+        ).z
+    else:
+        z = model.sample_prior(whole, 1, given)
+    again = model.decode(z, whole)["waveform"].sample()[0]
+    torch.testing.assert_close(again[:, 64:], said, rtol=0, atol=1e-4)
+    assert not torch.allclose(said, model.go_on(torch.zeros(2, 0), 96), atol=1e-2)
+
+
 def test_free_nats_cost_no_more_than_none():
     mask = torch.tensor([[True, True, False]])
     mean = torch.tensor([[[0.1, 2.0], [0.2, 0.3], [5.0, 5.0]]])[None].requires_grad_()

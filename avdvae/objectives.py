@@ -56,9 +56,9 @@ class Elbo:
         """What training minimises, in nats per utterance."""
         return schedule.beta * self._total(self.kl) - self._total(self.recon) - self._total(self.aux)
 
-    def shared_with(self, alone_B: Float[Tensor, " B"], alpha: float) -> Elbo:
-        """Training on alpha times the bound, and for the rest on what the lips `alone` explain."""
-        return replace(self, aux={"from_lips": (1 - alpha) * (alone_B - self.bound)})
+    def shared_with(self, alone_B: Float[Tensor, " B"], alpha: float, schedule: Schedule) -> Elbo:
+        """Training on alpha times this loss, and for the rest on what the lips `alone` explain."""
+        return replace(self, aux={**self.aux, "from_lips": (1 - alpha) * (alone_B + self.loss(schedule))})
 
     def parts(self) -> dict[str, Float[Tensor, " B"]]:
         """Every part under a name of its own, for the training curve."""

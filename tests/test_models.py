@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from avdvae.distributions import VARIANCE_FLOOR, ComplexGaussian
+from avdvae.distributions import VARIANCE_FLOOR, ComplexGaussian, Gaussian
 from avdvae.errors import UserError
+from avdvae.models.av_dkf import AVDKF
 from avdvae.models.av_vae import AVVAE
 from avdvae.models.cvae import CVAE
+from avdvae.models.mvae import MVAE
 from avdvae.models.nmf import NMF
 from avdvae.models.vae import VAE
 from avdvae.objectives import Schedule
@@ -61,6 +63,30 @@ def test_the_cvae_trains_on_the_bound_and_on_what_the_lips_alone_tell(batch, alp
     torch.testing.assert_close(elbo.bound, bound)
     torch.testing.assert_close(elbo.loss(PLAIN), -(alpha * bound + (1 - alpha) * fits[1]))
     assert set(elbo.aux) == (set() if alpha == 1 else {"from_lips"})
+
+
+@pytest.mark.parametrize("beta", [0.05, 1.0])
+@pytest.mark.parametrize(
+    ("build", "weights"),
+    [
+        (lambda: cvae(alpha=0.9), [0.9]),
+        (lambda: AVDKF(33, 16, 12, 4, wide=8, narrow=[8], alpha=0.7), [0.7]),
+        (lambda: MVAE(**SIZES, joint="poe", lips_weight=0.2), [0.2, 1.0, 1.0]),
+        (lambda: MVAE(**SIZES, joint="moe"), [1 / 2, 1 / 2]),
+        (lambda: MVAE(**SIZES, joint="mopoe"), [1 / 3, 1 / 3, 1 / 3]),
+    ],
+    ids=["cvae", "av_dkf", "poe", "moe", "mopoe"],
+)
+def test_each_divergence_weighs_beta_times_its_share_of_the_loss(batch, monkeypatch, build, weights, beta):
+    """d loss / d KL, for every KL that the model computes, in the frames that hold data."""
+    divergences, kl = [], Gaussian.kl
+    monkeypatch.setattr(Gaussian, "kl", lambda q, p: divergences.append(kl(q, p)) or divergences[-1])
+    schedule = Schedule(beta=beta)
+    slopes = torch.autograd.grad(build()(batch, schedule).loss(schedule).sum(), divergences)
+    given = sorted(slope[..., 0, 0].item() for slope in slopes)
+    torch.testing.assert_close(given, [beta * weight for weight in weights])
+    for slope in slopes:
+        torch.testing.assert_close(slope.view(batch.mask.shape), slope[..., 0, 0].item() * batch.mask)
 
 
 def test_the_sound_layers_of_the_cvae_stand_still_in_its_share_of_the_batches(batch):

@@ -118,4 +118,4 @@ class AVDKF(DynamicalVAE):
             return elbo
         drawn = ComplexGaussian(self.output(self.sample_prior(context), context))
         from_lips_BT = drawn.log_prob(batch.need("power", self))[0]
-        return elbo.shared_with((from_lips_BT * batch.mask).sum(1), self.alpha)
+        return elbo.shared_with((from_lips_BT * batch.mask).sum(1), self.alpha, schedule)

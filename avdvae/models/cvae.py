@@ -85,4 +85,4 @@ class CVAE(FrameVAE):
         if self.alpha == 1:
             return elbo
         from_lips_BT = self.log_likelihood(self.sample_prior(context), context, batch)
-        return elbo.shared_with((from_lips_BT * batch.mask).sum(1), self.alpha)
+        return elbo.shared_with((from_lips_BT * batch.mask).sum(1), self.alpha, schedule)

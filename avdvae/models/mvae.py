@@ -101,7 +101,8 @@ class MVAE(nn.Module):
         aux = {"pixels": (self.lips_weight - 1) * lips_B}
         if self.joint == "poe":
             (sound, _, kl_sound), (_, lips, kl_lips) = bounds["sound"], bounds["lips"]
-            aux["alone"] = sound - kl_sound + self.lips_weight * (lips - kl_lips)
+            beta = schedule.beta
+            aux["alone"] = sound - beta * kl_sound + self.lips_weight * (lips - beta * kl_lips)
         return Elbo(recon={"power": sound_B, "lips": lips_B}, kl={"z": kl_B}, n=n, aux=aux)
 
     def _terms(self, batch: Batch, q: Gaussian, prior: Gaussian) -> tuple[Tensor, Tensor, Tensor]:

@@ -384,7 +384,7 @@ def _launch(settings: Training):
     devices, nodes = settings.devices, settings.nodes
     if (started := int(os.environ.get("WORLD_SIZE", devices * nodes))) != devices * nodes:
         raise UserError(f"train.devices={devices} times train.nodes={nodes} must be the {started} processes started")
-    # Models may freeze layers for a batch, which then have no gradients to exchange.
+    # Some layers have no gradient in some batches, alike in all processes: CVAE's freeze_sound, MDVAE's together.
     ddp = settings.strategy == "ddp" or devices * nodes > 1
     strategy = DDPStrategy(find_unused_parameters=True) if ddp else "auto"
     try:

@@ -1,6 +1,6 @@
 """What the papers say of single models."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -93,11 +93,18 @@ def test_the_sound_layers_of_the_cvae_stand_still_in_its_share_of_the_batches(ba
     model = cvae(freeze_sound=0.3).train()
     sound = {f"{layer}.{p}" for layer in ("sound_in", "latent_out") for p in ("weight", "bias")}
     sound |= {f"head.{layer}.{p}" for layer in ("mean", "log_var") for p in ("weight", "bias")}
-    for coin, still in ((0.29, sound), (0.3, set()), (0.0, sound), (1.0, set())):
+    frozen = {"sound_in.weight", "sound_in.bias", "lips_out.weight", "lips_out.bias"}  # as by train.freeze
+    for freeze, (coin, still) in product((False, True), ((0.29, sound), (0.3, set()), (0.0, sound), (1.0, set()))):
         model.zero_grad()
+        if freeze:
+            model.sound_in.requires_grad_(False)
+            model.lips_out.requires_grad_(False)
         model(batch, Schedule(coin=coin)).loss(PLAIN).sum().backward()
-        moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-        assert {name for name, _ in model.named_parameters()} - moved == still
+        unmoved = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()}
+        assert unmoved == still | (frozen if freeze else set())
+        assert all(p.grad is None for name, p in model.named_parameters() if name in unmoved)  # which Adam passes over
+    model.eval()(batch, Schedule(coin=0.0)).loss(PLAIN).sum().backward()
+    assert model.head.mean.weight.grad is not None
     for setting in ({"alpha": 1.1}, {"freeze_sound": -0.1}):
         with pytest.raises(UserError, match=rf"model\.{next(iter(setting))}=.* from 0 to 1"):
             cvae(**setting)

@@ -47,14 +47,14 @@ import json, sys
 from pathlib import Path
 import torch
 from torch._dynamo.utils import counters
-from avdvae.models import av_rvae, min_vae, srnn, vrnn
+from avdvae.models import av_rvae, cvae, min_vae, srnn, vrnn
 from test_training import fit, records
 
 compile, told = torch.compile, []
 torch.compile = lambda function: compile(function, backend="eager")
 torch._dynamo.config.fail_on_recompile_limit_hit = True
 torch._dynamo.config.recompile_limit = 16  # for layers of several sizes, in training or not, in smaller batches too
-for kind in (av_rvae.AVRVAE, min_vae.MINVAE, srnn.SRNN, vrnn.VRNN):
+for kind in (av_rvae.AVRVAE, cvae.CVAE, min_vae.MINVAE, srnn.SRNN, vrnn.VRNN):
     losses = []
     torch._dynamo.reset()
     for compiled in (False, True):

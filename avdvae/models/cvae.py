@@ -19,9 +19,12 @@ to which the lips add nothing at first; from scratch, the latent ends up telling
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from avdvae.blocks import GaussianHead, LipEncoder, mlp, silence
 from avdvae.distributions import ComplexGaussian, Gaussian
@@ -34,6 +37,7 @@ from avdvae.protocols import Batch, Context, Latents
 
 class CVAE(FrameVAE):
     sees = ("power", "lips")
+    SOUND = ("sound_in.", "latent_out.", "head.")  # what `freeze_sound` freezes
 
     def __init__(
         self,
@@ -77,9 +81,9 @@ class CVAE(FrameVAE):
         return {"power": ComplexGaussian(self.sound_out(hidden))}
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
-        if self.training and self.freeze_sound:
-            for layer in (self.sound_in, self.latent_out, self.head):
-                layer.requires_grad_(schedule.coin >= self.freeze_sound)
+        if self.training and schedule.coin < self.freeze_sound:  # the same pass, without slopes in the layers of sound
+            still = {name: p.detach() for name, p in self.named_parameters() if name.startswith(self.SOUND)}
+            return functional_call(self, still, (batch, replace(schedule, coin=1.0)))
         context = self.context(batch)
         elbo = self.elbo(batch, context)
         if self.alpha == 1:

@@ -166,13 +166,12 @@ _NO_MATTER = ("accelerator", "compile", "devices", "nodes", "strategy", "workers
 
 def _what_decides(config: dict[str, Any]) -> dict[str, Any]:
     """What the weights depend on, rounding aside."""
-    names = ("data", "prepared", "hop", "model", "start", "seed")
+    names, parts = ("data", "prepared", "hop", "start", "seed"), ("model", "train", "lips")
     # What is null may be missing from a run that is older than the setting.
-    train, lips = (
-        {name: value for name, value in config.get(part, {}).items() if name not in _NO_MATTER and value is not None}
-        for part in ("train", "lips")
-    )
-    return {**{name: config.get(name) for name in names}, "train": train, "lips": lips}
+    sections = {
+        part: {k: v for k, v in config.get(part, {}).items() if k not in _NO_MATTER and v is not None} for part in parts
+    }
+    return {**{name: config.get(name) for name in names}, **sections}
 
 
 def build_model(config: Mapping[str, Any]) -> nn.Module:

@@ -130,7 +130,7 @@ def open_start(name: str, config: dict[str, Any]) -> Run:
 
 
 def check_starts(model: Any, starts: Sequence[Run]) -> None:
-    """Say so where models of other kinds are given than those that `model` starts from."""
+    """Say so where models of other kinds are given than those that `model`, untrained, starts from."""
     hints = get_type_hints(model.start_from)
     kinds = [kind for name, kind in hints.items() if name not in ("self", "return")]
     kinds = [type(model) if isinstance(kind, TypeVar) else kind for kind in kinds]
@@ -138,6 +138,7 @@ def check_starts(model: Any, starts: Sequence[Run]) -> None:
     if len(given) != len(kinds) or not all(map(isinstance, given, kinds)):
         wanted, found = (", ".join(kind.__name__ for kind in these) for these in (kinds, map(type, given)))
         raise UserError(f"start=: {type(model).__name__} starts from {wanted}, and was given {found}")
+    model.start_from(*given)  # which may refuse what does not fit
 
 
 def train_run(run: Run, splits: dict[str, PreparedCorpus], starts: Sequence[Run] = ()) -> None:

@@ -12,9 +12,12 @@ from avdvae.errors import UserError
 from avdvae.models.av_dkf import AVDKF
 from avdvae.models.av_vae import AVVAE
 from avdvae.models.cvae import CVAE
+from avdvae.models.min_vae import MINVAE
 from avdvae.models.mvae import MVAE
 from avdvae.models.nmf import NMF
+from avdvae.models.v_vae import VVAE
 from avdvae.models.vae import VAE
+from avdvae.models.vae_mm import VAEMM
 from avdvae.objectives import Schedule
 from avdvae.protocols import Batch
 
@@ -123,6 +126,23 @@ def test_a_model_that_starts_from_an_a_vae_is_that_a_vae_until_the_lips_have_tau
     model(batch, PLAIN).loss(PLAIN).sum().backward()
     learning = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert any(name.startswith("lips_out") for name in learning)
+
+
+@pytest.mark.parametrize("kind", [AVVAE, CVAE])
+def test_the_floor_of_an_a_vae_is_carried_into_what_starts_from_it(batch, kind):
+    torch.manual_seed(0)
+    vae, model = VAE(frequencies=33, hidden=12, dim=4, floor=0.01), kind(**SIZES, floor=0.01)
+    model.start_from(vae)
+    means = [m.infer(batch, mode="mean").z["z"] for m in (vae, model)]
+    torch.testing.assert_close(*means)
+    raw = VAE(frequencies=33, hidden=12, dim=4)
+    assert not torch.allclose(means[0], raw.encoder(batch.power).mean)
+    for other, floors in ((kind(**SIZES), "model.floor=0.01, and .* floor=null"), (VAEMM(raw, model), "floor=null")):
+        given = (vae,) if isinstance(other, kind) else (vae, model)
+        with pytest.raises(UserError, match=rf"VAE was trained with .*{floors}: start from one of that floor or give"):
+            other.start_from(*given)
+    with pytest.raises(UserError, match=r"MINVAE takes its encoder with floor=null: start from one of that floor$"):
+        MINVAE(**SIZES).start_from(vae, VVAE(**SIZES))
 
 
 def test_the_updates_of_nmf_approach_the_spectrum(batch):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from avdvae.blocks import GaussianHead, LipEncoder, silence
 from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.models.frame_vae import FrameVAE
-from avdvae.models.vae import VAE
+from avdvae.models.vae import VAE, check_floor, encoder_input
 from avdvae.protocols import Batch, Context, Latents
 
 
@@ -31,9 +31,16 @@ class AVVAE(FrameVAE):
     sees = ("power", "lips")
 
     def __init__(
-        self, frequencies: int = 513, pixels: int = 67 * 67, hidden: int = 128, dim: int = 32, dropout: float = 0.0
+        self,
+        frequencies: int = 513,
+        pixels: int = 67 * 67,
+        hidden: int = 128,
+        dim: int = 32,
+        dropout: float = 0.0,
+        floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__(dim, "audio-visual")
+        self.floor = floor
         self.sound_in = nn.Linear(frequencies, hidden)
         self.lips_in = LipEncoder(pixels, features=hidden, dropout=dropout)
         self.head = GaussianHead(hidden, dim)
@@ -42,6 +49,7 @@ class AVVAE(FrameVAE):
         self.sound_out = nn.Linear(hidden, frequencies)
 
     def start_from(self, vae: VAE) -> None:
+        check_floor(self, vae)
         self.sound_in, self.head = vae.encoder[0], vae.encoder[-1]
         self.latent_out, self.sound_out = vae.decoder[0], vae.decoder[-1]
         for layer in (self.lips_in.features, self.lips_out.features):
@@ -51,8 +59,9 @@ class AVVAE(FrameVAE):
         return self.lips_out(batch.need("lips", self))
 
     def posterior(self, batch: Batch, context: Context) -> Gaussian:
-        sound, lips = self.sound_in(batch.need("power", self)), self.lips_in(batch.need("lips", self))
-        return self.head(torch.tanh(sound + lips))
+        power_BTF, lips_BTHW = batch.need("power", self), batch.need("lips", self)
+        sound = self.sound_in(encoder_input(power_BTF, self.floor))
+        return self.head(torch.tanh(sound + self.lips_in(lips_BTHW)))
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, ComplexGaussian]:
         hidden = torch.tanh(self.latent_out(z["z"]) + context.video)

@@ -30,7 +30,7 @@ from avdvae.blocks import GaussianHead, LipEncoder, mlp, silence
 from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
-from avdvae.models.vae import VAE
+from avdvae.models.vae import VAE, check_floor, encoder_input
 from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Latents
 
@@ -48,12 +48,13 @@ class CVAE(FrameVAE):
         dropout: float = 0.0,
         alpha: float = 0.9,
         freeze_sound: float = 0.2,  # share of the batches that train the layers of the lips alone
+        floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__(dim, "audio-visual")
         for name, share in (("alpha", alpha), ("freeze_sound", freeze_sound)):
             if not 0 <= share <= 1:
                 raise UserError(f"model.{name}={share}: give a share from 0 to 1")
-        self.alpha, self.freeze_sound = alpha, freeze_sound
+        self.alpha, self.freeze_sound, self.floor = alpha, freeze_sound, floor
         self.look = nn.Sequential(LipEncoder(pixels, features=hidden, dropout=dropout), nn.ReLU())
         self.sound_in, self.lips_in = nn.Linear(frequencies, hidden), nn.Linear(hidden, hidden)
         self.head = GaussianHead(hidden, dim)
@@ -62,6 +63,7 @@ class CVAE(FrameVAE):
         self.sound_out = nn.Linear(hidden, frequencies)
 
     def start_from(self, vae: VAE) -> None:
+        check_floor(self, vae)
         self.sound_in, self.head = vae.encoder[0], vae.encoder[-1]
         self.latent_out, self.sound_out = vae.decoder[0], vae.decoder[-1]
         for layer in (self.lips_in, self.lips_out, self.prior_head[1]):
@@ -74,7 +76,8 @@ class CVAE(FrameVAE):
         return self.prior_head(context.video)
 
     def posterior(self, batch: Batch, context: Context) -> Gaussian:
-        return self.head(torch.tanh(self.sound_in(batch.need("power", self)) + self.lips_in(context.video)))
+        sound = self.sound_in(encoder_input(batch.need("power", self), self.floor))
+        return self.head(torch.tanh(sound + self.lips_in(context.video)))
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, ComplexGaussian]:
         hidden = torch.tanh(self.latent_out(z["z"]) + self.lips_out(context.video))

@@ -34,7 +34,7 @@ from avdvae.blocks import GaussianHead, LipEncoder, beginning, mlp
 from avdvae.distributions import ComplexGaussian, Gaussian, Mixture
 from avdvae.errors import UserError
 from avdvae.models.v_vae import VVAE
-from avdvae.models.vae import VAE
+from avdvae.models.vae import VAE, check_floor
 from avdvae.objectives import Elbo, Schedule, Terms, mixture_elbo, responsibilities
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec
 
@@ -75,6 +75,7 @@ class MINVAE(nn.Module):
             self.epoch: Tensor
 
     def start_from(self, vae: VAE, v_vae: VVAE) -> None:
+        check_floor(self, vae)
         self.hear, self.decoder, self.look = vae.encoder, vae.decoder, v_vae.encoder
 
     def context(self, batch: Batch) -> Context:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.blocks import GaussianHead, mlp
@@ -33,11 +34,10 @@ class VAE(FrameVAE):
         hidden: int | Sequence[int] = 128,
         dim: int = 32,
         observes: Observed = "power",
-        floor: float | None = None,
+        floor: float | None = None,  # of the power, for `encoder_input`
     ):
-        """Several layers are `hidden` where it names their sizes, in the order of the encoder, which hears the power
-        itself or, where there is a `floor`, the logarithm of what lies above it. Poses, too, can be what it `observes`,
-        with as many numbers a frame as `frequencies` says."""
+        """Several layers are `hidden` where it names their sizes, in the order of the encoder. Poses, too, can be what
+        it `observes`, with as many numbers a frame as `frequencies` says."""
         if floor is not None and not (observes == "power" and floor > 0):
             raise UserError(f"model.floor={floor}: give a power above 0, to models of power, or null")
         super().__init__(dim, "audio" if observes == "power" else "motion")
@@ -51,9 +51,24 @@ class VAE(FrameVAE):
         observed_BTF = batch.need(self.observes, self)
         if (found := observed_BTF.shape[-1]) != self.decoder[-1].out_features:
             raise UserError(f"a frame of {self.observes} has {found} numbers here: give model.frequencies={found}")
-        if self.floor is not None:  # brought about to mean 0 and variance 1
-            observed_BTF = ((observed_BTF + self.floor).log() + 4) / 2.5
-        return self.encoder(observed_BTF)
+        return self.encoder(encoder_input(observed_BTF, self.floor))
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
         return {self.observes: likelihood_of(self.observes, self.decoder(z["z"]))}
+
+
+def encoder_input(power: Float[Tensor, "*draws F"], floor: float | None) -> Float[Tensor, "*draws F"]:
+    """The power itself or, with a `floor`, ln(power + floor), brought about to mean 0 and variance 1."""
+    return power if floor is None else ((power + floor).log() + 4) / 2.5
+
+
+def check_floor(model: object, trained: object) -> None:
+    """An encoder is taken from a trained model: its input must be what it was trained on."""
+    own, theirs = (getattr(m, "floor", None) for m in (model, trained))
+    if own != theirs:
+        here, there = ("null" if floor is None else floor for floor in (own, theirs))
+        kinds, remedy = [type(m).__name__ for m in (model, trained)], " or give the same here" * hasattr(model, "floor")
+        raise UserError(
+            f"start=: {kinds[1]} was trained with model.floor={there}, and {kinds[0]} takes its encoder with "
+            f"floor={here}: start from one of that floor{remedy}"
+        )

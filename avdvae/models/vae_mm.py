@@ -29,6 +29,7 @@ from avdvae.blocks import beginning
 from avdvae.distributions import Mixture
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
+from avdvae.models.vae import check_floor
 from avdvae.objectives import Elbo, Schedule, mixture_elbo, responsibilities
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec
 
@@ -42,7 +43,7 @@ class VAEMM(nn.Module):
         super().__init__()
         if pi is not None and not 0 <= pi <= 1:
             raise UserError(f"model.pi={pi}: give the share of frames of sound alone, from 0 to 1, or null to learn it")
-        self.start_from(sound, both)
+        self.parts = nn.ModuleDict({"sound": sound, "both": both})
         self.latents = tuple(
             LatentSpec(name, part.latents[0].dim, rate=1, modality=part.latents[0].modality)
             for name, part in self._parts.items()
@@ -54,6 +55,8 @@ class VAEMM(nn.Module):
         return dict(self.parts.items())  # type: ignore[arg-type]
 
     def start_from(self, sound: FrameVAE, both: FrameVAE) -> None:
+        check_floor(self.parts["sound"], sound)
+        check_floor(self.parts["both"], both)
         self.parts = nn.ModuleDict({"sound": sound, "both": both})
 
     def context(self, batch: Batch) -> Context:

@@ -13,14 +13,14 @@ from avdvae.objectives import Schedule
 
 @dataclass(frozen=True)
 class Training:
-    epochs: int = 100  # 0: the model is kept as it is
-    patience: int | None = 20  # epochs without a better validation loss, counted after the warm-up; None: never stop
+    epochs: int = 60  # 0: the model is kept as it is
+    patience: int | None = 30  # epochs without a better validation loss, counted after the warm-up; None: never stop
     frames: int | None = 1  # of a window; None: whole utterances
-    batch_size: int = 128  # items, of all processes together
+    batch_size: int = 256  # items, of all processes together
     batch_seconds: float | None = None  # of whole utterances, padding included, in place of batch_size
     accumulate: int = 1  # batches a step
     lr: float = 1e-3
-    schedule: str = "constant"  # of lr; or cosine: down to 0 over all epochs
+    schedule: str = "cosine"  # of lr, down to 0 over all epochs; or constant
     beta: float = 1.0  # weight of the KL terms
     warmup_epochs: int = 0  # in which beta rises from 0
     free_nats: float | None = None  # of KL that cost nothing, of each step of a latent

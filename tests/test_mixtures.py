@@ -25,7 +25,7 @@ from avdvae.objectives import Schedule, mixture_elbo, responsibilities
 from avdvae.protocols import Batch, Context
 
 SMALL: Any = {"frequencies": 33, "hidden": 12, "dim": 4}
-SIZES: Any = {**SMALL, "pixels": 16}
+SIZES: Any = {**SMALL, "pixels": 16, "dropout": 0.0}
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from avdvae.models.vae_mm import VAEMM
 from avdvae.objectives import Schedule
 from avdvae.protocols import Batch
 
-SIZES: Any = {"frequencies": 33, "pixels": 16, "hidden": 12, "dim": 4}
+SIZES: Any = {"frequencies": 33, "pixels": 16, "hidden": 12, "dim": 4, "dropout": 0.0}
 PLAIN = Schedule()
 
 

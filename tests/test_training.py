@@ -80,12 +80,13 @@ def no_noise(monkeypatch):
 
 def new_model(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return VAE(hidden=16, dim=4) if name == "vae" else CVAE(hidden=16, dim=4, freeze_sound=0.5)
+    return VAE(hidden=16, dim=4) if name == "vae" else CVAE(hidden=16, dim=4, dropout=0.0, freeze_sound=0.5)
 
 
 def fit(model: str | nn.Module, root: Path, run: Path, resume: bool = False, **settings: Any) -> Trained:
     """At most a dozen steps an epoch, on the CPU."""
-    settings = {"frames": 10, "batch_size": 8, "accelerator": "cpu", "epochs": 2, "log_every": 1, **settings}
+    given = {"frames": 10, "batch_size": 8, "accelerator": "cpu", "epochs": 2, "log_every": 1, "schedule": "constant"}
+    settings = {**given, **settings}
     splits = PreparedCorpus(root, "train"), PreparedCorpus(root, "valid")
     model = new_model(model) if isinstance(model, str) else model
     return train(model, *splits, STFT, Training(**settings), run, resume)

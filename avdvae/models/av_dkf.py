@@ -59,8 +59,8 @@ class AVDKF(DynamicalVAE):
         dim: int = 16,
         wide: int = 256,
         narrow: Sequence[int] = (32, 64, 128, 256),
-        dropout: float = 0.0,
-        alpha: float = 0.99,
+        dropout: float = 0.3,
+        alpha: float = 1.0,
     ):
         super().__init__(features, dim)
         self.sees = ("power", "lips")

@@ -32,7 +32,7 @@ class AVRVAE(RVAE):
         hidden: int = 128,
         dim: int = 16,
         causal: bool = False,
-        dropout: float = 0.0,
+        dropout: float = 0.3,
     ):
         super().__init__(features, hidden, dim, causal)
         self.sees = ("power", "lips")

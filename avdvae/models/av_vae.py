@@ -36,7 +36,7 @@ class AVVAE(FrameVAE):
         pixels: int = 67 * 67,
         hidden: int = 128,
         dim: int = 32,
-        dropout: float = 0.0,
+        dropout: float = 0.3,
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__(dim, "audio-visual")

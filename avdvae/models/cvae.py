@@ -45,7 +45,7 @@ class CVAE(FrameVAE):
         pixels: int = 67 * 67,
         hidden: int = 128,
         dim: int = 32,
-        dropout: float = 0.0,
+        dropout: float = 0.3,
         alpha: float = 0.9,
         freeze_sound: float = 0.2,  # share of the batches that train the layers of the lips alone
         floor: float | None = None,  # of the power, for `encoder_input`

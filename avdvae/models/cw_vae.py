@@ -173,7 +173,7 @@ class CWVAE(Waveforms):
     def __init__(
         self,
         stride: int = 64,
-        layers: int = 1,
+        layers: int = 2,
         channels: int = 96,
         dim: int | Sequence[int] = 96,  # of each level, or of one after another
         coding: str = "mu-law",

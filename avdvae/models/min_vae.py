@@ -50,7 +50,7 @@ class MINVAE(nn.Module):
         pixels: int = 67 * 67,
         hidden: int = 128,
         dim: int = 32,
-        dropout: float = 0.0,
+        dropout: float = 0.3,
         spoilt: float = 0.5,  # share of the training frames that are heard in noise
         loudness: float = 50.0,  # of that noise: its power is uniform between 0 and this
         responsibilities: str = "optimal",  # or per_epoch

@@ -46,7 +46,7 @@ class MVAE(nn.Module):
         pixels: int = 67 * 67,
         hidden: int = 128,
         dim: int = 32,
-        dropout: float = 0.0,
+        dropout: float = 0.3,
         joint: str = "poe",
         lips_weight: float = 0.1,  # of ln p(v | z) in the loss
     ):

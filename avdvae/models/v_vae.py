@@ -26,7 +26,7 @@ class VVAE(FrameVAE):
     sees = ("lips",)
 
     def __init__(
-        self, frequencies: int = 513, pixels: int = 67 * 67, hidden: int = 128, dim: int = 32, dropout: float = 0.0
+        self, frequencies: int = 513, pixels: int = 67 * 67, hidden: int = 128, dim: int = 32, dropout: float = 0.3
     ):
         super().__init__(dim, "audio-visual")
         look = LipEncoder(pixels, features=hidden, dropout=dropout)

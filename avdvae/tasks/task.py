@@ -33,10 +33,10 @@ class Evaluation:
 
     tasks: Sequence[str] = ("enhancement",)
     split: str = "test"
-    noises: Sequence[str] = tuple(NOISES)
+    noises: Sequence[str] = ("White", "Car", "LR", "Babble")
     snrs: Sequence[float] = (-10, -5, 0, 5, 10, 15)
     lips: Sequence[str] = ("clean", "occluded")  # for models that look at them
-    per_speaker: int | None = 2
+    per_speaker: int | None = 1
     min_seconds: float = 1.0
     trim_db: float | None = 30.0
     seed: int = 0
@@ -102,7 +102,7 @@ class Subject:
     settings: Evaluation
     out: Path
     name: str
-    batch_size: int = 4
+    batch_size: int = 1
     device: str = "cpu"
     share: int = 16
 

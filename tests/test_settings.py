@@ -1,0 +1,99 @@
+"""Defaults: those of the library are those of configs/, and each of them is written for a reason."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from avdvae.inference.vem import Vem
+from avdvae.runs import find_runs
+from avdvae.settings import Training
+from avdvae.tasks.task import Evaluation, Subject
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+MODELS = sorted(path.stem for path in CONFIGS.glob("model/*.yaml") if path.stem != "own")
+PAPER = sorted(path.stem for path in CONFIGS.glob("exp/*_paper.yaml"))
+FACE = {"width", "codes", "dim"}
+DELIBERATE = {  # what a config gives its model otherwise than its class has it
+    # Sizes for two cores; the class has those published, as exp=..._paper gives them.
+    "cw_vae": {"channels", "dim"},
+    "lstm": {"hidden"},
+    "mdvae": {"size", "memory", "width", "dim"},
+    "srnn_wave": {"dim", "wide", "hidden"},
+    "stcn": {"channels", "dims"},
+    "vq_mdvae": {"size", "memory"},
+    "vq_mdvae.eye": FACE,
+    "vqvae_face": FACE,
+    "vrnn_wave": {"dim", "wide", "hidden"},
+    "wavenet": {"channels"},
+    # A VAE of another line of papers.
+    "sf_vae": {"hidden", "dim", "floor"},
+    # The components are trained with the plain bound.
+    "sw_vae.both": {"alpha", "freeze_sound"},
+    "vae_mm.both": {"alpha", "freeze_sound"},
+}
+
+
+def defaults(kind: Any) -> dict[str, Any]:
+    """Of a class's arguments, those passed on by ** included."""
+    found: dict[str, Any] = {}
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            arguments = inspect.signature(base.__init__).parameters.values()
+            found = {a.name: a.default for a in arguments} | found
+            if all(a.kind != a.VAR_KEYWORD for a in arguments):
+                break
+    return found
+
+
+def otherwise(name: str, config: Mapping[str, Any]) -> Iterator[tuple[str, set[str]]]:
+    """For a model's config and those within it, which values are no defaults."""
+    module, _, kind = config["target"].rpartition(".")
+    known, differ = defaults(getattr(import_module(module), kind)), set()
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from otherwise(f"{name}.{key}", value)
+        elif key != "target" and value != (list(known[key]) if isinstance(known[key], tuple) else known[key]):
+            differ.add(key)
+    yield name, differ
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_class_has_the_defaults_of_its_config(name):
+    config: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"model/{name}.yaml"))
+    for where, differ in otherwise(name, config):
+        assert differ == DELIBERATE.get(where, set()), where
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_an_experiment_of_published_size_is_what_the_class_has_by_default(name):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config: Any = OmegaConf.to_container(compose("config", [f"exp={name}"]).model)
+    assert not any(differ for _, differ in otherwise(name, config))
+
+
+@pytest.mark.parametrize(("section", "kind"), [("train", Training), ("evaluate", Evaluation), ("enhance", Vem)])
+def test_settings_have_the_defaults_of_config_yaml(section, kind):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config: Any = OmegaConf.to_container(compose("config"))
+    given = {**config[section], "seed": config["seed"]} if kind is Training else config[section]
+    known = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+    if kind is Vem:  # its E-step is another class, and the size of its batches a matter of who calls it
+        (batch_size,) = (field.default for field in fields(Subject) if field.name == "batch_size")
+        known |= {"estep": {"name": "free_gaussian"}, "batch_size": batch_size}
+    assert given == {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+
+
+def test_a_run_older_than_a_setting_that_is_null_is_found(tmp_path):
+    old = {"data": {}, "seed": 0, "model": {"target": "avdvae.models.vae.VAE"}, "train": {"lr": 1e-3}}
+    (tmp_path / "run" / "last").mkdir(parents=True)
+    (tmp_path / "run" / "last" / "state.pt").touch()
+    OmegaConf.save(old, tmp_path / "run" / "config.yaml")
+    for floor, found in ((None, 1), (0.001, 0)):
+        assert len(find_runs(tmp_path, {**old, "model": {**old["model"], "floor": floor}})) == found

@@ -5,7 +5,7 @@ weights.safetensors   best weights              last/             what resumptio
 metrics.jsonl         training curve            tensorboard/      the same, with pictures and sound
 results.csv           every value               summary.json      means with intervals
 report.html           to look at                audio/, figures/  what it shows
-run.json              sizes, times and the command
+run.json              sizes, times and the command, and those that it was resumed by
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ class Run:
     @property
     def trained(self) -> bool:
         """To the end."""
-        return "train" in self.noted.get("seconds", {})
+        noted = self.noted
+        return "train" in noted.get("seconds", {}) and not noted.get("unfinished")
 
     def load_model(self, device: str = "cpu") -> nn.Module:
         """The best weights, ready for inference."""
@@ -161,7 +162,7 @@ def find_runs(root: Path, config: dict[str, Any]) -> list[Run]:
     return [run for run in begun if _what_decides(run.config) == _what_decides(config)]
 
 
-_NO_MATTER = ("accelerator", "compile", "devices", "nodes", "strategy", "workers", "log_every", "save_every")
+NO_MATTER = ("accelerator", "compile", "devices", "nodes", "strategy", "workers", "log_every", "save_every")
 
 
 def _what_decides(config: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def _what_decides(config: dict[str, Any]) -> dict[str, Any]:
     names, parts = ("data", "prepared", "hop", "start", "seed"), ("model", "train", "lips")
     # What is null may be missing from a run that is older than the setting.
     sections = {
-        part: {k: v for k, v in config.get(part, {}).items() if k not in _NO_MATTER and v is not None} for part in parts
+        part: {k: v for k, v in config.get(part, {}).items() if k not in NO_MATTER and v is not None} for part in parts
     }
     return {**{name: config.get(name) for name in names}, **sections}
 

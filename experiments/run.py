@@ -4,6 +4,7 @@ python experiments/run.py exp=cvae                    any of configs/exp, on the
 python experiments/run.py exp=vae train.lr=3e-4       any key of configs/config.yaml
 python experiments/run.py exp=vae train=debug         from data to report in a minute
 python experiments/run.py resume=runs/cvae/...        goes on exactly where that run stopped
+python experiments/run.py resume=... evaluate.snrs=[0]    settings that leave its training as it was may change
 python experiments/run.py -m exp=vae,cvae seed=0,1    a sweep
 """
 
@@ -12,10 +13,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -39,15 +42,107 @@ from avdvae.evaluation import (
 )
 from avdvae.metrics import FAILED, Look
 from avdvae.results import ranking
-from avdvae.runs import Configuration, Run, build_model, build_vem, create_run, find_runs, open_run
+from avdvae.runs import (
+    MISSING,
+    NO_MATTER,
+    Configuration,
+    Run,
+    build_model,
+    build_vem,
+    changed,
+    create_run,
+    find_runs,
+    open_run,
+)
 from avdvae.settings import Training
 from avdvae.training import train
 
+MAIN = int(os.environ.get("RANK", 0)) == int(os.environ.get("LOCAL_RANK", 0)) == 0  # one of all processes
+MAY_CHANGE = ("train.epochs", "train.patience", *(f"train.{name}" for name in NO_MATTER), "compare")
+SECTIONS_THAT_MAY = ("evaluate", "enhance")  # any setting of theirs
+
+
+def resumed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the run to go on with, with what the command line changes in it."""
+    path = Path(given["resume"])
+    run, changes, wrong = open_run(path), {}, []
+    config = run.config
+    for word in HydraConfig.get().overrides.task:
+        if (key := word.lstrip("+~").partition("=")[0]) == "resume":
+            continue
+        value, section, *inner = _value(given, key), *key.split(".")
+        if word.startswith("~") or not (key in MAY_CHANGE or (inner and section in SECTIONS_THAT_MAY)):
+            wrong += [word] * (word.startswith("~") or value != _value(config, key))
+        else:
+            changes = _joined(changes, reduce(lambda part, name: {name: part}, reversed(key.split(".")), value))
+    if wrong:
+        raise UserError(
+            f"resume={path} goes on with that run as it began, and {', '.join(wrong)} would make another of it: give "
+            f"{', '.join(MAY_CHANGE)}, or settings of {' or '.join(SECTIONS_THAT_MAY)}; or start a new run, without "
+            "resume="
+        )
+    if config.get("models") and changes:
+        raise UserError(f"resume={path} compares models, all with the same settings: start a new comparison for others")
+    epochs, planned = changes.get("train", {}).get("epochs", MISSING), config["train"]["epochs"]
+    if epochs not in (MISSING, planned):
+        if config["train"].get("schedule") == "cosine":
+            raise UserError(
+                f"train.epochs={epochs}: the learning rates of {path} were those of train.schedule=cosine over "
+                f"{planned} epochs, and all would have been others: start a new run, without resume=; "
+                "one of train.schedule=constant can be prolonged"
+            )
+        if type(epochs) is int and (done := epochs_of(run)) > epochs:
+            raise UserError(f"train.epochs={epochs}: {path} has trained for {done} epochs already: give that or more")
+    return changed(config, changes)
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    for name in key.split("."):
+        config = config.get(name, MISSING) if isinstance(config, Mapping) else MISSING
+    return config
+
+
+def _joined(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, however deep."""
+    deep = {k: _joined(one[k], v) for k, v in two.items() if isinstance(v, Mapping) and isinstance(one.get(k), Mapping)}
+    return {**one, **two, **deep}
+
+
+def epochs_of(run: Run) -> int:
+    """How many have been validated so far."""
+    curve = run.path / "metrics.jsonl"
+    rows = map(json.loads, curve.read_text().splitlines()) if curve.exists() else ()
+    return max((row["epoch"] for row in rows if "valid/loss" in row), default=0)
+
+
+def go_on(run: Run, config: dict[str, Any]) -> Run:
+    """Note what is done to a run, and what changes in it; results of other settings, or weights, are set aside."""
+    if not MAIN:
+        return Run(run.path, config)
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    run.note(resumed=[*run.noted.get("resumed", []), {"at": now, "command": shlex.join(sys.argv)}])
+    if config == run.config:
+        return run
+    before, after = (
+        [{k: v for k, v in c[part].items() if k not in NO_MATTER} for part in ("train", "enhance", "evaluate")]
+        for c in (run.config, config)
+    )
+    if before[0] != after[0]:
+        run.note(unfinished=True)
+    if before != after and (run.path / "results.csv").exists():
+        aside = run.path / "evaluations" / now
+        aside.mkdir(parents=True)
+        for name in ("config.yaml", "run.json"):
+            shutil.copy(run.path / name, aside)
+        for name in ("results.csv", "summary.json", "examples.json", "report.html", "audio", "figures", "videos"):
+            if (run.path / name).exists():
+                (run.path / name).rename(aside / name)
+        print(f"earlier    results, set aside in {aside}", flush=True)
+    return create_run(run.path, config)
+
 
 def find_run(config: dict[str, Any]) -> Run:
-    """The run to go on with, or a new one."""
-    if config["resume"]:
-        return open_run(Path(config["resume"]))
+    """A new one."""
     path = Path(config["run_dir"] or Path(config["runs"], config["exp"], datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
     if int(os.environ.get("LOCAL_RANK", 0)):  # a process of a distributed training, beside the one that made the run
         if not (chosen := config["run_dir"] or os.environ.get("AVDVAE_RUN")):
@@ -152,10 +247,14 @@ def train_run(run: Run, splits: dict[str, PreparedCorpus], starts: Sequence[Run]
         run.note(start={start.config["exp"]: str(start.path) for start in starts})
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{run.config['exp']}: {parameters:,} parameters, {splits['train'].hours:.2f} hours to train on", flush=True)
-    run.note(model=run.config["exp"], parameters=parameters, command=shlex.join(sys.argv))
+    if MAIN:
+        run.note(model=run.config["exp"], parameters=parameters)
+        if "command" not in run.noted:
+            run.note(command=shlex.join(sys.argv))
     with run.freed_unless("last/state.pt") if new else nullcontext():
         trained = train(model, splits["train"], splits["valid"], run.stft, settings, run.path, resume=run.begun)
-    run.note(seconds={"train": trained.seconds}, corpus=splits["train"].utterances[0].corpus)
+    if MAIN:
+        run.note(seconds={"train": trained.seconds}, corpus=splits["train"].utterances[0].corpus, unfinished=False)
 
 
 def compare_models(run: Run, trained: dict[str, Run], prepared: Path) -> None:
@@ -188,7 +287,7 @@ def told(metric: str, item: Mapping[str, Any]) -> str:
 
 
 def run_experiment(given: dict[str, Any]) -> None:
-    asked = open_run(Path(given["resume"])).config if given["resume"] else given
+    asked = resumed(given) if given["resume"] else given
     untrained = check(asked)
     if given["resume"] and "imported" in open_run(Path(given["resume"])).noted:
         raise UserError(
@@ -211,7 +310,7 @@ def run_experiment(given: dict[str, Any]) -> None:
         starts = []
     if asked.get("models"):
         if given["resume"]:
-            run = find_run(given)
+            run = go_on(open_run(Path(given["resume"])), asked)
             paths = json.loads((run.path / "run.json").read_text())["trained"]
         else:
             paths = {name: str(find_start(name, given, splits).path) for name in asked["models"]}
@@ -220,10 +319,12 @@ def run_experiment(given: dict[str, Any]) -> None:
         compare_models(run, {name: open_run(Path(path)) for name, path in paths.items()}, prepared)
         print(f"report     {run.path / 'report.html'}\nrun        {run.path}")
         return
-    run = find_run(given)
+    run = go_on(open_run(Path(given["resume"])), asked) if given["resume"] else find_run(given)
     train_run(run, splits, starts)
-    if int(os.environ.get("RANK", 0)) == int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        evaluate_run(run, run.path, prepared, given["compare"] or run.config["compare"])
+    if MAIN:
+        before = run.noted["seconds"].get("evaluate", 0.0)
+        evaluate_run(run, run.path, prepared, run.config["compare"])
+        run.note(seconds={"evaluate": before + run.noted["seconds"]["evaluate"]})
         print(f"report     {run.path / 'report.html'}\nrun        {run.path}")
 
 

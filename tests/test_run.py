@@ -111,6 +111,37 @@ def test_a_killed_run_goes_on_to_the_same_weights(runs: Path, prepared: Summary,
     assert (tmp_path / "killed" / "report.html").exists()
 
 
+def test_what_is_given_beside_resume_is_honoured_or_refused(prepared: Summary, tmp_path: Path) -> None:
+    path, few = tmp_path / "run", ["evaluate.noises=[White]", "evaluate.metrics=[si_sdr]", "enhance.iterations=1"]
+    words = ["exp=vae", *debug(prepared), "train.schedule=constant", *few, "evaluate.snrs=[0]", "train.epochs=1"]
+    run("run.py", *words, f"run_dir={path}")
+    before = open_run(path).noted
+    said = refuse("run.py", f"resume={path}", "exp=vae", "model.dim=8", "train.lr=1e-4", "seed=3", "train.epochs=3")
+    assert "model.dim=8, train.lr=1e-4, seed=3 would make another of it: give train.epochs" in said
+    assert open_run(path).noted == before and open_run(path).config["train"]["epochs"] == 1
+
+    words = [f"resume={path}", "train.epochs=2", "evaluate.snrs=[5]", "enhance.estep.name=point"]
+    assert "set aside" in run("run.py", *words, "+enhance.estep.steps=3", "train.workers=1")
+    after, config = open_run(path).noted, open_run(path).config
+    assert config["train"] == {**config["train"], "epochs": 2, "workers": 1, "schedule": "constant"}
+    assert config["enhance"]["estep"] == {"name": "point", "steps": 3} and config["enhance"]["iterations"] == 1
+    curve = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in curve if "valid/loss" in row] == [1, 2]
+    (aside,) = (path / "evaluations").iterdir()
+    for folder, snr in ((path, 5.0), (aside, 0.0)):
+        assert {row.snr for row in read_results(folder / "results.csv")} == {snr}
+        assert open_run(folder).config["evaluate"]["snrs"] == [snr]
+    assert after["command"] == before["command"] and "train.epochs=2" in after["resumed"][0]["command"]
+    assert all(after["seconds"][part] > before["seconds"][part] for part in ("train", "evaluate"))
+    assert open_run(path).trained
+
+    assert f"{path} has trained for 2 epochs already: give that or more" in refuse(
+        "run.py", f"resume={path}", "train.epochs=1"
+    )
+    (path / "config.yaml").write_text((path / "config.yaml").read_text().replace("constant", "cosine"))
+    assert "those of train.schedule=cosine over 2 epochs" in refuse("run.py", f"resume={path}", "train.epochs=3")
+
+
 def test_runs_start_from_the_same_trained_model(runs: Path) -> None:
     starts = {json.loads((runs / name / "run.json").read_text())["start"]["vae"] for name in ("av_vae", "cvae")}
     (path,) = starts  # trained for the first, found again by the second

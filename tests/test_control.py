@@ -21,6 +21,7 @@ from avdvae.models.rvae import RVAE
 from avdvae.models.vae import VAE
 from avdvae.phonetics import move_by_psola, move_by_world, pitch_praat, pitch_world
 from avdvae.results import read_results
+from avdvae.tasks.control import Control
 from avdvae.tasks.f0 import errors
 
 PROJECT = Path(__file__).parent.parent
@@ -121,6 +122,16 @@ def test_any_model_with_a_latent_a_frame_can_be_controlled(model, monkeypatch) -
         if sum(s.basis_LM.shape[1] for s in controller.subspaces.values()) <= made.shape[1]:
             torch.testing.assert_close(subspace.of(made), subspace.at(targets[factor]), atol=1e-2, rtol=0)
     assert controller.say(made).shape == (8 * 256,)
+
+
+def test_frames_whose_source_lies_off_the_grid_are_left_out() -> None:
+    nan = np.nan
+    heard = {"f0": np.array([90.0, 100, 300, 310, nan]), "f1": np.array([500.0, 150, 400, nan, 500])}
+    heard |= {"f2": np.full(5, 1500.0), "f3": np.full(5, 2500.0)}
+    assert Control("f0")._moves(heard, 180).tolist() == [False, True, True, False, False]
+    assert Control("f1")._moves(heard, 600).tolist() == [True, False, True, False, False]
+    heard["f2"] = np.array([990.0, 1500, 2810, 1500, 1500])
+    assert Control("f2")._moves(heard, 1900).tolist() == [False, True, False, False, False]
 
 
 def test_vocoders_change_the_pitch_and_listeners_hear_it() -> None:

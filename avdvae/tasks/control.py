@@ -8,6 +8,9 @@ frames (f0_in_speech, ...):
     voiced                       frames in which a voice is still heard
     nisqa                        naturalness by NISQA, where the extra `naturalness` and its weights are installed
 
+Frames whose factor lies off the grid of the artificial vowels are left out, in all ways alike: no mean latent is that of
+their source.
+
 The ways to move it, a row of the table each:
 
     NAME              inference/control.py, on the latents of the model that is measured
@@ -31,7 +34,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from avdvae.data.talker.vowels import FACTORS
+from avdvae.data.talker.vowels import FACTORS, GRIDS
 from avdvae.errors import UserError
 from avdvae.inference.control import Controller, listen_to_factors, relations
 from avdvae.metrics import INPUT, naturalness
@@ -105,8 +108,9 @@ class Control:
         return measured
 
     def _moves(self, before: Heard, target: float) -> Bool[np.ndarray, " T"]:
-        """Where a voice is heard and the formants stay apart."""
-        moves_T = before["f0"] > 0
+        """Where there is a voice, the factor lies on its grid, and the formants stay apart."""
+        low, high = GRIDS[self.factor][0], GRIDS[self.factor][-1]
+        moves_T = (before["f0"] > 0) & (before[self.factor] >= low) & (before[self.factor] <= high)
         number = FACTORS.index(self.factor)
         for neighbour, sign in ((number - 1, 1), (number + 1, -1)) if number else ():
             if 1 <= neighbour < len(FACTORS):

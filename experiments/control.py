@@ -28,7 +28,7 @@ from avdvae.audio import read_wav, write_wav
 from avdvae.data.shards import replacing
 from avdvae.data.talker.vowels import FACTORS
 from avdvae.errors import UserError, as_a_program
-from avdvae.inference.control import Controller, nearest
+from avdvae.inference.control import Controller
 from avdvae.inference.separation import RATE
 from avdvae.protocols import LatentModel
 from avdvae.runs import open_run
@@ -64,8 +64,8 @@ def control(config: Mapping[str, Any]) -> None:
         raise UserError(f"whisper=true and f0={asked['f0']}: a whisper has no pitch, so give one of them")
     if config["phase"] not in (None, "input", "griffin_lim"):
         raise UserError(f"phase={config['phase']}: give input, griffin_lim or null")
-    if not 0 < config["share"] < 1:
-        raise UserError(f"share={config['share']}: give a number between 0 and 1, such as 0.9")
+    if config["share"] is not None and not 0 < config["share"] < 1:
+        raise UserError(f"share={config['share']}: give a number between 0 and 1, such as 0.9, or null")
     made = config["input"] is None
     if made and len(asked) < len(FACTORS):
         raise UserError(f"input= is missing: without it {', '.join(f'{f}=' for f in FACTORS)} make speech, all of them")
@@ -85,19 +85,19 @@ def control(config: Mapping[str, Any]) -> None:
         changed_N *= 0.9 / changed_N.abs().max()
     else:
         heard = controller.listen(wave_N)
-        voiced_T = (controller.pitch(heard.z) > 0) | bool(config["everywhere"])
+        voiced_T = (controller.pitch(heard) > 0) | bool(config["everywhere"])
         if not voiced_T.any():
             raise UserError(f"{type(model).__name__} hears no voice in {config['input']}: everywhere=true moves it all")
         seconds_T = torch.arange(len(heard.z)) * run.stft.hop / RATE
         targets = {
-            factor: read_target(factor, value, seconds_T, nearest(controller.subspaces[factor], heard.z)[0])
+            factor: read_target(factor, value, seconds_T, controller.nearest(heard, factor)[0])
             for factor, value in asked.items()
         }
         if config["whisper"]:
             targets["f0"] = torch.zeros_like(seconds_T)
         targets = {factor: target_T.where(voiced_T, torch.nan) for factor, target_T in targets.items()}
         fits = "f0" not in targets if config["phase"] is None else config["phase"] == "input"
-        changed_N = controller.say(controller.move(heard.z, targets), heard, griffin_lim=not fits)
+        changed_N = controller.say(controller.move(heard, targets), heard, griffin_lim=not fits)
         signals["before"] = wave_N.numpy()
         print(
             f"moved      {', '.join(targets)} in {100 * voiced_T.float().mean():.0f} % of the frames, the voiced ones"

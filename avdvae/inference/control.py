@@ -15,7 +15,11 @@ Vowels in which factor i alone moves, the others at settings s, give posteriors 
 It takes `infer` and `decode` alone, so any model with a latent a frame will do. The published method has one setting a
 factor; with several, what differs between the settings is no part of the factor. It also adds mean_n diag v_n to S_i:
 but a dimension that no sound moves has v = 1, which is more than a factor moves the others, and would lead U_i; and it
-stops at 80 %, by which some of the pitch that was there stays, an octave off at times.
+stops at 80 % for all factors, by which some of the pitch that was there stays, an octave off at times. For F1 more than
+80 % takes in dimensions in which the settings differ by more than F1 moves them.
+
+Latents hold the level of the sound, too, and published vowels have one level alone. Here each frame moves in the
+subspaces of vowels at its own level, to within 1 dB: all of the above is found at each of LEVELS.
 
     y_n      value of a factor in Hz     hertz_N
     z        latent, its mean            z_TL
@@ -26,26 +30,27 @@ stops at 80 %, by which some of the pitch that was there stays, an octave off at
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from avdvae.audio import MARGIN, Stft
 from avdvae.data.talker.vowels import GRIDS, SETTINGS, sound, trajectory, whispered
 from avdvae.errors import UserError
-from avdvae.protocols import Autoregressive, Batch, LatentModel
+from avdvae.protocols import Autoregressive, Batch, LatentModel, Latents
 
-SHARE = 0.9  # of a factor's variance that its subspace holds
-PUBLISHED_SHARE = 0.8  # which leaves some of the old pitch in place
+SHARES = {"f0": 0.9, "f1": 0.8, "f2": 0.9, "f3": 0.9}  # of a factor's variance that its subspace holds
+PUBLISHED_SHARE = 0.8
 SEGMENTS = 100  # of a trajectory; published: 20, but that of f0 winds once in each 16 Hz, the width of a bin
 FRAMES = 8  # of an artificial vowel
-LEVEL = 0.2  # its root mean square
+LEVEL = 0.2  # its root mean square, where there is no recording that has one
+LEVELS = [LEVEL * 10 ** (db / 20) for db in range(-16, 7, 2)]  # 0.03 to 0.4: frames of speech that peaks at 1
 SILENCE = 1e-8  # a peak that no scaling lifts
 QUIET = 1e-3  # of the loudest frame's power: below, nothing is voiced
 
@@ -93,7 +98,7 @@ def hats(hertz_N: Float[Tensor, " N"], knots_J: Float[Tensor, " J"]) -> Float[Te
     return (1 - (hertz_N[:, None] - knots_J).abs() / (knots_J[1] - knots_J[0])).clamp_min(0)
 
 
-def fit_subspace(factor: str, mu_SNL: Float[Tensor, "S N L"], share: float = SHARE) -> Subspace:
+def fit_subspace(factor: str, mu_SNL: Float[Tensor, "S N L"], share: float) -> Subspace:
     """From the mean latents along the factor's grid, in each setting."""
     hertz_N = torch.from_numpy(GRIDS[factor]).float().to(mu_SNL.device)
     moved_SNL = mu_SNL - mu_SNL.mean(1, keepdim=True)
@@ -143,33 +148,35 @@ def relations(heard: Mapping[str, Float[Tensor, "S N L"]], draws: int = 50) -> d
     }
 
 
-def listen_to_vowels(model: LatentModel, stft: Stft, vowels: Sequence[Float[np.ndarray, " N"]]) -> Float[Tensor, "V L"]:
-    """The mean latent of each vowel's frames."""
-    wave_BN = LEVEL * torch.from_numpy(np.stack(vowels)).to(_device(model))
-    power_BTF = stft.power(wave_BN, centred=False)
-    return _infer(model, power_BTF).mean(1)
+def vowels_of(model: LatentModel, stft: Stft, vowels: Sequence[Float[np.ndarray, " N"]]) -> Float[Tensor, "V T F"]:
+    """Their power, where the root mean square is 1."""
+    return stft.power(torch.from_numpy(np.stack(vowels)).to(_device(model)), centred=False)
 
 
-def listen_to_factors(model: LatentModel, stft: Stft) -> dict[str, Float[Tensor, "S N L"]]:
-    """What the model makes of the vowels along each factor's grid, in each setting."""
-    samples = 2 * MARGIN + (FRAMES - 1) * stft.hop
-    return {
-        factor: torch.stack(
-            [
-                listen_to_vowels(model, stft, [sound(vowel, samples) for vowel in trajectory(factor, setting)])
-                for setting in settings
-            ]
-        )
-        for factor, settings in SETTINGS.items()
-    }
+def latents_of(model: LatentModel, power_VTF: Float[Tensor, "V T F"], level: float) -> Float[Tensor, "V L"]:
+    """The mean latent of each vowel's frames, at this root mean square."""
+    return _infer(model, level**2 * power_VTF)[latent_a_frame(model)][0].mean(1)
+
+
+def listen_to_factors(model: LatentModel, stft: Stft, levels: Sequence[float]) -> list[dict[str, Tensor]]:
+    """The latents of the vowels along each factor's grid, S N L for its settings, at each level."""
+    samples, heard = 2 * MARGIN + (FRAMES - 1) * stft.hop, [dict[str, Tensor]() for _ in levels]
+    for factor, settings in SETTINGS.items():
+        powers = [
+            vowels_of(model, stft, [sound(vowel, samples) for vowel in trajectory(factor, setting)])
+            for setting in settings
+        ]
+        for level, found in zip(levels, heard, strict=True):
+            found[factor] = torch.stack([latents_of(model, power_NTF, level) for power_NTF in powers])
+    return heard
 
 
 @torch.no_grad()
-def _infer(model: LatentModel, power_BTF: Float[Tensor, "B T F"]) -> Float[Tensor, "B T L"]:
-    """The mean latent that has a vector a frame."""
+def _infer(model: LatentModel, power_BTF: Float[Tensor, "B T F"]) -> Latents:
+    """Mean latents."""
     mask_BT = torch.ones(power_BTF.shape[:2], dtype=torch.bool, device=power_BTF.device)
     batch = Batch(ids=tuple(map(str, range(len(power_BTF)))), mask=mask_BT, power=power_BTF)
-    return model.infer(batch, mode="mean").z[latent_a_frame(model)][0]
+    return model.infer(batch, mode="mean").z
 
 
 def latent_a_frame(model: LatentModel) -> str:
@@ -185,57 +192,31 @@ def _device(model: LatentModel) -> torch.device:
 
 @dataclass(frozen=True)
 class Heard:
-    """A recording of `samples`, whose largest was `peak`, as a model took it in, by which time it peaked at 1."""
+    """Latents to be moved, those of a recording or others.
+
+    level    root mean square of each frame, where the recording peaks at 1
+    others   the model's other latents, as they were inferred; where None, draws from their prior
+    phase, samples, peak   of the recording
+    """
 
     z: Float[Tensor, "T L"]
-    phase: Float[Tensor, "T F"]
-    samples: int
-    peak: float
+    level: Float[Tensor, " T"]
+    others: Latents | None = None
+    phase: Float[Tensor, "T F"] | None = None
+    samples: int = 0
+    peak: float = 1.0
 
 
 @dataclass(frozen=True)
-class Controller:
-    """A model, and where in it the factors lie. Where a factor moves it is told frame by frame, in Hz; nan: it stays.
+class Space:
+    """Where the factors lie in sounds of one `level`. Targets are given frame by frame, in Hz; nan: the factor stays.
 
     voiced_within   how far from the trajectory of f0 a voiced frame may lie
     """
 
-    model: LatentModel
-    stft: Stft
+    level: float
     subspaces: Mapping[str, Subspace]
     voiced_within: float
-
-    @classmethod
-    def of(cls, model: LatentModel, stft: Stft, share: float = SHARE) -> Controller:
-        """Found by listening to artificial vowels, spoken and whispered."""
-        if blind := set(model.sees) - {"power"}:
-            raise UserError(
-                f"{type(model).__name__} sees {', '.join(blind)} and vowels are sound alone: choose another"
-            )
-        heard = listen_to_factors(model, stft)
-        subspaces = {factor: fit_subspace(factor, mu_SNL, share) for factor, mu_SNL in heard.items()}
-        rng = np.random.default_rng(0)
-        samples = 2 * MARGIN + (FRAMES - 1) * stft.hop
-        breaths = [whispered(setting, samples, rng) for setting in SETTINGS["f0"] for _ in range(25)]
-        f0 = subspaces["f0"]
-        spoken = nearest(f0, heard["f0"].flatten(end_dim=1))[1]
-        breathed = nearest(f0, listen_to_vowels(model, stft, breaths))[1]
-        # Where as large a share of the spoken lies beyond as of the whispered lies within.
-        bounds = torch.cat([spoken, breathed]).sort().values
-        wrong = (spoken > bounds[:, None]).float().mean(1) - (breathed <= bounds[:, None]).float().mean(1)
-        return cls(model, stft, subspaces, bounds[wrong.abs().argmin()].item())
-
-    def listen(self, waveform_N: Float[Tensor, " N"]) -> Heard:
-        peak = waveform_N.abs().max().clamp_min(SILENCE).item()
-        spectrum_TF = self.stft.analyse(waveform_N[None] / peak)[0]
-        power_1TF = spectrum_TF.abs().square()[None]
-        return Heard(_infer(self.model, power_1TF)[0], spectrum_TF.angle(), len(waveform_N), peak)
-
-    def pitch(self, z_TL: Float[Tensor, "T L"]) -> Float[Tensor, " T"]:
-        """f0, and 0 where nothing is voiced."""
-        hertz_T, distance_T = nearest(self.subspaces["f0"], z_TL)
-        power_T = self.decode(z_TL).sum(-1)
-        return hertz_T * (distance_T <= self.voiced_within) * (power_T >= QUIET * power_T.max())
 
     def move(self, z_TL: Float[Tensor, "T L"], targets: Mapping[str, Float[Tensor, " T"]]) -> Float[Tensor, "T L"]:
         """Each factor to its target; a target of 0 is where g would be 0, which takes the voice out of f0."""
@@ -258,18 +239,100 @@ class Controller:
             missing.append(aim_TM - subspace.of(z_TL))
         return z_TL + torch.cat(missing, -1) @ torch.linalg.pinv(torch.cat(bases, -1))
 
+
+@dataclass(frozen=True)
+class Controller:
+    """A model, and where in it the factors lie, at several levels."""
+
+    model: LatentModel
+    stft: Stft
+    spaces: Sequence[Space]
+
+    @classmethod
+    def of(cls, model: LatentModel, stft: Stft, share: float | None = None) -> Controller:
+        """Found by artificial vowels, spoken and whispered; `share` of all factors in place of SHARES."""
+        if blind := set(model.sees) - {"power"}:
+            raise UserError(
+                f"{type(model).__name__} sees {', '.join(blind)} and vowels are sound alone: choose another"
+            )
+        rng, samples = np.random.default_rng(0), 2 * MARGIN + (FRAMES - 1) * stft.hop
+        breaths = [whispered(setting, samples, rng) for setting in SETTINGS["f0"] for _ in range(25)]
+        breaths_VTF, spaces = vowels_of(model, stft, breaths), []
+        for level, heard in zip(LEVELS, listen_to_factors(model, stft, LEVELS), strict=True):
+            subspaces = {name: fit_subspace(name, mu_SNL, share or SHARES[name]) for name, mu_SNL in heard.items()}
+            spoken = nearest(subspaces["f0"], heard["f0"].flatten(end_dim=1))[1]
+            breathed = nearest(subspaces["f0"], latents_of(model, breaths_VTF, level))[1]
+            # Where as large a share of the spoken lies beyond as of the whispered lies within.
+            bounds = torch.cat([spoken, breathed]).sort().values
+            wrong = (spoken > bounds[:, None]).float().mean(1) - (breathed <= bounds[:, None]).float().mean(1)
+            spaces.append(Space(level, subspaces, bounds[wrong.abs().argmin()].item()))
+        return cls(model, stft, spaces)
+
+    @property
+    def middle(self) -> Space:
+        return min(self.spaces, key=lambda space: abs(space.level - LEVEL))
+
+    def near(self, level_T: Float[Tensor, " T"]) -> Iterator[tuple[Space, Bool[Tensor, " T"]]]:
+        """Each space, and the frames whose level is nearest to its own."""
+        levels_S = torch.tensor([space.level for space in self.spaces], device=level_T.device)
+        index_T = (level_T.clamp_min(1e-9).log()[:, None] - levels_S.log()).abs().argmin(1)
+        for index in index_T.unique().tolist():
+            yield self.spaces[index], index_T == index
+
+    def listen(self, waveform_N: Float[Tensor, " N"]) -> Heard:
+        peak = waveform_N.abs().max().clamp_min(SILENCE).item()
+        spectrum_TF = self.stft.analyse(waveform_N[None] / peak)[0]
+        power_1TF, name = spectrum_TF.abs().square()[None], latent_a_frame(self.model)
+        others = {**_infer(self.model, power_1TF)}
+        z_TL, level_T = others.pop(name)[0, 0], power_1TF[0].sum(-1).sqrt() / MARGIN  # Parseval, of the sine window
+        return Heard(z_TL, level_T, others, spectrum_TF.angle(), len(waveform_N), peak)
+
+    def nearest(self, heard: Heard, factor: str) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
+        """See the function of that name."""
+        hertz_T, distance_T = torch.empty_like(heard.level), torch.empty_like(heard.level)
+        for space, here in self.near(heard.level):
+            hertz_T[here], distance_T[here] = nearest(space.subspaces[factor], heard.z[here])
+        return hertz_T, distance_T
+
+    def pitch(self, heard: Heard) -> Float[Tensor, " T"]:
+        """f0, and 0 where nothing is voiced."""
+        hertz_T, distance_T = self.nearest(heard, "f0")
+        power_T, voiced_T = self.decode(heard.z, heard.others).sum(-1), torch.empty_like(hertz_T, dtype=torch.bool)
+        for space, here in self.near(heard.level):
+            voiced_T[here] = distance_T[here] <= space.voiced_within
+        return hertz_T * voiced_T * (power_T >= QUIET * power_T.max())
+
+    def move(self, heard: Heard, targets: Mapping[str, Float[Tensor, " T"]]) -> Float[Tensor, "T L"]:
+        """Each factor to its target, in the space of each frame's level."""
+        moved_TL = heard.z.clone()
+        for space, here in self.near(heard.level):
+            moved_TL[here] = space.move(heard.z[here], {factor: y_T[here] for factor, y_T in targets.items()})
+        return moved_TL
+
+    def translate(
+        self, heard: Heard, factor: str, source_T: Float[Tensor, " T"], target_T: Float[Tensor, " T"]
+    ) -> Float[Tensor, "T L"]:
+        """z - mu(source) + mu(target), at each frame's level, where the target is not nan."""
+        moved_TL = heard.z.clone()
+        for space, near in self.near(heard.level):
+            here = near & ~target_T.isnan()
+            moved_TL[here] = space.subspaces[factor].translated(heard.z[here], source_T[here], target_T[here])
+        return moved_TL
+
     def generate(self, targets: Mapping[str, Float[Tensor, " T"]]) -> Float[Tensor, "T L"]:
         """Speech out of nothing but trajectories of factors."""
-        middle_L = torch.stack([subspace.mean_L for subspace in self.subspaces.values()]).mean(0)
-        return self.move(middle_L.expand(len(next(iter(targets.values()))), -1), targets)
+        space = self.middle
+        middle_L = torch.stack([subspace.mean_L for subspace in space.subspaces.values()]).mean(0)
+        return space.move(middle_L.expand(len(next(iter(targets.values()))), -1), targets)
 
     @torch.no_grad()
-    def decode(self, z_TL: Float[Tensor, "T L"]) -> Float[Tensor, "T F"]:
-        """The power that the model expects."""
+    def decode(self, z_TL: Float[Tensor, "T L"], others: Latents | None = None) -> Float[Tensor, "T F"]:
+        """The power that the model expects; `others` are its other latents, draws from their prior where None."""
         mask_1T = torch.ones(1, len(z_TL), dtype=torch.bool, device=z_TL.device)
         nothing_1TF = torch.zeros(1, len(z_TL), 2 * MARGIN // 2 + 1, device=z_TL.device)
         context = self.model.context(Batch(ids=("",), mask=mask_1T, power=nothing_1TF))
-        z = {**self.model.sample_prior(context), latent_a_frame(self.model): z_TL[None, None]}
+        rest = self.model.sample_prior(context) if others is None else others
+        z = {**rest, latent_a_frame(self.model): z_TL[None, None]}
         past = self.model.own_past(z, context) if isinstance(self.model, Autoregressive) else None
         return self.model.decode(z, context, feedback=past)["power"].components(nothing_1TF).mean()[0]
 
@@ -278,11 +341,12 @@ class Controller:
     ) -> Float[Tensor, " N"]:
         """The sound of latents, as long and as loud as what was `heard`. Its phase, which fits where neither pitch nor
         voice have changed, is taken where that of Griffin and Lim is not asked for."""
-        power_1TF = self.decode(z_TL)[None]
+        power_1TF = self.decode(z_TL, None if heard is None else heard.others)[None]
         if heard is None:
             return self.stft.griffin_lim(power_1TF, (len(z_TL) - 1) * self.stft.hop)[0]
         if griffin_lim:
             return heard.peak * self.stft.griffin_lim(power_1TF, heard.samples)[0]
+        assert heard.phase is not None
         spectrum_1TF = torch.polar(power_1TF.sqrt(), heard.phase[None])
         return heard.peak * self.stft.synthesise(spectrum_1TF, heard.samples)[0]
 

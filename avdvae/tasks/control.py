@@ -8,8 +8,8 @@ frames (f0_in_speech, ...):
     voiced                       frames in which a voice is still heard
     nisqa                        naturalness by NISQA, where the extra `naturalness` and its weights are installed
 
-Frames whose factor lies off the grid of the artificial vowels are left out, in all ways alike: no mean latent is that of
-their source.
+Frames whose factor lies off the grid of the artificial vowels are left out, in all ways alike: there is no mean latent
+of their source.
 
 The ways to move it, a row of the table each:
 
@@ -36,7 +36,7 @@ from jaxtyping import Bool, Float
 
 from avdvae.data.talker.vowels import FACTORS, GRIDS
 from avdvae.errors import UserError
-from avdvae.inference.control import Controller, listen_to_factors, relations
+from avdvae.inference.control import LEVEL, Controller, listen_to_factors, relations
 from avdvae.metrics import INPUT, naturalness
 from avdvae.phonetics import RATE, formants, move_by_psola, move_by_world, pitch_praat, pitch_world
 from avdvae.protocols import LatentModel
@@ -132,12 +132,9 @@ class Control:
         looks = np.rint(frames / STEP - 1).astype(int).clip(0, len(moves_T) - 1)
         target_T = torch.full((len(looks),), float(target)).where(torch.from_numpy(moves_T[looks]), torch.nan)
         source_T = torch.from_numpy(before[self.factor][looks]).float()
-        moves, subspace = ~target_T.isnan(), controller.subspaces[self.factor]
-        translated_TL = heard.z.clone()
-        translated_TL[moves] = subspace.translated(heard.z[moves], source_T[moves], target_T[moves])
         for way, z_TL in (
-            (name, controller.move(heard.z, {self.factor: target_T})),
-            (f"{name} translated", translated_TL),
+            (name, controller.move(heard, {self.factor: target_T})),
+            (f"{name} translated", controller.translate(heard, self.factor, source_T, target_T)),
         ):
             yield way, controller.say(z_TL, heard, griffin_lim=self.factor == "f0").cpu().numpy()
         if self.factor == "f0":
@@ -156,11 +153,11 @@ class Control:
 
     def _show(self, subject: Subject, part: Part, item: str, controller: Controller, wave_N: np.ndarray) -> dict:
         heard = controller.listen(torch.from_numpy(wave_N))
-        voiced_T = controller.pitch(heard.z) > 0
+        voiced_T = controller.pitch(heard) > 0
         signals = {"before": wave_N}
         for name, hertz in {**{f"{hertz} Hz": float(hertz) for hertz in SHOWN}, "whispered": 0.0}.items():
             target_T = torch.full((len(voiced_T),), hertz).where(voiced_T, torch.nan)
-            signals[name] = controller.say(controller.move(heard.z, {"f0": target_T}), heard).cpu().numpy()
+            signals[name] = controller.say(controller.move(heard, {"f0": target_T}), heard).cpu().numpy()
         return subject.example(part, item, "", signals, {})
 
 
@@ -171,13 +168,13 @@ def controller_of(subject: Subject) -> Controller:
 
 def draw(subject: Subject, controller: Controller) -> None:
     """The latent space, for the report."""
-    related = relations(listen_to_factors(subject.model, subject.stft))
+    related = relations(listen_to_factors(subject.model, subject.stft, [LEVEL])[0])
     for (one, other), relation in related.items():
         angle, cosine = ("{:.2f} [{:.2f}, {:.2f}]".format(*interval) for interval in relation)
         print(f"{one} and {other}: smallest angle {angle} degrees, largest cosine {cosine}", flush=True)
     folder = subject.out / "figures"
-    latent_trajectories(controller.subspaces).savefig(folder / "trajectories_of_factors.png", dpi=150)
-    variance_curves(controller.subspaces).savefig(folder / "variance_by_dimensions.png", dpi=150)
+    latent_trajectories(controller.middle.subspaces).savefig(folder / "trajectories_of_factors.png", dpi=150)
+    variance_curves(controller.middle.subspaces).savefig(folder / "variance_by_dimensions.png", dpi=150)
     factor_relations(related).savefig(folder / "angles_between_factors.png", dpi=150)
 
 

@@ -47,13 +47,13 @@ class F0:
 
     def measure(self, subject: Subject, part: Part) -> Measured:
         measured, controller = Measured(), controller_of(subject)
-        low, high = controller.subspaces["f0"].range
+        low, high = controller.middle.subspaces["f0"].range
         for utterance in subject.items(part).utterances:
             wave_N = subject.corpus.audio(utterance) / np.float32(32768)
             if part.noise != CLEAN:
                 condition = Condition(subject.corpus, part.noise, part.snr, seed=subject.settings.seed)
                 wave_N = condition(utterance, 0, wave_N, None)[0].astype(np.float32)
-            heard_T = controller.pitch(controller.listen(torch.from_numpy(wave_N)).z).cpu().numpy()
+            heard_T = controller.pitch(controller.listen(torch.from_numpy(wave_N))).cpu().numpy()
             times_T = np.arange(len(heard_T)) * subject.stft.hop / RATE
             truth = truth_of(subject, utterance.id)
             looks = np.rint(times_T / truth["step"]).astype(int).clip(max=len(truth["f0"]) - 1)

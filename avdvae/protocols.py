@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -152,6 +152,7 @@ class Model(Protocol):
 class LatentModel(Model, Protocol):
     """What can be inferred, decoded, sampled, transferred and controlled."""
 
+    observes: Observed  # what it explains
     latents: tuple[LatentSpec, ...]
     sees: tuple[str, ...]  # the modalities of a Batch that inference and decoding need
 
@@ -182,10 +183,9 @@ class Autoregressive(LatentModel, Protocol):
 
 def why_not_enhancing(model: object) -> str | None:
     """What keeps the EM stage from enhancing with this model, and which models qualify; None: nothing."""
-    what = {"waveform": "samples code by code", "pose": "poses"}.get(getattr(model, "observes", "power"))
-    lacks = not isinstance(model, SpeechPrior)
-    if not (lacks or what):
+    if is_speech_prior(model):
         return None
+    what = {"waveform": "samples code by code", "pose": "poses"}.get(getattr(model, "observes", "power"))
     why = f"explains {what}" if what else "has no latents to infer"
     return (
         f"{type(model).__name__} cannot enhance, for it {why}, and noise is taken off by a likelihood of power "
@@ -201,10 +201,14 @@ def indispensable(model: LatentModel) -> set[str]:
     return set(model.sees) - set(getattr(model, "can_miss", ()))
 
 
-@runtime_checkable
 class SpeechPrior(LatentModel, Protocol):
-    """A LatentModel whose likelihood of `power` can take noise, and so can enhance speech."""
+    """A LatentModel whose likelihood of `power` can take noise, and so can enhance speech: see `is_speech_prior`."""
 
     def decode(
         self, z: Latents, context: Context, feedback: Tensor | None = None
     ) -> Mapping[str, SpeechLikelihood]: ...
+
+
+def is_speech_prior(model: object) -> TypeGuard[SpeechPrior]:
+    """What a model explains decides, for the verbs are those of all models with latents."""
+    return isinstance(model, LatentModel) and model.observes == "power"

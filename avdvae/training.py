@@ -39,7 +39,7 @@ from avdvae.data.mixing import stream
 from avdvae.data.shards import PreparedCorpus, replacing
 from avdvae.errors import UserError
 from avdvae.objectives import Elbo
-from avdvae.protocols import Autoregressive, Batch, LatentModel
+from avdvae.protocols import Autoregressive, Batch, is_speech_prior
 from avdvae.settings import Training
 
 _STATE, _WEIGHTS = Path("last", "state.pt"), "weights.safetensors"
@@ -316,7 +316,7 @@ class _Loop:
     def _illustrate(self, curves: Curves) -> None:
         """The first validation utterance, of models that resynthesise speech."""
         model: Any = self.judged
-        if not isinstance(model, LatentModel) or getattr(model, "observes", "power") != "power":
+        if not is_speech_prior(model):
             return
         first = copy(self.valid)
         first.utterances = first.utterances[:1]

@@ -30,7 +30,7 @@ from avdvae.data.talker.vowels import FACTORS
 from avdvae.errors import UserError, as_a_program
 from avdvae.inference.control import Controller
 from avdvae.inference.separation import RATE
-from avdvae.protocols import LatentModel
+from avdvae.protocols import is_speech_prior
 from avdvae.runs import open_run
 from avdvae.viz import triptych
 
@@ -74,8 +74,8 @@ def control(config: Mapping[str, Any]) -> None:
     run = open_run(Path(str(config["run"])))
     wave_N = None if made else read_wav(Path(str(config["input"])), RATE)
     model = run.load_model()
-    if not isinstance(model, LatentModel):
-        raise UserError(f"{type(model).__name__} has no latents to move: choose another model")
+    if not is_speech_prior(model):
+        raise UserError(f"{type(model).__name__} has no latents of power to move: choose another model")
     controller = Controller.of(model, run.stft, config["share"])
     signals: dict[str, np.ndarray] = {}
     if wave_N is None:

@@ -24,7 +24,7 @@ from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.errors import UserError, as_a_program
 from avdvae.inference.recordings import Enhancer, Job, read_sound, write_sound
 from avdvae.inference.transfer import find_latents, transfer
-from avdvae.protocols import PICTURES, Batch, SpeechPrior, indispensable
+from avdvae.protocols import PICTURES, Batch, indispensable, is_speech_prior
 from avdvae.runs import changed, open_run
 from avdvae.stage import PHASES, Stage, build_enhancer
 from avdvae.video import lasts
@@ -192,7 +192,7 @@ def serve(config: Mapping[str, Any], folder: Path) -> None:
             raise UserError(f"{name}={config[name]}: give a number above 0")
     run = open_run(Path(str(config["run"])))
     stage, enhancer = Stage(run), None
-    if isinstance(stage.model, SpeechPrior) and not stage.moves:
+    if is_speech_prior(stage.model):
         enhancer = build_enhancer(run, changed(run.config["enhance"], config["enhance"]), films=True)
     page = build_page(Demo(stage, enhancer, folder, config["max_mb"], config["max_seconds"]))
     system = ["system-ui", "sans-serif"]

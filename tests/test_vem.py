@@ -25,7 +25,7 @@ from avdvae.models.cvae import CVAE
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.rvae import RVAE
 from avdvae.models.vae import VAE
-from avdvae.protocols import Batch, Context, LatentModel, Latents, SpeechPrior
+from avdvae.protocols import Batch, Context, LatentModel, Latents, is_speech_prior
 
 STFT = Stft(533)
 EVERY_ESTEP = pytest.mark.parametrize("name", list(ESTEPS))
@@ -164,7 +164,7 @@ def toy() -> tuple[Linear, Batch, Target, Draws]:
     model, batch = Linear(), Batch(("a", "b"), torch.arange(400) < torch.tensor(FRAMES)[:, None])
     noisy = model.x_F.expand(2, 400, 3)
     target = NoisySpeech(model, model.context(batch), noisy, torch.zeros(2, 400, 3), torch.ones(2, 400, 1))
-    assert isinstance(target, Target) and isinstance(model, SpeechPrior)
+    assert isinstance(target, Target) and is_speech_prior(model)
     return model, batch, target, Draws(generators(2), FRAMES)
 
 

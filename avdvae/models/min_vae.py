@@ -36,10 +36,11 @@ from avdvae.errors import UserError
 from avdvae.models.v_vae import VVAE
 from avdvae.models.vae import VAE, check_floor
 from avdvae.objectives import Elbo, Schedule, Terms, mixture_elbo, responsibilities
-from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec
+from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
 
 class MINVAE(nn.Module):
+    observes: Observed = "power"
     sees: tuple[str, ...] = ("power", "lips")
     can_miss = ("power", "lips")  # either, not both
     components = ("sound", "lips")

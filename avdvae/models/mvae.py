@@ -31,12 +31,13 @@ from avdvae.blocks import GaussianHead, LipEncoder, beginning, mlp, standardised
 from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.errors import UserError
 from avdvae.objectives import Elbo, Schedule
-from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec
+from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
 FAMILIES = {"poe": ("both",), "moe": ("sound", "lips"), "mopoe": ("sound", "lips", "both")}
 
 
 class MVAE(nn.Module):
+    observes: Observed = "power"
     sees: tuple[str, ...] = ("power", "lips")
     can_miss = ("power", "lips")  # either, not both
 

@@ -31,10 +31,11 @@ from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.vae import check_floor
 from avdvae.objectives import Elbo, Schedule, mixture_elbo, responsibilities
-from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec
+from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
 
 class VAEMM(nn.Module):
+    observes: Observed = "power"
     sees: tuple[str, ...] = ("power", "lips")
     components = ("sound", "both")
     likelihood = Mixture

@@ -39,7 +39,7 @@ from avdvae.errors import UserError
 from avdvae.inference.control import LEVEL, Controller, listen_to_factors, relations
 from avdvae.metrics import INPUT, naturalness
 from avdvae.phonetics import RATE, formants, move_by_psola, move_by_world, pitch_praat, pitch_world
-from avdvae.protocols import LatentModel
+from avdvae.protocols import is_speech_prior
 from avdvae.tasks.task import Measured, Part, Subject
 from avdvae.viz import factor_relations, latent_trajectories, variance_curves
 
@@ -76,8 +76,8 @@ class Control:
         self.factor = factor
 
     def check(self, subject: Subject) -> None:
-        if not isinstance(subject.model, LatentModel):
-            raise UserError(f"{type(subject.model).__name__} has no latents to move: choose another task")
+        if not is_speech_prior(subject.model):
+            raise UserError(f"{type(subject.model).__name__} has no latents of power to move: choose another task")
 
     def parts(self, subject: Subject) -> list[Part]:
         return subject.shares(f"control_{self.factor}")

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from avdvae.data.conditions import Condition
 from avdvae.errors import UserError
 from avdvae.phonetics import RATE, pitch_praat, pitch_world
-from avdvae.protocols import LatentModel
+from avdvae.protocols import is_speech_prior
 from avdvae.tasks.control import controller_of
 from avdvae.tasks.task import Measured, Part, Subject
 
@@ -36,8 +36,10 @@ class F0:
     takes: Literal["sound", "poses"] = "sound"
 
     def check(self, subject: Subject) -> None:
-        if not isinstance(subject.model, LatentModel):
-            raise UserError(f"{type(subject.model).__name__} has no latents to hear pitch in: choose another task")
+        if not is_speech_prior(subject.model):
+            raise UserError(
+                f"{type(subject.model).__name__} has no latents of power to find f0 in: choose another task"
+            )
         truth_of(subject, subject.chosen.utterances[0].id)
 
     def parts(self, subject: Subject) -> list[Part]:

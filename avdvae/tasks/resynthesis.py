@@ -14,7 +14,7 @@ from avdvae.errors import UserError
 from avdvae.inference.resynth import resynthesise
 from avdvae.inference.separation import RATE
 from avdvae.metrics import FAILED, failed, score
-from avdvae.protocols import Autoregressive, SpeechPrior
+from avdvae.protocols import Autoregressive, is_speech_prior
 from avdvae.tasks.task import Measured, Part, Subject
 
 
@@ -25,7 +25,7 @@ class Resynthesis:
         self.true_past = true_past
 
     def check(self, subject: Subject) -> None:
-        if not isinstance(subject.model, SpeechPrior) or getattr(subject.model, "observes", "power") != "power":
+        if not is_speech_prior(subject.model):
             raise UserError(
                 f"{type(subject.model).__name__} has no latents that spectra come back from: it lacks a verb of "
                 "protocols.SpeechPrior"

@@ -25,7 +25,7 @@ from avdvae.data.shards import PreparedCorpus, Utterance
 from avdvae.errors import UserError
 from avdvae.inference.probes import Classes, Line, cepstra_of, correlation, face_of, mouth_of, voice_of
 from avdvae.inference.transfer import Made, transfer
-from avdvae.protocols import Batch, SpeechPrior
+from avdvae.protocols import Batch, is_speech_prior
 from avdvae.tasks.task import Measured, Part, Subject
 
 WINDOW = 30  # frames that a reader is fitted to
@@ -45,9 +45,9 @@ class Transfer:
     takes: Literal["sound", "poses"] = "sound"
 
     def check(self, subject: Subject) -> None:
-        if not isinstance(subject.model, SpeechPrior):
+        if not is_speech_prior(subject.model):
             raise UserError(
-                f"{type(subject.model).__name__} has no latents to transfer: it lacks a verb of protocols.SpeechPrior"
+                f"{type(subject.model).__name__} has no latents of power spectra to transfer: choose another task"
             )
         if len(subject.chosen.speakers) < 2:
             raise UserError(f"task transfer: {subject.corpus.root} has but one speaker here: choose a donor, too")

@@ -96,7 +96,7 @@ def resumed(given: Mapping[str, Any]) -> dict[str, Any]:
     return changed(config, changes)
 
 
-def _value(config: Mapping[str, Any], key: str) -> Any:
+def _value(config: Any, key: str) -> Any:
     for name in key.split("."):
         config = config.get(name, MISSING) if isinstance(config, Mapping) else MISSING
     return config

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,7 +136,8 @@ class Principal(nn.Module):
 @pytest.fixture(scope="module")
 def taught() -> VAE:
     """Linear in the logarithm of the power above a floor, of vowels at all levels."""
-    rng, model = np.random.default_rng(0), VAE(dim=64, floor=0.001)
+    rng = np.random.default_rng(0)
+    model: Any = VAE(dim=64, floor=0.001)
     low, high = np.array([100, 250, 1000, 2100]), np.array([300, 850, 2600, 3100])
     vowels = np.stack([sound(Vowel(*rng.uniform(low, high)), 1024) for _ in range(2000)])
     levels = 0.02 * 30 ** rng.random((2000, 1))

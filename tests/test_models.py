@@ -12,14 +12,18 @@ from avdvae.errors import UserError
 from avdvae.models.av_dkf import AVDKF
 from avdvae.models.av_vae import AVVAE
 from avdvae.models.cvae import CVAE
+from avdvae.models.cw_vae import CWVAE
+from avdvae.models.lstm import LSTM
 from avdvae.models.min_vae import MINVAE
 from avdvae.models.mvae import MVAE
 from avdvae.models.nmf import NMF
+from avdvae.models.rvae import RVAE
 from avdvae.models.v_vae import VVAE
 from avdvae.models.vae import VAE
 from avdvae.models.vae_mm import VAEMM
+from avdvae.models.vrnn_wave import VRNNWave
 from avdvae.objectives import Schedule
-from avdvae.protocols import Batch
+from avdvae.protocols import Batch, is_speech_prior, why_not_enhancing
 
 SIZES: Any = {"frequencies": 33, "pixels": 16, "hidden": 12, "dim": 4, "dropout": 0.0}
 PLAIN = Schedule()
@@ -107,7 +111,7 @@ def test_the_sound_layers_of_the_cvae_stand_still_in_its_share_of_the_batches(ba
         assert unmoved == still | (frozen if freeze else set())
         assert all(p.grad is None for name, p in model.named_parameters() if name in unmoved)  # which Adam passes over
     model.eval()(batch, Schedule(coin=0.0)).loss(PLAIN).sum().backward()
-    assert model.head.mean.weight.grad is not None
+    assert model.get_parameter("head.mean.weight").grad is not None
     for setting in ({"alpha": 1.1}, {"freeze_sound": -0.1}):
         with pytest.raises(UserError, match=rf"model\.{next(iter(setting))}=.* from 0 to 1"):
             cvae(**setting)
@@ -143,6 +147,16 @@ def test_the_floor_of_an_a_vae_is_carried_into_what_starts_from_it(batch, kind):
             other.start_from(*given)
     with pytest.raises(UserError, match=r"MINVAE takes its encoder with floor=null: start from one of that floor$"):
         MINVAE(**SIZES).start_from(vae, VVAE(**SIZES))
+
+
+def test_what_a_model_explains_decides_whether_it_is_a_prior_of_speech():
+    wave: Any = {"stride": 8, "dim": 2, "wide": 4, "hidden": 4}
+    others = [VAE(51, observes="pose"), RVAE(51, observes="pose"), VRNNWave(**wave), CWVAE(8, 1, 4, 2), LSTM(8, 4)]
+    assert is_speech_prior(VAE()) and not any(map(is_speech_prior, others))
+    said = [why_not_enhancing(model) for model in others]
+    for reason, why in zip(said, ("poses", "poses", "samples code by code"), strict=False):
+        assert reason and f"cannot enhance, for it explains {why}" in reason
+    assert all(said) and why_not_enhancing(VAE()) is None
 
 
 def test_the_updates_of_nmf_approach_the_spectrum(batch):

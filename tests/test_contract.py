@@ -170,6 +170,8 @@ def test_shapes_are_those_that_the_latents_declare(model, batch):
             for tensor in (gaussian.mean, gaussian.log_var):
                 assert torch.broadcast_shapes(tensor.shape, z.shape) == z.shape
     assert model.log_prior(inferred.z, context).shape == (3, 2, steps)
+    for alone in (model.infer(batch).z, model.sample_prior(context)):
+        assert all(len(z) == 1 for z in alone.values())  # where none is asked for
 
 
 def test_draws_are_from_the_posterior_and_means_are_its_means(model, batch):

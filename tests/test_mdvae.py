@@ -14,7 +14,7 @@ import torch
 from avdvae.blocks import silence
 from avdvae.errors import UserError
 from avdvae.models.mdvae import MDVAE, average
-from avdvae.models.vq_mdvae import VQMDVAE
+from avdvae.models.vq_mdvae import VQMDVAE, Standard
 from avdvae.models.vqvae import Codebook, FaceVQ, SoundVQ, use_of
 from avdvae.objectives import Schedule
 from avdvae.protocols import Batch
@@ -190,6 +190,22 @@ def test_networks_meet_features_at_mean_0_and_variance_1():
     known = model.standard_a.moments_2M.clone()
     model.observed(batch)
     assert torch.equal(model.standard_a.moments_2M, known)
+
+
+def test_features_are_standardised_by_all_that_was_met_and_later_by_what_was_met_lately():
+    torch.manual_seed(0)
+    standard, batches = Standard(3), [torch.randn(n, 3) * n + n for n in (5, 9, 7)]
+    for u in batches:
+        standard.follow(u)
+    moments = [torch.stack([u.mean(0), u.square().mean(0)]) for u in batches]
+    torch.testing.assert_close(standard.moments_2M, torch.stack(moments).mean(0))
+    standard.met.fill_(1000)
+    standard.follow(batches[0])
+    torch.testing.assert_close(standard.moments_2M, 0.99 * torch.stack(moments).mean(0) + 0.01 * moments[0])
+    a = standard(batches[1])
+    deviation = (standard.moments_2M[1] - standard.moments_2M[0] ** 2).sqrt()
+    torch.testing.assert_close(a * deviation + standard.moments_2M[0], batches[1])
+    torch.testing.assert_close(standard.back(a), batches[1])
 
 
 def test_what_stays_is_told_and_said_by_w_alone():

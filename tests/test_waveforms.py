@@ -220,6 +220,91 @@ def test_a_block_in_parts_is_the_block_and_so_are_its_slopes(stride, rises, fram
     torch.testing.assert_close(*(torch.autograd.grad(y, given, slope) for y in (whole, parts)))
 
 
+# The networks, written out with the functions of torch
+
+
+def convolved(layer: Any, x_BTC: Tensor, dilation: int) -> Tensor:
+    taps = torch.stack(layer.weight.chunk(2, 1), -1)  # the sample before, now
+    return nn.functional.conv1d(nn.functional.pad(x_BTC.mT, (dilation, 0)), taps, layer.bias, dilation=dilation).mT
+
+
+def gated(layers: Any, x: Tensor, dilations: list[int]) -> tuple[Tensor, list[Tensor]]:
+    """What is left in the end, and all that was skipped."""
+    skips = []
+    for layer, dilation in zip(layers, dilations, strict=True):
+        content, gate = convolved(layer.conv, x, dilation).chunk(2, -1)
+        left, skip = nn.functional.linear(content.tanh() * gate.sigmoid(), layer.out.weight, layer.out.bias).chunk(
+            2, -1
+        )
+        x, skips = (x + left) / 2**0.5, [*skips, skip]
+    return x, skips
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn((2, 40, 16), generator=torch.Generator().manual_seed(0))
+
+
+def test_wavenet_is_its_formula(x):
+    model = small(WaveNet)
+    _, skips = gated(model.layers, model.second(convolved(model.first, x, 1)), 2 * [1, 2, 4])
+    features = model.out[1](torch.stack(skips).sum(0).div(6**0.5).relu()).relu()
+    torch.testing.assert_close(model.tell(x, None)[0], model.head(features.view(2, 40, 16, 6)).flatten(-2))
+
+
+def test_stcn_is_its_formula(x):
+    model = small(STCN)
+    wave = sound(0.3 * x.flatten(1))
+    inferred, context = model.infer(wave, mode="mean"), model.context(wave)
+    _, skips = gated(model.layers, convolved(model.first, context.past, 1), 3 * [1, 2])
+    above = torch.zeros(2, 40, 0)
+    for level, name in ((2, "z3"), (1, "z2"), (0, "z1")):
+        d = skips[2 * level + 1]
+        moments = []
+        for heads, told in ((model.p_heads, nn.functional.pad(d, (0, 0, 1, -1))), (model.q_heads, d)):
+            values = []
+            for layers in (heads[level].mean, heads[level].deviation):
+                y = torch.cat([told, above], -1)
+                for layer in (layers[0], layers[2]):
+                    y = nn.functional.leaky_relu(layer(y))
+                values.append(layers[4](y))
+            moments.append((values[0], nn.functional.softplus(values[1]) + 1e-3))
+        (mean_p, deviation_p), (mean, deviation) = moments
+        torch.testing.assert_close(inferred.p[name].mean[0], mean_p)
+        torch.testing.assert_close(inferred.p[name].log_var[0].exp().sqrt(), deviation_p)
+        precision = deviation**-2 + deviation_p**-2
+        above = (mean / deviation**2 + mean_p / deviation_p**2) / precision
+        torch.testing.assert_close(inferred.q[name].log_var[0].exp(), 1 / precision)
+        torch.testing.assert_close(inferred.z[name][0], above)
+    y, skips = gated(model.speak, model.enter(torch.cat([inferred.z[f"z{n}"][0] for n in (1, 2, 3)], -1)), [1, 1])
+    said = model.likelihood(model.head((torch.stack(skips).sum(0) + y).relu()))
+    torch.testing.assert_close(model.decode(inferred.z, context)["waveform"].loc[0], said.loc)
+
+
+def test_the_clockwork_is_its_formula(x):
+    model, c = small(CWVAE), torch.zeros(2, 5, 0)
+    wave = sound(0.3 * x.flatten(1))
+    z, context = model.infer(wave).z, model.context(wave)
+    log_p = torch.zeros(2)
+    for level, name, steps in ((model.levels[1], "z2", 40), (model.levels[0], "z1", 640)):
+        z_now, cell, states = z[name][0], nn.GRUCell(4, 4), []
+        cell.load_state_dict({key[:-3]: value for key, value in level.cell.remember.state_dict().items()})
+        told, h = level.cell.mix(torch.cat([nn.functional.pad(z_now, (0, 0, 1, -1)), c], -1)).relu(), torch.zeros(2, 4)
+        for t in range(told.shape[1]):
+            h = cell(told[:, t], h)
+            states.append(h)
+        y = torch.stack(states, 1)
+        for linear in list(level.cell.p_head)[:-1:2]:
+            y = linear(y).relu()
+        head = level.cell.p_head[-1]
+        p = torch.distributions.Normal(head.mean(y), (head.log_var(y) / 2).exp())
+        log_p = log_p + p.log_prob(z_now).sum((1, 2))
+        c = level.up(level.enter(torch.cat([z_now, torch.stack(states, 1)], -1)).relu())[:, :steps]
+    torch.testing.assert_close(model.log_prior(z, context)[0].sum(1), log_p)
+    said = model.likelihood(model.head(model.out(c).relu()))
+    torch.testing.assert_close(model.decode(z, context)["waveform"].loc[0], said.loc)
+
+
 def test_prior_and_posterior_in_one_product_are_the_two_networks():
     torch.manual_seed(0)
     cell = small(CWVAE).levels[0].cell

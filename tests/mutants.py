@@ -101,7 +101,7 @@ PAIRS = """min max, clamp_min clamp_max, clamp_min_ clamp_max_, amin amax, argmi
 zeros ones, zeros_like ones_like, new_zeros new_ones, tanh sigmoid, sqrt square, rand randn"""
 SWAPPED = {a: b for pair in PAIRS.split(",") for a, b in (pair.split(), reversed(pair.split()))}
 LEFT_OUT = {"square", "sqrt", "exp", "log", "abs", "tanh", "sigmoid", "relu", "softplus", "flip", "detach", "cumsum"}
-LEFT_OUT |= {"clamp", "clamp_min", "clamp_max", "masked_fill", "reversed", "sorted", "float", "int"}
+LEFT_OUT |= {"clamp", "clamp_min", "clamp_max", "masked_fill", "reversed", "sorted"}
 
 
 class Source:

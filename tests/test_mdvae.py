@@ -70,6 +70,9 @@ def test_dead_codes_begin_anew_where_vectors_are_and_live_ones_stay():
     u, weight = torch.randn(30, 2), torch.cat([torch.ones(10), torch.zeros(20)])
     book.revive(u, weight)  # at first all are dead
     assert all((word == u[:10]).all(-1).any() for word in book.words_CL)
+    many = Codebook(50, 2)  # more than there are vectors
+    many.revive(u, weight)
+    assert all((word == u[:10]).all(-1).any() for word in many.words_CL)
     before = book.words_CL.clone()
     book.count_C.copy_(torch.tensor([1.0, 1.0, 0.001, 1.0]))
     book.revive(u, weight)

@@ -60,7 +60,7 @@ class Stage:
     def __init__(self, run: Run):
         self.run, self.stft, self.device = run, run.stft, run.device
         self.model = has_latents(run.load_model(self.device))
-        self.moves = all(spec.modality == "motion" for spec in self.model.latents)
+        self.moves, self.waves = (self.model.observes == kind for kind in ("pose", "waveform"))
         self.frame_rate = FPS if self.moves else RATE / self.stft.hop
 
     @cached_property
@@ -100,12 +100,11 @@ class Stage:
         return prepare_alone(clip, folder, lips["size"], lips.get("face"))
 
     def _load(self, corpus: PreparedCorpus) -> Batch:
-        trim_db, faces = self.run.config["train"]["trim_db"], "face" in self.model.sees
-        loader = Loader(corpus, self.stft, None, 1, 0, shuffle=False, trim_db=trim_db, device=self.device, faces=faces)
-        return next(iter(loader))
+        how = {"trim_db": self.run.config["train"]["trim_db"], "faces": "face" in self.model.sees, "pcm": self.waves}
+        return next(iter(Loader(corpus, self.stft, None, 1, 0, shuffle=False, device=self.device, **how)))
 
-    def generate(self, source: Batch | None, analysis: float, seconds: float | None, draws: int) -> Made:
-        """What goes on after the first seconds of a clip, if there is one."""
+    def generate(self, source: Batch | None, analysis: float, seconds: float | None, draws: int) -> list[Scene]:
+        """What goes on after the first seconds of a clip, if there is one, in each draw."""
         name, looks = type(self.model).__name__, "lips" in self.model.sees
         lasts = 0.0 if source is None else source.mask.shape[1] / self.frame_rate
         if looks and source is None:
@@ -118,12 +117,25 @@ class Stage:
         frames, analysed = (round(length * self.frame_rate) for length in (seconds, analysis if source else 0))
         if frames < 1 or analysed >= frames:
             raise UserError(f"seconds={seconds:g}, analysis={analysis:g}: the whole must be longer than its analysis")
+        if self.waves:
+            return self._go_on(source, analysis if source else 0.0, seconds, draws)
         begun = source.first(analysed) if source and analysed else None
         if looks and source:
             around = source.first(frames).only("lips", "sure")
         else:
             around = Batch(("free",), torch.ones(1, frames, dtype=torch.bool)).to(self.device)
-        return generate(self.model, around, begun, draws)
+        made = generate(self.model, around, begun, draws)
+        return [self.made(made, draw=draw) for draw in range(draws)]
+
+    def _go_on(self, source: Batch | None, analysis: float, seconds: float, draws: int) -> list[Scene]:
+        """By a model of waveforms: whole stacks of the clip's samples, and then its own, one after another."""
+        model: Any = self.model
+        begun_KN = torch.zeros(draws, 0, device=self.device)
+        if source is not None:
+            begun_KN = source.need("waveform", model)[:, : round(analysis * RATE) // model.stride * model.stride]
+            begun_KN = begun_KN.expand(draws, -1)
+        more_KN = model.go_on(begun_KN, round(seconds * RATE) - begun_KN.shape[1])
+        return [Scene(sound_N.cpu().numpy()) for sound_N in torch.cat([begun_KN, more_KN], 1)]
 
     def true(self, batch: Batch) -> Scene:
         if batch.pose is not None:

@@ -39,10 +39,10 @@ def generate_clips(config: Mapping[str, Any]) -> None:
     if config["source"] is not None:
         source = stage.clip("source", str(config["source"]))
     torch.manual_seed(config["seed"])
-    made = stage.generate(source, config["analysis"] or 0, config["seconds"], draws)
+    scenes = stage.generate(source, config["analysis"] or 0, config["seconds"], draws)
     begun = config["analysis"] if source else None
     ends = {"source": stage.true(source)} if source else {}
-    takes = [ends | {f"draw {draw + 1}": stage.made(made, draw=draw)} for draw in range(draws)]
+    takes = [ends | {f"draw {number}": scene} for number, scene in enumerate(scenes, start=1)]
     label = re.sub(r"[^\w-]+", "_", source.ids[0]) if source else "prior"
     out = Path(config["out"] or stage.run.path / "generate" / label)
     stage.write(out, takes, begun)

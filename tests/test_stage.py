@@ -30,6 +30,7 @@ def make_run(path: Path, prepared: Path, name: str, module: str | None = None, h
     """A run whose model nobody has trained."""
     torch.manual_seed(0)
     settings = {"target": f"avdvae.models.{module or name.lower()}.{name}", "hidden": 8, "dim": 4} | model
+    settings = {key: value for key, value in settings.items() if value is not None}
     config = {"hop": hop, "lips": {"size": 67}, "prepared": str(prepared), "train": {"trim_db": 30.0}}
     enhance = {"iterations": 2, "rank": 2, "paper": False, "seed": 0, "batch_size": 1, "estep": {"name": "point"}}
     run = create_run(path, config | {"model": settings, "enhance": enhance})
@@ -129,6 +130,27 @@ def test_what_goes_on_lasts_as_long_as_asked(runs, tmp_path):
     generate(runs / "cvae", tmp_path / "lips", source=A)
     draw, source = (soundfile.info(tmp_path / f"lips/{name}.wav").frames for name in ("draw_1", "source"))
     assert abs(draw - source) <= 533
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("VRNNWave", {"module": "vrnn_wave", "wide": 8}),
+        ("SRNNWave", {"module": "srnn_wave", "wide": 8}),
+        ("CWVAE", {"module": "cw_vae", "hidden": None, "channels": 8}),
+        ("STCN", {"module": "stcn", "hidden": None, "dim": None, "channels": 8, "dims": [4, 2], "layers": 2}),
+    ],
+)
+def test_models_of_waveforms_go_on_sample_by_sample(name, sizes, prepared, tmp_path):
+    make_run(tmp_path / "run", prepared.out, name, hop=256, stride=64, **sizes)
+    generate(tmp_path / "run", tmp_path / "on", source=A, seconds=0.8, draws=2)
+    one, two, source = (soundfile.read(tmp_path / f"on/{n}.wav")[0] for n in ("draw_1", "draw_2", "source"))
+    assert len(one) == len(two) == 12_800 and np.isfinite(one).all()
+    begun = 16_000 // 2 // 64 * 64
+    np.testing.assert_allclose(one[:begun], source[:begun], atol=1e-4)
+    assert (one[:begun] == two[:begun]).all() and np.abs(one - two)[begun:].max() > 1e-3
+    generate(tmp_path / "run", tmp_path / "free", seconds=0.3)
+    assert len(soundfile.read(tmp_path / "free/draw_1.wav")[0]) == 4800
 
 
 def test_figures_move_side_by_side(runs, tmp_path):

@@ -18,7 +18,7 @@ from avdvae.models.stcn import STCN
 from avdvae.models.vrnn_wave import VRNNWave
 from avdvae.models.wavenet import WaveNet
 from avdvae.objectives import Schedule, divergence
-from avdvae.protocols import Batch
+from avdvae.protocols import Batch, Context
 from avdvae.sliding import Sliding, SlidingBack
 
 SMALL: dict[Any, dict[str, Any]] = {
@@ -333,6 +333,9 @@ def test_what_it_says_is_what_it_would_say_after_what_it_said(kind):
     else:
         context = model.context(sound(said))
         again = model.decode(model.sample_prior(context), context)["waveform"].sample()[0]
+        alone = Context(torch.ones(2, -(-160 // model.stride), dtype=torch.bool))
+        drawn = model.sample_prior(alone, 2)  # with no past but its own
+        torch.testing.assert_close(drawn, {k: z.expand(2, -1, -1, -1) for k, z in model.sample_prior(context).items()})
     torch.testing.assert_close(again, said, rtol=0, atol=1e-4)
 
 

@@ -119,9 +119,16 @@ class Cell(nn.Module):
         h_NTH = self.remember(torch.relu(self.mix(told)))[0]
         return h_NTH, self.p_head(h_NTH)
 
-    def draw(self, c_NTH: Tensor | None, e_NTH: Float[Tensor, "N t H"], noise_NTL: Float[Tensor, "N T L"]) -> Told:
-        """From the posterior where there is an e, from the prior after it."""
+    def draw(
+        self,
+        c_NTH: Tensor | None,
+        e_NTH: Float[Tensor, "N t H"],
+        noise_NTL: Float[Tensor, "N T L"],
+        given_NTL: Tensor | None = None,
+    ) -> Told:
+        """The first steps as they are given, then from the posterior where there is an e, from the prior after it."""
         steps, heard = noise_NTL.shape[1], e_NTH.shape[1]
+        given = [] if given_NTL is None else given_NTL.unbind(1)
         z_weight, c_weight = self.mix.weight.t().split([self.dim, self.mix.in_features - self.dim])
         c_told = self.mix.bias if c_NTH is None else torch.addmm(self.mix.bias, c_NTH.flatten(0, 1), c_weight)
         c_told = c_told.expand(noise_NTL[..., 0].numel(), -1).unflatten(0, noise_NTL.shape[:2])
@@ -150,7 +157,7 @@ class Cell(nn.Module):
                 both_2NH = torch.relu(torch.baddbmm(bias, both_2NH, weight))
             said_2NL2 = torch.baddbmm(head_bias, both_2NH, head_weight)
             p, q = (Gaussian(*side.chunk(2, -1)) for side in said_2NL2)
-            z_NL = (q.times(p) if t < heard else p).moved(noise_NL)
+            z_NL = given[t] if t < len(given) else (q.times(p) if t < heard else p).moved(noise_NL)
             path.append((z_NL, h_NH, said_2NL2))
         z_NTL, h_NTH, said = (torch.stack(part, -2) for part in zip(*path, strict=True))
         p, q = (Gaussian.floored(*side.chunk(2, -1)) for side in said)
@@ -253,15 +260,19 @@ class CWVAE(Waveforms):
             outputs.append(self.head(torch.relu(self.out(raised))))
         return self.likelihood(torch.cat(outputs, 1).unflatten(0, (k, -1)))
 
-    def _draw(self, mask_BT: Tensor, es: Sequence[Tensor], k: int, draw: Any) -> dict[str, Told]:
+    def _draw(
+        self, mask_BT: Tensor, es: Sequence[Tensor], k: int, draw: Any, given: Latents | None = None
+    ) -> dict[str, Told]:
         masks = self._masks(mask_BT)
         spare = {spec.name: (mask, e) for spec, mask, e in zip(self.latents, masks, es, strict=True)}
         noise = {
             s.name: draw((k * len(mask_BT), spare[s.name][0].shape[1], s.dim), device=mask_BT.device)
             for s in self.latents
         }
+        known = {name: z.expand(k, -1, -1, -1).flatten(0, 1) for name, z in (given or {}).items()}
         return self._descend(
-            masks, lambda level, name, c: level.cell.draw(c, spare[name][1].repeat(k, 1, 1), noise[name])
+            masks,
+            lambda level, name, c: level.cell.draw(c, spare[name][1].repeat(k, 1, 1), noise[name], known.get(name)),
         )
 
     def _follow(self, z: Latents, mask_BT: Tensor) -> dict[str, Told]:
@@ -297,11 +308,11 @@ class CWVAE(Waveforms):
             total = total + (log_p[..., None] * share).flatten(-2)[..., : total.shape[-1]]
         return total
 
-    def sample_prior(self, context: Context, k: int = 1) -> Latents:
+    def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
         nothing = [context.mask.new_zeros((len(context.mask), 0, self.out.in_features), dtype=torch.float32)] * len(
             self.rates
         )
-        told = self._draw(context.mask, nothing, k, torch.randn)
+        told = self._draw(context.mask, nothing, k, torch.randn, given)
         return {name: level.z.unflatten(0, (k, -1)) for name, level in told.items()}
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import CausalConv, GatedLayer, before, beside, mlp
+from avdvae.blocks import CausalConv, GatedLayer, before, beginning, beside, mlp
 from avdvae.distributions import Gaussian
 from avdvae.models.waveform import CodeHead, Waveforms
 from avdvae.objectives import Elbo, Schedule
@@ -136,12 +136,48 @@ class STCN(Waveforms):
         p = self._prior(context, lambda name, _: z[name]).p
         return torch.stack([p[name].log_prob(z[name]) for name in p]).sum(0)
 
-    def sample_prior(self, context: Context, k: int = 1) -> Latents:
-        """With the true past of the sound."""
-        shape = (k, *context.mask.shape)
-        return self._prior(
-            context, lambda _, p: p.moved(torch.randn((*shape, p.mean.shape[-1]), device=p.mean.device))
-        ).z
+    def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
+        """With the true past of the sound, behind whose end the model's own stands for it."""
+        shape, heard = (k, *context.mask.shape), 0 if context.past is None else context.past.shape[-2]
+        if heard < shape[2]:
+            return self._walk(context, k, given or {})[0]
+
+        def choose(name: str, p: Gaussian) -> Tensor:
+            z_KBTL = p.moved(torch.randn((*shape, p.mean.shape[-1]), device=p.mean.device))
+            return beginning(given, {name: z_KBTL})[name]
+
+        return self._prior(context, choose).z
+
+    @torch.no_grad()
+    def _walk(self, context: Context, k: int, given: Latents) -> tuple[Latents, Float[Tensor, "K B n"]]:
+        """Step by step: latents, which begin with those that are given, and the sound of the model's own behind the
+        past that there is."""
+        (batch, steps), count = context.mask.shape, k * len(context.mask)
+        known = {name: z.expand(k, batch, -1, -1).flatten(0, 1)[None] for name, z in given.items()}
+        device = self.enter.weight.device
+        x_NTS = torch.zeros(count, 0, self.stride, device=device)
+        if context.past is not None:
+            x_NTS = context.past.expand(k, batch, -1, -1).flatten(0, 1)
+        last = [torch.zeros(count, 1, self.enter.out_features, device=device) for _ in self.latents]
+        heard = spoken = None
+        path, said = [], [torch.zeros(count, 0, device=device)]
+        for t in range(steps):
+
+            def choose(name: str, p: Gaussian, t: int = t) -> Tensor:
+                z_1NTL = known.get(name)
+                return p.sample()[0] if z_1NTL is None or t >= z_1NTL.shape[2] else z_1NTL[:, :, t : t + 1]
+
+            z = self._descend(last, None, choose).z
+            output, spoken = self.speak_of(z, spoken)
+            if t < x_NTS.shape[1]:
+                x_N1S = x_NTS[:, t : t + 1]
+            else:
+                said.append(self.likelihood(output).sample()[0])
+                x_N1S = self.stacks(said[-1])
+            last, heard = self.listen(x_N1S, heard)
+            path.append(z)
+        z = {name: torch.cat([one[name] for one in path], 2)[0].unflatten(0, (k, batch)) for name in path[0]}
+        return z, torch.cat(said, -1).unflatten(0, (k, batch))
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         return self.carry(batch, schedule, None)[0]
@@ -160,15 +196,6 @@ class STCN(Waveforms):
         """What may follow whole stacks of sound, or silence where there are none."""
         x_BTS = self.stacks(waveform_BN)
         mask = torch.ones(x_BTS.shape[:2], dtype=torch.bool, device=x_BTS.device)
-        last = [x_BTS.new_zeros(len(x_BTS), 1, self.enter.out_features) for _ in self.latents]
-        heard = spoken = None
-        if x_BTS.shape[1]:
-            inferred, (last, heard) = self._infer(Context(mask, past=x_BTS), 1, "sample")
-            _, spoken = self.speak_of(inferred.z)
-        said: list[Tensor] = []
-        for _ in range(-(-samples // self.stride)):
-            z = self._descend(last, None, lambda _, p: p.sample()[0]).z
-            output, spoken = self.speak_of(z, spoken)
-            said.append(self.likelihood(output).sample()[0])
-            last, heard = self.listen(self.stacks(said[-1]), heard)
-        return torch.cat(said, -1)[:, :samples]
+        given = self._infer(Context(mask, past=x_BTS), 1, "sample")[0].z if x_BTS.shape[1] else {}
+        whole = mask.new_ones(len(mask), mask.shape[1] - (-samples // self.stride))
+        return self._walk(Context(whole, past=x_BTS), 1, given)[1][0, :, :samples]

@@ -52,8 +52,9 @@ class Waveforms(nn.Module):
 
     def steps(self, batch: Batch) -> Bool[Tensor, "B T"]:
         """Which stacks hold data."""
+        samples = batch.need("waveform", self).shape[1]
         assert batch.lengths is not None
-        first_T = torch.arange(0, batch.need("waveform", self).shape[1], self.stride, device=batch.lengths.device)
+        first_T = torch.arange(0, samples, self.stride, device=batch.lengths.device)
         return first_T < batch.lengths[:, None]
 
     def stacks(self, waveform: Float[Tensor, "... N"]) -> Float[Tensor, "... T S"]:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,13 @@ from avdvae.tasks.task import Evaluation, Subject
 
 PROJECT = Path(__file__).parent.parent
 MOODS = ("happy", "sad")
-COUNTS = {"test": 6, "train": 8, "valid": 2}
+COUNTS = {"test": (3, 4), "train": (4, 2), "valid": (1, 2)}  # speakers, and takes of each
 
 
 class Apart(nn.Module):
     """What stays is the mean over time, of ln |s|^2 and pixels, and what moves is the rest."""
 
+    observes = "power"
     latents = (
         LatentSpec("w", 513 + 12288, None, "audio-visual"),
         LatentSpec("z", 513 + 12288, 1, "audio-visual"),
@@ -104,7 +106,7 @@ def clip(split: str, speaker: int, take: int) -> PreparedClip:
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("faces")
     (root / "shards").mkdir()
-    clips = [clip(split, n // 2, n % 2) for split, count in COUNTS.items() for n in range(count)]
+    clips = [clip(split, *both) for split, sizes in COUNTS.items() for both in np.ndindex(sizes)]
     write_manifest(root / "manifest.csv", write_shard(root / "shards" / "00000.safetensors", clips, {}))
     return root
 
@@ -118,8 +120,9 @@ def subject(root: Path, out: Path, model: nn.Module, *tasks: str) -> Subject:
 def test_transfer_tells_whose_voice_face_mouth_and_words_they_are(root, tmp_path):
     rows = measure(subject(root, tmp_path, Apart(), "transfer"))
     mean = {metric: np.mean([row.value for row in rows if row.metric == metric]) for metric in {r.metric for r in rows}}
-    assert len({row.item for row in rows}) == 6
-    for name, speaker, moves in (("kept", "source", "source"), ("w", "donor", "source"), ("z", "source", "donor")):
+    assert len({row.item for row in rows}) == 12
+    kinds = (("kept", "source", "source"), ("w", "donor", "source"), ("z", "source", "donor"))
+    for name, speaker, moves in (*kinds, ("moments", "donor", "source")):
         assert all(mean[f"{name}_{what}_of_{speaker}"] > 0.8 for what in ("voice", "face", "mood")), name
         assert mean[f"{name}_opening_as_{moves}"] > 0.95, name
     assert mean["w_voice_of_source"] < 0.2 and mean["z_face_of_donor"] < 0.2
@@ -129,12 +132,31 @@ def test_transfer_tells_whose_voice_face_mouth_and_words_they_are(root, tmp_path
     assert not any(metric.startswith("kept") and "donor" in metric for metric in mean)
 
 
+def test_readers_of_speakers_have_not_seen_what_they_judge(tmp_path):
+    """Where the two clips of a speaker have nothing in common, nobody can be read; one clip of a speaker is too few."""
+    clips = [replace(clip("test", n, 0), id=f"{n}", speaker=f"s{n // 2}") for n in range(8)]
+    clips += [clip("train", n // 2, n % 2) for n in range(8)]
+
+    def prepared(name: str, chosen: list[PreparedClip]) -> Path:
+        (tmp_path / name / "shards").mkdir(parents=True)
+        shard = write_shard(tmp_path / name / "shards" / "00000.safetensors", chosen, {})
+        write_manifest(tmp_path / name / "manifest.csv", shard)
+        return tmp_path / name
+
+    rows = measure(subject(prepared("strangers", clips), tmp_path / "out", Apart(), "transfer"))
+    for what in ("voice", "face"):
+        assert np.mean([row.value for row in rows if row.metric == f"kept_{what}_of_source"]) < 0.5, what
+    single = prepared("single", clips[1:])
+    with pytest.raises(UserError, match=r"task transfer: s0 has one utterance .* give two or more of each speaker"):
+        check_tasks(subject(single, tmp_path / "out", Apart(), "transfer"))
+
+
 def test_denoising_and_emotion_measure_every_utterance(root, tmp_path):
     torch.manual_seed(0)
     model = MDVAE(size=16, memory=8, width=16, dim=4).eval()
     rows = measure(subject(root, tmp_path, model, "denoising", "emotion"))
     told = {(row.task, row.metric): row.value for row in rows}
-    assert len({row.item for row in rows}) == 6 and all(np.isfinite(row.value) for row in rows)
+    assert len({row.item for row in rows}) == 12 and all(np.isfinite(row.value) for row in rows)
     for region in ("mouth", "eyes"):
         for how in ("", "_deaf", "_interpolated"):
             assert (

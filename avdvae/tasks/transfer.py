@@ -1,12 +1,14 @@
 """Transfer: each utterance, the source, with one latent of another speaker's, a donor; and what then is whose.
 
 The speaker, as voice and as face, and the mood are read by classifiers, and the opening of the mouth by a regression
-from pixels; all are fitted to real recordings: those of speakers to the split that is measured, whose speakers they
-must know, the others to the train split, which has other speakers. The opening in a made face is held against what
-landmarks found in the film, and the cepstra of made speech, which tell of its phonemes, against those of the real.
+from pixels; all are fitted to real recordings: those of speakers to the split that is measured, without the source and
+the donor themselves, the others to the train split, which has other speakers. The opening in a made face is held
+against what landmarks found in the film, and the cepstra of made speech, which tell of its phonemes, against those of
+the real.
 Each source has several donors, whose mean is its row: `of_donor` says how often what was read is the donor's,
 `as_donor` how closely it moves with the donor's. With no latent exchanged, `kept`, this is resynthesis: what the best
-transfer could reach.
+transfer could reach. `moments` is the baseline without a model: the source's own spectra and face, with the donor's
+mean and deviation of the logarithm of the power at each frequency, and the donor's mean face.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from avdvae.protocols import Batch, is_speech_prior
 from avdvae.tasks.task import Measured, Part, Subject
 
 WINDOW = 30  # frames that a reader is fitted to
-KEPT = "kept"
+KEPT, MOMENTS = "kept", "moments"
+FAINT = 1e-4  # power below which the logarithm hardly falls, as in probes.loudness
 DONORS = 3  # of each source
 
 
@@ -49,6 +52,12 @@ class Transfer:
             raise UserError(
                 f"{type(subject.model).__name__} has no latents of power spectra to transfer: choose another task"
             )
+        counts = Counter(utterance.speaker for utterance in subject.corpus.utterances)
+        if single := [speaker for speaker in subject.chosen.speakers if counts[speaker] < 2]:
+            raise UserError(
+                f"task transfer: {', '.join(single[:5])} has one utterance in {subject.corpus.root}, and readers of "
+                "speakers are fitted to others than the one that is judged: give two or more of each speaker"
+            )
         if len(subject.chosen.speakers) < 2:
             raise UserError(f"task transfer: {subject.corpus.root} has but one speaker here: choose a donor, too")
 
@@ -57,7 +66,7 @@ class Transfer:
 
     @torch.no_grad()
     def measure(self, subject: Subject, part: Part) -> Measured:
-        readers, measured = fit_readers(subject), Measured()
+        measured, real = Measured(), _recordings(subject)
         rows = subject.chosen.utterances
         names = [KEPT, *(spec.name for spec in subject.model.latents)]
         for number, source in enumerate(subject.items(part).utterances, start=part.first):
@@ -66,10 +75,14 @@ class Transfer:
             donors = _donors((*rows[number:], *rows[:number]), source)
             for donor in donors:
                 other = next(iter(subject.loader(subject.corpus.only([donor]))))
-                for name in names:
-                    latents = [names[1]] if name == KEPT else [name]
-                    made = transfer(subject.model, own, other, latents, share=float(name != KEPT))
-                    told = {f"{name}_{what}": value for what, value in compare(made, (own, other), readers).items()}
+                readers = real.readers((source.id, donor.id))
+                for name in (*names, MOMENTS):
+                    if name == MOMENTS:
+                        made = exchange_moments(own, other)
+                    else:
+                        latents = [names[1]] if name == KEPT else [name]
+                        made = _expected(transfer(subject.model, own, other, latents, share=float(name != KEPT)))
+                    told = {f"{name}_{what}": value for what, value in compare(*made, (own, other), readers).items()}
                     sums.update({what: value for what, value in told.items() if name != KEPT or "donor" not in what})
             scores = {what: value / len(donors) for what, value in sums.items()}
             measured.rows += subject.rows(part, source.id, "clean" if "lips" in subject.model.sees else "", scores)
@@ -86,10 +99,27 @@ def _donors(others: Sequence[Utterance], source: Utterance) -> list[Utterance]:
     return list(firsts.values())[:DONORS]
 
 
-def compare(made: Made, clips: tuple[Batch, Batch], readers: Readers) -> dict[str, float]:
+def _expected(made: Made) -> tuple[Tensor, Tensor | None]:
+    """Power and face."""
+    face = made.said["face"].expected[0, 0].cpu() if "face" in made.said else None
+    return made.said["power"].expected[0, 0].cpu(), face
+
+
+def exchange_moments(source: Batch, donor: Batch) -> tuple[Tensor, Tensor | None]:
+    """The source's power and face, with the donor's moments."""
+    own, other = ((clip.need("power", Transfer)[0].cpu() + FAINT).log() for clip in (source, donor))
+    (own_std, own_mean), (other_std, other_mean) = (torch.std_mean(x_TF, 0) for x_TF in (own, other))
+    power_TF = ((own - own_mean) / own_std.clamp_min(1e-3) * other_std + other_mean).exp()
+    if source.face is None or donor.face is None:
+        return power_TF, None
+    faces = [clip[0].cpu() / 255 for clip in (source.face, donor.face)]
+    return power_TF, (faces[0] - faces[0].mean(0) + faces[1].mean(0)).clamp(0, 1)
+
+
+def compare(
+    power_TF: Tensor, face_THW3: Tensor | None, clips: tuple[Batch, Batch], readers: Readers
+) -> dict[str, float]:
     """What of the made clip is of the source, and what of the donor."""
-    power_TF = made.said["power"].expected[0, 0].cpu()
-    face_THW3 = made.said["face"].expected[0, 0].cpu() if "face" in made.said else None
     read = {"voice": readers.voice.name(voice_of(power_TF))}
     if readers.face and face_THW3 is not None:
         read["face"] = readers.face.name(face_of(face_THW3))
@@ -110,25 +140,40 @@ def compare(made: Made, clips: tuple[Batch, Batch], readers: Readers) -> dict[st
     return scores
 
 
+@dataclass(frozen=True)
+class Recordings:
+    """Features of the clips of the split that is measured, for readers of speakers; and the other readers."""
+
+    own: list[dict[str, Any]]
+    mood: Classes | None
+    opening: Line | None
+
+    def readers(self, without: Sequence[str]) -> Readers:
+        """Fitted to all clips but those `without` which they are to judge."""
+        own = [clip for clip in self.own if clip["id"] not in without]
+        speakers = [clip["speaker"] for clip in own]
+        voice, face = (
+            Classes.fit(torch.stack([clip[what] for clip in own]), speakers) if what in own[0] else None
+            for what in ("voice", "face")
+        )
+        assert voice is not None
+        return Readers(voice, face, self.mood, self.opening)
+
+
 @lru_cache(maxsize=1)
-def fit_readers(subject: Subject) -> Readers:
+def _recordings(subject: Subject) -> Recordings:
     own, others = (
         [_real(*window) for window in windows(subject, corpus)]
         for corpus in (subject.corpus, PreparedCorpus(subject.corpus.root, "train", verify=False))
     )
-    faces = "face" in subject.model.sees
-    speakers = [window["speaker"] for window in own]
-    moods = [window["mood"] for window in others]
-    return Readers(
-        voice=Classes.fit(torch.stack([window["voice"] for window in own]), speakers),
-        face=Classes.fit(torch.stack([window["face"] for window in own]), speakers) if faces else None,
-        mood=Classes.fit(torch.stack([window["both"] for window in others]), moods) if None not in moods else None,
-        opening=Line.fit(
-            torch.cat([window["mouth"] for window in others]), torch.cat([window["opening"] for window in others])
+    moods = [clip["mood"] for clip in others]
+    mood = Classes.fit(torch.stack([clip["both"] for clip in others]), moods) if None not in moods else None
+    opening = None
+    if "face" in subject.model.sees:
+        opening = Line.fit(
+            torch.cat([clip["mouth"] for clip in others]), torch.cat([clip["opening"] for clip in others])
         )
-        if faces
-        else None,
-    )
+    return Recordings(own, mood, opening)
 
 
 def windows(subject: Subject, corpus: PreparedCorpus) -> list[tuple[Batch, int, int]]:
@@ -155,7 +200,8 @@ def _real(batch: Batch, b: int, frames: int) -> dict[str, Any]:
     assert batch.power is not None
     power_TF = batch.power[b, :frames]
     face_THW3 = None if batch.face is None else batch.face[b, :frames]
-    read = {"speaker": batch.labels[b]["speaker"], "mood": batch.labels[b].get("emotion"), "voice": voice_of(power_TF)}
+    read = {"id": batch.ids[b], "speaker": batch.labels[b]["speaker"], "mood": batch.labels[b].get("emotion")}
+    read["voice"] = voice_of(power_TF)
     read["both"] = _looks_and_sounds(power_TF, face_THW3)
     if face_THW3 is not None and batch.mouth is not None:
         opening_T = batch.mouth[b, :frames, 0]

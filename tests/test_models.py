@@ -160,6 +160,25 @@ def test_the_sound_layers_of_the_cvae_stand_still_in_its_share_of_the_batches(ba
             cvae(**setting)
 
 
+@pytest.mark.parametrize("model", [VAE(51, 8, 3, observes="pose"), DKF(51, 8, 3, 8, 8, [8], observes="pose")])
+def test_a_beta_of_a_tenth_of_the_joints_weighs_poses_as_published(model):
+    """There, a frame costs its mean distance in millimetres and its divergence."""
+    pose, mask = torch.randn(2, 6, 51), torch.arange(6) < torch.tensor([[6], [4]])
+    batch, schedule, slopes = Batch(("a", "b"), mask, pose=pose), Schedule(beta=1.7), []
+    for published in (False, True):
+        torch.manual_seed(1)
+        elbo = model(batch, schedule)
+        loss = elbo.loss(schedule).sum()
+        if published:
+            torch.manual_seed(1)
+            expected = model.decode(model.infer(batch).z, model.context(batch))["pose"].expected[0]
+            distances = (1000 * (pose - expected)).unflatten(-1, (17, 3)).norm(dim=-1)
+            loss = (distances.mean(-1) * mask).sum() + sum(elbo.kl.values()).sum()
+        slopes.append(torch.autograd.grad(loss, [*model.parameters()]))
+    for own, theirs in zip(*slopes, strict=True):
+        torch.testing.assert_close(own, 1.7 * theirs, rtol=1e-4, atol=1e-2)
+
+
 @pytest.mark.parametrize("kind", [AVVAE, CVAE])
 def test_a_model_that_starts_from_an_a_vae_is_that_a_vae_until_the_lips_have_taught_it(batch, kind):
     torch.manual_seed(0)

@@ -16,6 +16,12 @@ class UserError(ValueError):
 def known_settings(kind: Any, section: str, **given: Any) -> Any:
     """A dataclass of what a section of the configuration was given, which may be what there is not, or not what it is
     for: a word in place of a number, or of a list."""
+    check_settings(kind, section, **given)
+    return kind(**given)
+
+
+def check_settings(kind: Any, section: str, **given: Any) -> None:
+    """Refuse what `kind` does not have, and values of other types."""
     known = [field.name for field in fields(kind)]
     if unknown := sorted(set(given) - set(known)):
         raise UserError(f"{section} has no {', '.join(unknown)}: choose from {', '.join(known)}")
@@ -23,7 +29,6 @@ def known_settings(kind: Any, section: str, **given: Any) -> Any:
     for name, value in given.items():
         if not _fits(value, hints[name]):
             raise UserError(f"{section}.{name}={value}: give {_asked(hints[name])}".removeprefix("."))
-    return kind(**given)
 
 
 _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
@@ -56,6 +61,25 @@ def whole_numbers(section: str, given: Mapping[str, Any], **least: int) -> None:
     for name, low in least.items():
         if type(value := given[name]) is not int or value < low:
             raise UserError(f"{section}{name}={value}: give a whole number of {low} or more")
+
+
+@contextmanager
+def reading(path: Path, kind: str, remedy: str) -> Iterator[None]:
+    """Whatever a parser raises over the content of a file becomes one sentence: which file, what is wrong with it, and
+    what to do. Parsers of damaged files raise what their reading happens to end in, so that no list of kinds would do.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is cut off, damaged or no {kind} ({one_line(error)}): {remedy}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of an error and the beginning of what it says."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said[:200]}" if said else type(error).__name__
 
 
 @contextmanager

@@ -22,7 +22,15 @@ from avdvae.data.shards import PreparedCorpus, replacing
 from avdvae.errors import UserError, known_settings
 from avdvae.parallel import in_parallel, one_thread_each
 from avdvae.report import write_report
-from avdvae.results import Result, read_results, summarise, write_results, write_summary
+from avdvae.results import (
+    Result,
+    read_examples,
+    read_results,
+    read_summary,
+    summarise,
+    write_results,
+    write_summary,
+)
 from avdvae.results import compare as compare_rows
 from avdvae.runs import Run, build_vem, open_run
 from avdvae.tasks import TASKS
@@ -42,12 +50,17 @@ def measure(subject: Subject) -> list[Result]:
         (part.task, part.noise, part.snr, item.id): part for part in parts for item in subject.items(part).utterances
     }
     for row in read_results(results) if results.exists() else []:
-        rows.setdefault(whose[row.task, row.noise, row.snr, row.item], []).append(row)
+        if (measured_on := (row.task, row.noise, row.snr, row.item)) not in whose:
+            what = " ".join(str(value) for value in measured_on if value not in ("", None))
+            raise UserError(f"{results} has {what}, which this evaluation does not measure: delete it to measure anew")
+        rows.setdefault(whose[measured_on], []).append(row)
     kept = subject.out / "examples.json"
-    examples = json.loads(kept.read_text()) if kept.exists() else []
+    examples = read_examples(kept) if kept.exists() else []
     for folder in ("audio", "figures", *(["videos"] if subject.corpus.has_poses else [])):
         (subject.out / folder).mkdir(parents=True, exist_ok=True)
     todo = [part for part in parts if part not in rows]
+    if todo:
+        subject.chosen.verify()
     workers = subject.settings.workers or min(os.cpu_count() or 1, _MOST_WORKERS[torch.device(subject.device).type])
 
     def write() -> None:
@@ -103,7 +116,7 @@ def settings_of(config: Mapping[str, Any]) -> Evaluation:
 
 def find_corpus(config: Mapping[str, Any]) -> Path:
     """The folder of the prepared corpus that a run's configuration asks for; it is prepared if it is not yet."""
-    if config["prepared"]:
+    if config.get("prepared"):
         return Path(config["prepared"])
     return ensure_prepared(config["data"], size=config["lips"]["size"], face=config["lips"].get("face"))
 
@@ -154,8 +167,8 @@ def join_evaluations(out: Path, parts: Mapping[str, Path]) -> list[dict[str, Any
     rows = [row for part in parts.values() for row in read_results(part / "results.csv")]
     summary, examples = summarise(rows), []
     for name, part in parts.items():
-        summary += [item for item in json.loads((part / "summary.json").read_text()) if "compared_with" in item]
-        for example in json.loads((part / "examples.json").read_text()):
+        summary += [item for item in read_summary(part / "summary.json") if "compared_with" in item]
+        for example in read_examples(part / "examples.json"):
             where = part.relative_to(out)
             audio = {kind: str(where / path) for kind, path in example["audio"].items()}
             examples.append(

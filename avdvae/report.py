@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from avdvae.data.shards import replacing
-from avdvae.errors import UserError
+from avdvae.errors import UserError, reading
 from avdvae.metrics import FAILED, INPUT, LOOKS, Look
 from avdvae.published import published_on
-from avdvae.results import ALL_NOISES, NOISE_GROUPS, ranking, read_results
+from avdvae.results import ALL_NOISES, NOISE_GROUPS, ranking, read_examples, read_results, read_summary
 from avdvae.viz import difference_curves, metric_curves, training_curves
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ def write_report(run: Path) -> Path:
     """Write report.html into a run's directory from the files there; what has no file has no section."""
     if not run.is_dir():
         raise UserError(f"there is no run in {run}: name the directory that a run has written")
-    summary = _read_json(run / "summary.json", [])
+    summary = read_summary(run / "summary.json") if (run / "summary.json").is_file() else []
     own = [item for item in summary if "compared_with" not in item]
     compared = [item for item in summary if "compared_with" in item]
-    examples = _read_json(run / "examples.json", [])
+    examples = read_examples(run / "examples.json") if (run / "examples.json").is_file() else []
     sections = {
         "Results": _results(own),
         "By signal-to-noise ratio": _curves(*([i for i in items if i["snr"] is not None] for items in (own, compared))),
@@ -65,8 +66,8 @@ def write_report(run: Path) -> Path:
 
 
 def _head(run: Path) -> tuple[str, str]:
-    config = _read_config(run / "config.yaml")
-    about = _read_json(run / "run.json", {})
+    config = _read_names(run / "config.yaml", yaml.safe_load)
+    about = _read_names(run / "run.json", json.loads)
     rows = read_results(run / "results.csv") if (run / "results.csv").is_file() else []
     model = about.get("model") or (rows[0].model if rows else "")
     corpus = about.get("corpus") or (rows[0].corpus if rows else "")
@@ -226,12 +227,14 @@ def _example(run: Path, example: Mapping[str, Any]) -> str:
 
 
 def _training(path: Path) -> str:
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:  # a run that was killed leaves half a line
-            continue
+    records, lines = [], path.read_bytes().splitlines() if path.is_file() else []
+    for line in lines:
+        with suppress(ValueError):  # a run that was killed leaves half a line
+            record = json.loads(line)
+            if isinstance(record, dict) and all(isinstance(value, int | float) for value in record.values()):
+                records += [record] if "epoch" in record else []
+    if (lost := len(lines) - len(records)) > 1:
+        print(f"note       {path} is damaged: {lost} of its {len(lines)} records are not in the training curves")
     return _figure(training_curves(records), "training curves") if records else ""
 
 
@@ -246,7 +249,7 @@ def _other_figures(run: Path, shown: set[str | None]) -> dict[str, str]:
 
 def _published(path: Path) -> str:
     """What was published on the corpus of a run; beside a comparison of models on another, what was on such models."""
-    config = _read_config(path)
+    config = _read_names(path, yaml.safe_load)
     tasks, corpus = config.get("evaluate", {}).get("tasks", ()), config.get("data", {}).get("reader", "")
     if here := published_on(corpus, tasks):
         return "<p>As printed elsewhere; look at the protocol before you set them beside the results.</p>\n" + here
@@ -352,12 +355,13 @@ def _duration(seconds: float) -> str:
 # Files
 
 
-def _read_json(path: Path, otherwise: Any) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else otherwise
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+def _read_names(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The names and values of a file; none where there is no file."""
+    with reading(path, "file of a run", "restore it from a copy, or delete it, and evaluate the run again"):
+        named = (parse(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+        if not isinstance(named, dict):
+            raise ValueError("it has no names with values")
+    return named
 
 
 def _data_url(run: Path, name: str, kind: str) -> str:

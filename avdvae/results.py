@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from avdvae.data.shards import replacing
-from avdvae.errors import UserError
+from avdvae.data.shards import read_table, replacing
+from avdvae.errors import UserError, reading
 from avdvae.metrics import INPUT, LOW_IS_GOOD, OF_EACH_SAMPLE
 
 ALL_NOISES = "all"
@@ -59,14 +59,7 @@ def write_results(path: Path, rows: Iterable[Result]) -> None:
 
 
 def read_results(path: Path) -> list[Result]:
-    with path.open(encoding="utf-8", newline="") as file:
-        table = csv.DictReader(file)
-        if table.fieldnames != _COLUMNS:
-            raise UserError(
-                f"{path} has the columns {', '.join(table.fieldnames or ['none'])} instead of {', '.join(_COLUMNS)}: "
-                f"evaluate the run again"
-            )
-        return [Result(**{name: _PARSERS.get(name, str)(text) for name, text in row.items()}) for row in table]
+    return read_table(path, Result, _PARSERS, "table of results", "delete it and evaluate the run again")
 
 
 def summarise(rows: Sequence[Result]) -> list[dict[str, Any]]:
@@ -154,6 +147,25 @@ def write_summary(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
     ]
     with replacing(path) as new:
         new.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+
+
+def read_summary(path: Path) -> list[dict[str, Any]]:
+    with reading(path, "summary of results", "delete it and evaluate the run again"):
+        items = json.loads(path.read_text(encoding="utf-8"))
+        needed = {"model", "task", "noise", "snr", "lips", "metric", "mean", "ci_low", "ci_high", "n"}
+        if lacking := [needed - item.keys() for item in items if not needed <= item.keys()]:
+            raise ValueError(f"an item lacks {', '.join(sorted(lacking[0]))}")
+    return items
+
+
+def read_examples(path: Path) -> list[dict[str, Any]]:
+    """What examples.json holds: see tasks.task.Measured."""
+    remedy = "delete it, and results.csv beside it to have its examples again, and evaluate the run again"
+    with reading(path, "list of examples", remedy):
+        examples = [{"title": str(e.get("key", "")), "audio": {}, **e} for e in json.loads(path.read_text("utf-8"))]
+        if not all(isinstance(e["title"], str) and isinstance(e["audio"], dict) for e in examples):
+            raise ValueError("titles are words, and sounds have names")
+    return examples
 
 
 def _samples(rows: Iterable[Result]) -> dict[tuple, float]:

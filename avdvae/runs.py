@@ -14,21 +14,22 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
-from safetensors.torch import load_model
 from torch import nn
 
 from avdvae.audio import Stft
 from avdvae.data.shards import replacing
-from avdvae.errors import UserError, known_settings, whole_numbers
+from avdvae.errors import UserError, check_settings, known_settings, reading, whole_numbers
 from avdvae.inference.esteps import build_estep
 from avdvae.inference.vem import Vem
 from avdvae.protocols import SpeechPrior, why_not_enhancing
+from avdvae.weights import WEIGHTS, load_weights
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,6 @@ class Configuration:
     """What configs/config.yaml holds, and of which kind it is; the sections are checked by those that they are for."""
 
     exp: str
-    runs: str
     data: Mapping
     model: Mapping
     train: Mapping
@@ -45,6 +45,7 @@ class Configuration:
     evaluate: Mapping
     hop: int
     seed: int
+    runs: str = "runs"
     run_dir: str | None = None
     resume: str | None = None
     prepared: str | None = None
@@ -52,10 +53,23 @@ class Configuration:
     models: Sequence[str] = ()
     compare: Sequence[str] = ()
 
+    # What is read of a section before those that it is for have checked it.
+    WITHIN: ClassVar[Mapping[str, Sequence[str]]] = {
+        "data": ("reader", "root"),
+        "model": ("target",),
+        "train": ("accelerator", "trim_db"),
+        "lips": ("size",),
+        "enhance": ("estep", "batch_size"),
+    }
+
     @classmethod
     def check(cls, config: Mapping[str, Any]) -> None:
         """What else it holds is the user's own."""
-        known_settings(cls, "", **{name: value for name, value in config.items() if name in cls.__dataclass_fields__})
+        check_settings(cls, "", **{name: value for name, value in config.items() if name in cls.__dataclass_fields__})
+        if missing := [field.name for field in fields(cls) if field.default is NO_DEFAULT and field.name not in config]:
+            raise UserError(f"the configuration lacks {', '.join(missing)}")
+        if missing := [f"{part}.{key}" for part, keys in cls.WITHIN.items() for key in keys if key not in config[part]]:
+            raise UserError(f"the configuration lacks {', '.join(missing)}")
 
 
 MISSING = "???"  # what Hydra writes for a key that has no value: unlike null, which is one
@@ -93,7 +107,13 @@ class Run:
     def noted(self) -> dict[str, Any]:
         """What run.json holds."""
         path = self.path / "run.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        if not path.exists():
+            return {}
+        with reading(path, "notes of a run", f"delete it, and resume={self.path} notes anew what it can"):
+            noted = json.loads(path.read_text())
+            if not (isinstance(noted, dict) and isinstance(noted.get("seconds", {}), dict)):
+                raise ValueError("it has no names with values")
+        return noted
 
     @property
     def begun(self) -> bool:
@@ -108,12 +128,15 @@ class Run:
 
     def load_model(self, device: str = "cpu") -> nn.Module:
         """The best weights, ready for inference."""
-        weights = self.path / "weights.safetensors"
+        weights = self.path / WEIGHTS
         if not weights.exists():
             raise UserError(f"{self.path} holds no weights yet: finish its training with resume={self.path}")
-        model = build_model(self.config["model"]).to(device).eval().requires_grad_(False)
-        load_model(model, weights, device=device)
-        return model
+        try:
+            model = build_model(self.config["model"])
+        except UserError as error:
+            raise UserError(f"{self.path / 'config.yaml'}: {error}") from error
+        load_weights(model, weights)
+        return model.to(device).eval().requires_grad_(False)
 
     def load_speech_prior(self, device: str = "cpu") -> SpeechPrior:
         model: Any = self.load_model(device)
@@ -146,20 +169,37 @@ class Run:
 def create_run(path: Path, config: dict[str, Any]) -> Run:
     path.mkdir(parents=True, exist_ok=True)
     with replacing(path / "config.yaml") as new:
-        new.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        new.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return Run(path, config)
 
 
 def open_run(path: Path) -> Run:
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is no run, for it has no config.yaml: give a folder that experiments/run.py has made")
-    return Run(path, yaml.safe_load((path / "config.yaml").read_text()))
+    file, remedy = path / "config.yaml", "restore it from a copy, or train the run anew"
+    with reading(file, "configuration of a run", remedy):
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it has no names with values")
+    try:
+        Configuration.check(config)
+    except UserError as error:
+        raise UserError(f"{file} is damaged or of another kind, for {error}: {remedy}") from error
+    return Run(path, config)
 
 
 def find_runs(root: Path, config: dict[str, Any]) -> list[Run]:
     """Those below `root` whose training, begun or done, ends in the weights that this configuration would end in."""
-    begun = [open_run(path.parent.parent) for path in sorted(root.rglob("last/state.pt"))]
-    return [run for run in begun if _what_decides(run.config) == _what_decides(config)]
+    found = []
+    for path in sorted(root.rglob("last/state.pt")):
+        try:
+            run = open_run(path.parent.parent)
+        except UserError as error:
+            print(f"passed over {error}", flush=True)
+            continue
+        if _what_decides(run.config) == _what_decides(config):
+            found.append(run)
+    return found
 
 
 NO_MATTER = ("accelerator", "compile", "devices", "nodes", "strategy", "workers", "log_every", "save_every")

@@ -86,7 +86,9 @@ class Stage:
                 f"{role}={name} is neither a file nor a clip of {self.corpus.root}: its {len(ids)} clips have ids "
                 f"such as {', '.join(like)}"
             )
-        return self.corpus.only([self.corpus.utterances[ids.index(name)]])
+        chosen = self.corpus.only([self.corpus.utterances[ids.index(name)]])
+        chosen.verify()
+        return chosen
 
     def _prepare(self, path: Path, folder: Path) -> PreparedCorpus:
         suffix, looks = path.suffix.lower(), PICTURES & set(self.model.sees)

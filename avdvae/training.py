@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -28,7 +29,6 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -37,12 +37,13 @@ from avdvae.curves import Curves, progress_bar
 from avdvae.data.loader import Loader
 from avdvae.data.mixing import stream
 from avdvae.data.shards import PreparedCorpus, replacing
-from avdvae.errors import UserError
+from avdvae.errors import UserError, reading
 from avdvae.objectives import Elbo
 from avdvae.protocols import Autoregressive, Batch, is_speech_prior
 from avdvae.settings import Training
+from avdvae.weights import WEIGHTS, load_weights, save_weights
 
-_STATE, _WEIGHTS = Path("last", "state.pt"), "weights.safetensors"
+_STATE = Path("last", "state.pt")
 _REMEDY = (
     "the run keeps its last good state, and a new one may do better with a smaller train.lr, train.clip_norm=1 or "
     "train.precision=32-true"
@@ -84,7 +85,7 @@ def train(
     finally:
         torch.set_float32_matmul_precision(precision)  # what follows, as an evaluation, is exact again
     loop.fabric.barrier()  # the best weights are on the disk by now
-    load_model(model.eval(), run / _WEIGHTS, device=str(loop.fabric.device))
+    load_weights(model.eval(), run / WEIGHTS)
     at = loop.at
     return Trained(model, at.best_epoch, at.best_loss, at.epoch, at.step, at.seconds)
 
@@ -350,26 +351,33 @@ class _Loop:
     def _save_best(self) -> None:
         """After `_save`: weights on the disk are then always of an epoch that the saved state knows of."""
         if self.fabric.is_global_zero:
-            with replacing(self.run / _WEIGHTS) as new:
-                save_model(self.judged, str(new))
+            save_weights(self.judged, self.run / WEIGHTS)
 
     def _restore(self) -> None:
-        state = torch.load(self.run / _STATE, map_location="cpu", weights_only=True)
-        at = _Position(**state["at"])
+        path = self.run / _STATE
+        remedy = "restore it from a copy, or start the training anew in another run_dir"
+        with reading(path, "state of a training", remedy):
+            with zipfile.ZipFile(path) as file:  # torch.load itself holds nothing against the checksums there
+                if damaged := file.testzip():
+                    raise ValueError(f"the checksum of {damaged} is wrong")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            at = _Position(**state["at"])
+            parts = {name: state[name] for name in ("model", "average", "optimiser", "loader")}
         had, has = (
             f"{steps} steps an epoch with{'' if average else 'out'} train.ema"
-            for steps, average in ((at.steps_per_epoch, state["average"]), (self.at.steps_per_epoch, self.settings.ema))
+            for steps, average in ((at.steps_per_epoch, parts["average"]), (self.at.steps_per_epoch, self.settings.ema))
         )
         if had != has:
             raise UserError(f"{self.run} took {had} and would now take {has}: resume it as it began")
         try:
-            self.model.load_state_dict(state["model"])
+            self.model.load_state_dict(parts["model"])
         except RuntimeError as error:
             raise UserError(f"{self.run} trains another model than the one given: give its own") from error
-        if self.settings.ema is not None:
-            self.judged.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.loader.load_state_dict(state["loader"])
+        with reading(path, "state of this training", remedy):
+            if self.settings.ema is not None:
+                self.judged.load_state_dict(parts["average"])
+            self.optimiser.load_state_dict(parts["optimiser"])
+            self.loader.load_state_dict(parts["loader"])
         self.at = at
         if at.best_epoch == at.epoch > 0 and at.step == at.epoch * at.steps_per_epoch:
             self._save_best()  # the run may have been killed just before it did

@@ -18,11 +18,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors.torch import save_model
 
 from avdvae.errors import UserError, as_a_program
 from avdvae.published_weights import read_published_weights
 from avdvae.runs import build_model, create_run
+from avdvae.weights import WEIGHTS, save_weights
 
 
 def import_weights(source: Path, path: Path) -> None:
@@ -38,7 +38,7 @@ def import_weights(source: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".import_", dir=path.parent) as folder:
         run = create_run(Path(folder, path.name), config)
-        save_model(model, str(run.path / "weights.safetensors"))
+        save_weights(model, run.path / WEIGHTS)
         run.note(model=config["exp"], parameters=parameters, imported=str(published.file), command=shlex.join(sys.argv))
         run.path.rename(path)
     print(f"{config['exp']}: {parameters:,} parameters of {published.file}\nrun        {path}")

@@ -10,7 +10,6 @@ python experiments/run.py -m exp=vae,cvae seed=0,1    a sweep
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -165,7 +164,12 @@ def training_of(config: Mapping[str, Any]) -> Training:
 def check(config: dict[str, Any]) -> nn.Module:
     """Say what is wrong with a configuration before a run is made of it; its model, untrained."""
     Configuration.check(config)
-    training_of(config)
+    training = training_of(config)
+    if training.accelerator == "cuda" and torch.cuda.device_count() < training.devices:
+        raise UserError(
+            f"train.accelerator=cuda, train.devices={training.devices}: torch finds {torch.cuda.device_count()} GPUs "
+            "here, so give train.accelerator=cpu, or fewer devices"
+        )
     settings_of(config["evaluate"])
     build_vem(config["enhance"])
     model = build_model(config["model"])
@@ -295,7 +299,7 @@ def run_experiment(given: dict[str, Any]) -> None:
             f"experiments/evaluate.py run={given['resume']}"
         )
     prepared = find_corpus(asked)
-    splits = {split: PreparedCorpus(prepared, split, verify=split == "train") for split in ("train", "valid")}
+    splits = {split: PreparedCorpus(prepared, split) for split in ("train", "valid")}
     if not asked.get("models"):
         check_tasks(subject_of(Run(Path(), asked), untrained, prepared, Path()))  # not only when hours have gone by
     if not given["resume"]:
@@ -311,7 +315,8 @@ def run_experiment(given: dict[str, Any]) -> None:
     if asked.get("models"):
         if given["resume"]:
             run = go_on(open_run(Path(given["resume"])), asked)
-            paths = json.loads((run.path / "run.json").read_text())["trained"]
+            if (paths := run.noted.get("trained")) is None:
+                raise UserError(f"{run.path / 'run.json'} does not say which models were trained: compare them anew")
         else:
             paths = {name: str(find_start(name, given, splits).path) for name in asked["models"]}
             run = find_run(given)

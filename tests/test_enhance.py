@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import save_model
 
 from avdvae.audio import Stft
 from avdvae.errors import UserError
@@ -23,6 +22,7 @@ from avdvae.models.vae import VAE
 from avdvae.protocols import Batch
 from avdvae.runs import MISSING, build_model, create_run
 from avdvae.video import probe, read_clip_sound, read_sound, write_mp4
+from avdvae.weights import WEIGHTS, save_weights
 
 PROGRAM = Path(__file__).parent.parent / "experiments" / "enhance.py"
 STFT = Stft(256)
@@ -73,8 +73,10 @@ def make_run(path: Path, name: str, module: str | None = None, **enhance: Any) -
     model = {"target": f"avdvae.models.{module or name.lower()}.{name}", **sizes}
     estep = {"name": "free_gaussian", "lr": 0.1}
     enhance = {"iterations": 3, "rank": 2, "paper": False, "seed": 0, "batch_size": 2, "estep": estep} | enhance
-    run = create_run(path, {"hop": 256, "lips": {"size": 67, "face": 64}, "model": model, "enhance": enhance})
-    save_model(build_model(model), str(run.path / "weights.safetensors"))
+    config = {"exp": name, "hop": 256, "seed": 0, "lips": {"size": 67, "face": 64}, "model": model, "enhance": enhance}
+    others = {"data": {"reader": "talker", "root": "data"}, "train": {"accelerator": "cpu", "trim_db": 30.0}}
+    run = create_run(path, config | others | {"evaluate": {}})
+    save_weights(build_model(model), run.path / WEIGHTS)
     return path
 
 

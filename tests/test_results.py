@@ -39,7 +39,9 @@ def test_results_survive_the_file(tmp_path: Path) -> None:
     header, *_ = (tmp_path / "results.csv").read_text().splitlines()
     assert header == "run,model,task,corpus,split,item,speaker,noise,snr,lips,metric,value"
     (tmp_path / "results.csv").write_text(header.replace("noise,snr", "snr,noise") + "\n")
-    with pytest.raises(UserError, match=r"has the columns run, .*snr, noise.* instead of .*: evaluate the run again"):
+    with pytest.raises(
+        UserError, match=r"has the columns run, .*snr, noise.* instead of .*: delete it and evaluate the run again"
+    ):
         read_results(tmp_path / "results.csv")
 
 

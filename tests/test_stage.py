@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import save_model
 
 from avdvae.data.gait import Gait
 from avdvae.data.prepare import Summary, prepare
@@ -21,6 +20,7 @@ from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
 from avdvae.runs import build_model, create_run
 from avdvae.video import probe, write_mp4
+from avdvae.weights import WEIGHTS, save_weights
 
 PROJECT = Path(__file__).parent.parent
 A, B = "01M/tk001", "06F/tk002"
@@ -31,10 +31,11 @@ def make_run(path: Path, prepared: Path, name: str, module: str | None = None, h
     torch.manual_seed(0)
     settings = {"target": f"avdvae.models.{module or name.lower()}.{name}", "hidden": 8, "dim": 4} | model
     settings = {key: value for key, value in settings.items() if value is not None}
-    config = {"hop": hop, "lips": {"size": 67}, "prepared": str(prepared), "train": {"trim_db": 30.0}}
+    config = {"exp": name, "hop": hop, "seed": 0, "lips": {"size": 67}, "prepared": str(prepared), "evaluate": {}}
+    config |= {"data": {"reader": "talker", "root": "data"}, "train": {"accelerator": "cpu", "trim_db": 30.0}}
     enhance = {"iterations": 2, "rank": 2, "paper": False, "seed": 0, "batch_size": 1, "estep": {"name": "point"}}
     run = create_run(path, config | {"model": settings, "enhance": enhance})
-    save_model(build_model(settings), str(run.path / "weights.safetensors"))
+    save_weights(build_model(settings), run.path / WEIGHTS)
     return path
 
 

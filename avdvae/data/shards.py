@@ -16,25 +16,27 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import numpy as np
 import safetensors.numpy
 from jaxtyping import Float32, Int16, UInt8
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from avdvae.errors import UserError
+from avdvae.errors import UserError, reading
 
 PREPARE = "python preprocessing/lips.py"
+_REMEDY = f"delete it and run `{PREPARE}` again"
 _METADATA = "avdvae"  # one key only: safetensors writes several in no fixed order
 
 
@@ -69,7 +71,6 @@ class Utterance:
 
 
 _COLUMNS = [column.name for column in fields(Utterance)]
-_OLD_COLUMNS = [column.name for column in fields(Utterance) if column.default is MISSING]  # before there were poses
 _PARSERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("audio_start", "audio_stop", "lips_start", "lips_stop", "rate", "pose_start", "pose_stop"), int),
     **dict.fromkeys(("fps", "face_rate"), float),
@@ -221,20 +222,29 @@ def _checksum(*arrays: np.ndarray) -> str:
 
 def read_header(path: Path) -> tuple[list[Utterance], dict[str, Any]]:
     """A shard's rows and notes. Its data are not read, but the file's size is held against its header."""
-    try:
+    if not path.exists():
+        raise UserError(f"shard {path} is missing: prepare it again with `{PREPARE}`")
+    with reading(path, "shard", _REMEDY):
         with safe_open(path, framework="numpy") as shard:
             header = json.loads(shard.metadata()[_METADATA])
-    except FileNotFoundError:
-        raise UserError(f"shard {path} is missing: prepare it again with `{PREPARE}`") from None
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"shard {path} is cut off, damaged or no shard ({error}): delete it and run `{PREPARE}` again"
-        ) from error
-    return [Utterance(**row) for row in header["rows"]], header["notes"]
+            sizes = {name: shard.get_slice(name).get_shape()[0] for name in shard.keys()}  # noqa: SIM118
+        rows, notes = [Utterance(**row) for row in header["rows"]], header["notes"]
+        for row in rows:
+            for name, start, stop in (
+                ("audio", row.audio_start, row.audio_stop),
+                ("lips", row.lips_start, row.lips_stop),
+                ("confidence", row.lips_start, row.lips_stop),
+                ("pose", row.pose_start, row.pose_stop),
+            ):
+                if not 0 <= start <= stop <= sizes.get(name, 0 if name in _LATER else -1):
+                    raise ValueError(f"it has no {name} from {start} to {stop}, where {row.id} should lie")
+        if not isinstance(notes, dict):
+            raise ValueError("it has no notes")
+    return rows, notes
 
 
 def read_shard(path: Path) -> tuple[list[PreparedClip], dict[str, Any]]:
-    """A shard's clips, as they were given to write_shard, and its notes."""
+    """A shard's clips, as they were given to write_shard, and its notes; each clip is held against its checksum."""
     rows, notes = read_header(path)
     arrays = _memory_map(path) if rows else _NOTHING
     own = {column.name for column in fields(PreparedClip)}
@@ -250,18 +260,41 @@ def read_shard(path: Path) -> tuple[list[PreparedClip], dict[str, Any]]:
         )
         for row in rows
     ]
+    if damaged := [row.id for row, clip in zip(rows, clips, strict=True) if _checksum(*clip.arrays) != row.sha256]:
+        raise UserError(f"{path} is damaged, for the bytes of {damaged[0]} are not those that were written: {_REMEDY}")
     return clips, notes
 
 
 def read_manifest(path: Path) -> list[Utterance]:
-    with path.open(encoding="utf-8", newline="") as file:
-        table = csv.DictReader(file)
-        if table.fieldnames not in (_COLUMNS, _OLD_COLUMNS):
+    return read_table(path, Utterance, _PARSERS, "manifest", _REMEDY)
+
+
+Row = TypeVar("Row")
+
+
+def read_table(
+    path: Path, kind: type[Row], parsers: Mapping[str, Callable[[str], Any]], what: str, remedy: str
+) -> list[Row]:
+    """The rows of a csv file with a column for each field of the dataclass `kind`; columns of fields with a default may
+    be missing at the end, as in older files. `what` and `remedy` say what a damaged one should be, and what to do."""
+    columns = [column.name for column in fields(kind)]  # type: ignore[arg-type]
+    old = [column.name for column in fields(kind) if column.default is MISSING]  # type: ignore[arg-type]
+    with reading(path, what, remedy):
+        text = path.read_bytes().decode("utf-8")
+        table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        found = list(table.fieldnames or ())
+        if not (found[: len(old)] == old and found == columns[: len(found)]):
             raise UserError(
-                f"{path} has the columns {', '.join(table.fieldnames or ['none'])} instead of {', '.join(_COLUMNS)}: "
-                f"make it again with `{PREPARE}`"
+                f"{path} has the columns {', '.join(found) or 'none'} instead of {', '.join(columns)}: {remedy}"
             )
-        return [Utterance(**{name: _PARSERS.get(name, str)(text) for name, text in row.items()}) for row in table]
+        rows = []
+        for row in table:
+            if None in row or None in row.values():
+                raise ValueError(f"line {table.line_num} has not {len(found)} columns")
+            rows.append(kind(**{name: parsers.get(name, str)(text) for name, text in row.items()}))
+        if not text.endswith("\n"):
+            raise ValueError("its last line has no end")
+    return rows
 
 
 class PreparedCorpus:
@@ -283,8 +316,13 @@ class PreparedCorpus:
             raise UserError(f"{manifest} has no {asked}: it has {', '.join(known) or 'no rows'}")
         self.utterances = tuple(row for row in rows if row.split in wanted)
         self._open: dict[str, ShardArrays] = {}
-        for shard in {utterance.shard for utterance in self.utterances}:
-            read_header(self._path(shard))
+        shards = dict.fromkeys(utterance.shard for utterance in self.utterances)
+        there = {row.id: _place(row) for shard in shards for row in read_header(self._path(shard))[0]}
+        if wrong := [row for row in self.utterances if there.get(row.id) != _place(row)]:
+            raise UserError(
+                f"{manifest} has another place for {wrong[0].id} than {self._path(wrong[0].shard)} has: delete it and "
+                f"run `{PREPARE}` again"
+            )
         if verify:
             self.verify()
 
@@ -388,8 +426,19 @@ class PreparedCorpus:
         return self.root / "shards" / shard
 
 
+def _place(row: Utterance) -> tuple[Any, ...]:
+    """Which bytes a row means, and how fast they pass."""
+    bounds = row.audio_start, row.audio_stop, row.lips_start, row.lips_stop, row.pose_start, row.pose_stop
+    return row.shard, row.sha256, *bounds, row.rate, row.fps
+
+
 def _memory_map(path: Path) -> ShardArrays:
     """A safetensors file is the length of its header (8 bytes, little-endian), the header (JSON) and the data."""
+    with reading(path, "shard", _REMEDY):
+        return _views(path)
+
+
+def _views(path: Path) -> ShardArrays:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

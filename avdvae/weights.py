@@ -1,0 +1,58 @@
+"""The weights of a model on the disk, with a checksum of their own.
+
+A safetensors file whose metadata hold the SHA-256 of its tensors: a byte that changed on a disk or on the way would
+otherwise give another model, and no error. Files without the checksum, older ones and those of others, load as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from avdvae.data.shards import replacing
+from avdvae.errors import UserError, one_line, reading
+
+WEIGHTS = "weights.safetensors"  # in the folder of a run
+_CHECKSUM = "sha256"
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """The file appears under its name when complete."""
+    with replacing(path) as new:
+        new.touch()
+        mode = new.stat().st_mode  # as the umask allows; safetensors makes files that their owner alone may read
+        safetensors.torch.save_model(model, str(new))
+        kept = safetensors.torch.load_file(new)  # tensors that layers share are kept once
+        safetensors.torch.save_file(kept, new, {_CHECKSUM: _checksum(kept)})
+        new.chmod(mode)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Into a model made with the settings that it was saved with, on whatever device it is."""
+    remedy = "copy it again, or train the run anew"
+    with reading(path, "file of weights", remedy):
+        with safe_open(path, "pt") as file:
+            noted = (file.metadata() or {}).get(_CHECKSUM)
+        if noted not in (None, _checksum(safetensors.torch.load_file(path))):
+            raise UserError(f"{path} is damaged, for its weights are not those that were saved: {remedy}")
+    try:
+        safetensors.torch.load_model(model, path)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} has the weights of another model than the {type(model).__name__} that config.yaml beside it "
+            f"asks for ({one_line(error)}): put the two files of one run together"
+        ) from error
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

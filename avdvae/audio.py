@@ -16,7 +16,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.nn.functional import fold
 
-from avdvae.errors import UserError
+from avdvae.errors import UserError, one_line
 
 WINDOW = 1024
 MARGIN = WINDOW // 2  # what a frame sees on either side of its centre
@@ -116,12 +116,16 @@ def read_wav(path: str | Path, rate: int = 16_000) -> Float[Tensor, " N"]:
 
     try:
         samples_NC, found = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise UserError(f"{path} cannot be read as sound ({error}): give a wav, flac, ogg or mp3 file") from error
+    except Exception as error:  # of damaged files, soundfile raises what its reading happens to end in
+        raise UserError(
+            f"{path} cannot be read as sound ({one_line(error)}): give a wav, flac, ogg or mp3 file"
+        ) from error
     if not len(samples_NC):
         raise UserError(f"{path} holds no sound: leave it out")
     for hertz in (found, rate):
         _check_rate(hertz, path)
+    if not np.isfinite(samples_NC).all():
+        raise UserError(f"{path} has samples that are not finite numbers: look for the step that made them")
     return resample(torch.from_numpy(samples_NC.mean(1)), found, rate)
 
 

@@ -210,10 +210,10 @@ class Joints:
 
         p(x) = exp(-|x - m| / b) / (8 pi b^3)        b = 1 cm
 
-    To make this large is to make the mean distance, MPJPE, small. In published code the reconstruction of a frame weighs
-    as its MPJPE in mm, a b of J mm for J joints; this weighs J / 10 times as much, 3.2 at 32 joints, as if beta were 0.31
-    there. train.beta = J / 10 gives the published weighting: its slopes are J / 10 times the published ones, and a factor
-    of all slopes is nothing to Adam.
+    To make this large is to make the mean distance, MPJPE, small. In published code the reconstruction of a frame
+    weighs as its MPJPE in mm, a b of J mm for J joints; this weighs J / 10 times as much, 3.2 at 32 joints, as if beta
+    were 0.31 there. train.beta = J / 10 gives the published weighting: its slopes are J / 10 times the published ones,
+    and Adam does not depend on a factor of all slopes.
     """
 
     expected: Float[Tensor, "*draws B T D"]

@@ -76,6 +76,15 @@ def reading(path: Path, kind: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{path} is cut off, damaged or no {kind} ({one_line(error)}): {remedy}") from error
 
 
+@contextmanager
+def said_of(path: Path) -> Iterator[None]:
+    """A mistake that is found in what a file says is told with the file's name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def one_line(error: BaseException) -> str:
     """The kind of an error and the beginning of what it says."""
     said = " ".join(str(error).split())

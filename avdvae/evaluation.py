@@ -37,12 +37,18 @@ from avdvae.tasks import TASKS
 from avdvae.tasks.task import Evaluation, Measured, Part, Subject
 from avdvae.viz import cost_curves
 
+_LESS = "give fewer evaluate.workers= or a smaller enhance.batch_size="
 _WRITE_EVERY = 20.0  # seconds
 _MOST_WORKERS = {"cpu": 16, "cuda": 4}  # unless asked for: each takes half a gigabyte, of the GPU too
 
 
+class Unmeasured(UserError):
+    """Parts that could not be measured; all others were."""
+
+
 def measure(subject: Subject) -> list[Result]:
-    """All that is not in results.csv yet; what it then holds."""
+    """All that is not in results.csv yet; what it then holds. Where some part cannot be measured, Unmeasured is raised
+    when the others are done."""
     tasks = check_tasks(subject)
     results, rows = subject.out / "results.csv", dict[Part, list[Result]]()
     parts = [part for task in tasks for part in TASKS[task].parts(subject)]
@@ -68,10 +74,13 @@ def measure(subject: Subject) -> list[Result]:
         with replacing(kept) as new:
             new.write_text(json.dumps(sorted(examples, key=lambda example: example["title"]), indent=1))
 
-    written = time.monotonic()
+    written, lost = time.monotonic(), dict[Part, str]()
     try:
         with one_thread_each():
-            for part, measured in in_parallel(partial(_measure, subject), todo, workers, "evaluating"):
+            for part, measured in in_parallel(partial(_measure, subject), todo, workers, "evaluating", _killed):
+                if isinstance(measured, str):
+                    lost[part] = measured
+                    continue
                 rows[part] = measured.rows
                 examples += measured.examples
                 if time.monotonic() > written + _WRITE_EVERY:
@@ -81,6 +90,19 @@ def measure(subject: Subject) -> list[Result]:
         write()
     if costs := {example["title"]: example["cost"] for example in examples if "cost" in example}:
         cost_curves(costs).savefig(subject.out / "figures" / "em_cost.png", dpi=150)
+    if lost:
+        reasons: dict[str, list[Part]] = {}
+        for part, reason in lost.items():
+            reasons.setdefault(reason, []).append(part)
+        told = [
+            f"{', '.join(_named(part, subject) for part in those[:3])}"
+            f"{f' and {len(those) - 3} more' if len(those) > 3 else ''}: {reason}"
+            for reason, those in reasons.items()
+        ]
+        raise Unmeasured(
+            f"{len(lost)} of {len(parts)} parts could not be measured, and the others are in {results} ("
+            f"{'; '.join(told)}): the same command goes on with what is missing"
+        )
     return [row for part in parts for row in rows[part]]
 
 
@@ -101,9 +123,25 @@ def check_tasks(subject: Subject) -> Sequence[str]:
     return tasks
 
 
-def _measure(subject: Subject, part: Part) -> Measured:
+def _measure(subject: Subject, part: Part) -> Measured | str:
+    """What was measured, or why it could not be."""
     subject.model.to(subject.device)
-    return TASKS[part.task].measure(subject, part)
+    try:
+        return TASKS[part.task].measure(subject, part)
+    except UserError as error:
+        return str(error)
+    except (MemoryError, torch.OutOfMemoryError):
+        return f"there was not enough memory: {_LESS}"
+
+
+def _killed(part: Part) -> str:
+    return f"its process was killed, most likely for want of memory: {_LESS}"
+
+
+def _named(part: Part, subject: Subject) -> str:
+    items = subject.items(part).utterances
+    level = "" if part.snr is None else f"{part.snr:g} dB"
+    return " ".join(filter(None, (part.task, part.noise, level, f"of {items[0].id} to {items[-1].id}")))
 
 
 def settings_of(config: Mapping[str, Any]) -> Evaluation:
@@ -142,7 +180,12 @@ def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) ->
     others = find_other_runs(compare)
     subject = subject_of(run, run.load_model(), prepared, out)
     start = time.monotonic()
-    rows = measure(subject)
+    try:
+        rows, lost = measure(subject), None
+    except Unmeasured as error:
+        if not (rows := read_results(out / "results.csv")):
+            raise
+        lost = error
     spent = {"evaluate": time.monotonic() - start}
     Run(out, run.config).note(device=run.device, corpus=subject.corpus.utterances[0].corpus, seconds=spent)
 
@@ -154,6 +197,8 @@ def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) ->
         summary += [item | {"differs": differs} for item in compared]
     write_summary(out / "summary.json", summary)
     write_report(out)
+    if lost:
+        raise lost
 
 
 def unlike(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

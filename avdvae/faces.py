@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,9 @@ LOOKS_PER_SECOND = 15
 LONGEST = 640
 MOST_FACES = 4
 KEY_PICTURES = 8  # looked at to see whether there is more than one face
+AS_LARGE = 0.75  # of the talker's eye distance has another face that may be the one that speaks
+RIVALLED = 0.2  # share of the pictures with a face from which on such another one is told of
+JUMP = 0.6  # eye distances, or as much growth, from one look to the next: heads are slower, another face is not
 
 
 def find_face_model(path: Path | None = None) -> Path:
@@ -87,28 +90,54 @@ def _verified(path: Path) -> Path:
     return path
 
 
-def find_faces(video: Path, info: film.VideoInfo, model: Path) -> tuple[np.ndarray, np.ndarray, Points]:
-    """The time of every picture, whether it was looked at, and the talker's points in it (pictures x 45 complex).
+class Faces(NamedTuple):
+    """The face that is followed through a film.
 
-    Points are not a number where no face was found or nobody looked.
+    times   of every picture, in seconds    looked   whether the landmarker was given it
+    points  pictures x 45, complex; not a number where no face was found, or the landmarker was not given the picture
+    flags   what may be wrong with it, in words
     """
+
+    times: np.ndarray
+    looked: np.ndarray
+    points: Points
+    flags: tuple[str, ...]
+
+
+def find_faces(video: Path, info: film.VideoInfo, model: Path) -> Faces:
+    """The talker's face in every picture."""
     times: list[float] = []
     rows: list[Points] = []
+    rivalled = 0  # pictures in which another face is as large
+    jumps: list[float] = []
     nothing = np.full(len(KEPT), np.nan + 0j)
     talker, unseen = None, 0
     every = max(1, round(info.fps / LOOKS_PER_SECOND))
     with _task("FaceLandmarker", model.read_bytes(), num_faces=_count_faces(video, model)) as look:
         for number, frame in enumerate(film.read_frames(video)):
+            if frame.time is None:
+                raise UserError("one of its pictures carries no time: put it into an mp4 of known rate with ffmpeg")
             times.append(frame.time)
             seen = None
             if number % every == 0:
                 meshes = look(film.to_rgb(frame, LONGEST)).face_landmarks
                 faces = _kept_points(meshes, info.width, info.height)
                 seen = _follow(talker, faces, unseen)
+                if seen is not None:
+                    rivalled += _has_rival(seen, faces)
+                    if talker is not None and _change(talker, seen[None])[0] > JUMP:
+                        jumps.append(frame.time)
                 talker, unseen = (talker, unseen + 1) if seen is None else (seen, 0)
             rows.append(nothing if seen is None else seen)
-    looked = np.arange(len(times)) % every == 0
-    return np.sort(times), looked, np.array(rows)  # pictures come in their order, even where AVI stamps them in another
+    looked, points = np.arange(len(times)) % every == 0, np.array(rows).reshape(-1, len(KEPT))
+    flags = []
+    if rivalled > RIVALLED * (~np.isnan(points[:, 0])).sum():
+        flags.append("a second face is as large")
+    if jumps:
+        more = f" and {len(jumps) - 1} times more" if len(jumps) > 1 else ""
+        flags.append(f"the face jumps at {jumps[0] - min(times):.1f} s{more}")
+    # Pictures come in their order, even where AVI stamps them in another.
+    return Faces(np.sort(times), looked, points, tuple(flags))
 
 
 def _kept_points(meshes: list, width: int, height: int) -> Points:
@@ -121,13 +150,24 @@ def _follow(talker: Points | None, faces: Points, unseen: int) -> Points | None:
     """Which of the faces is the talker, last seen `unseen` pictures ago: the one that moved and grew the least."""
     if not len(faces):
         return None
-    eyes = eye_distance(faces)
     if talker is None:
-        return faces[eyes.argmax()]
-    before = eye_distance(talker[None])
-    change = np.abs(faces.mean(1) - talker.mean()) / before + np.abs(np.log(eyes / before))
+        return faces[eye_distance(faces).argmax()]
+    change = _change(talker, faces)
     # From one picture to the next a head moves by less than its eyes are apart; the longer unseen, the further.
     return faces[change.argmin()] if change.min() < 1 + unseen / 15 else None
+
+
+def _change(talker: Points, faces: Points) -> np.ndarray:
+    """How far each of the faces has moved, in eye distances, and grown, as the logarithm of its size."""
+    eyes, before = eye_distance(faces), eye_distance(talker[None])
+    return np.abs(faces.mean(1) - talker.mean()) / before + np.abs(np.log(eyes / before))
+
+
+def _has_rival(talker: Points, faces: Points) -> bool:
+    """Whether one of the faces lies apart from the talker's and is about as large."""
+    eyes = eye_distance(talker[None])
+    apart = np.abs(faces.mean(1) - talker.mean()) > eyes
+    return bool((apart & (eye_distance(faces) > AS_LARGE * eyes)).any())
 
 
 def eye_distance(points: Points) -> np.ndarray:

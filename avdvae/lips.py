@@ -53,6 +53,7 @@ class Lips:
     jitter: float
     landmarks: np.ndarray  # float32 (n, 45, 2)
     matrices: np.ndarray  # float32 (n, 2, 3)
+    flags: tuple[str, ...] = ()  # what may be wrong with the face that was followed, in words
 
 
 def extract_lips(video: Path, model: Path, size: int = 67, face: int | None = None) -> Lips:
@@ -63,7 +64,7 @@ def extract_lips(video: Path, model: Path, size: int = 67, face: int | None = No
     """
     cv2.setNumThreads(1)  # clips are prepared in parallel, a process each
     info = film.probe(video)
-    times, looked, points = find_faces(video, info, model)
+    times, looked, points, flags = find_faces(video, info, model)
     film.check_complete(len(times), info)
     if len(times) < MIN_PICTURES:
         raise UserError(f"{len(times)} pictures: at least {MIN_PICTURES} are needed")
@@ -105,6 +106,7 @@ def extract_lips(video: Path, model: Path, size: int = 67, face: int | None = No
         jitter=float(np.mean(np.abs((centre - steady) * scale))),
         landmarks=np.stack([points.real, points.imag], -1).astype(np.float32),
         matrices=matrices.astype(np.float32),
+        flags=flags,
     )
 
 

@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -16,6 +17,10 @@ from avdvae.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_CONTEXT = multiprocessing.get_context("spawn")  # decoders and landmarkers run threads, which a fork would break
+_AHEAD = 4  # items a worker that are handed over: enough to keep it busy, few to try again where one is killed
+_HOPELESS = 3  # items whose workers were killed, and none that was done: it is not the items
 
 
 _work: Callable[[Any], Any]  # of a worker: sent once to each, for it may hold a model
@@ -40,10 +45,18 @@ def _do(item: Any) -> Any:
 
 
 def in_parallel(
-    work: Callable[[Item], Result], items: Sequence[Item], workers: int, label: str
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    label: str,
+    killed: Callable[[Item], Result] | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """Yield (item, work(item)) as they come, in any order. The first exception of a worker ends it all. A single worker
-    is this process."""
+    is this process.
+
+    Where a worker is killed, as by a system that has no memory left, what was being worked on is tried again, an item
+    at a time. Of an item that is killed alone, too, `killed` says what is yielded; without it, it ends all.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -68,21 +81,39 @@ def in_parallel(
         with Progress(*columns) as progress:
             yield from ((item, work(item)) for item in progress.track(items, description=label))
         return
-    context = multiprocessing.get_context("spawn")  # decoders and landmarkers run threads, which a fork would break
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(work,))
+    waiting, suspects = deque(items), deque[Item]()
+    finished = lost = 0
     with Progress(*columns) as progress:
         task = progress.add_task(label, total=len(items))
-        try:
-            futures = {pool.submit(_do, item): item for item in items}
-            for future in as_completed(futures):
-                yield futures.pop(future), future.result()
-                progress.advance(task)
-        except BrokenProcessPool:
-            raise UserError(
-                f"{label}: a worker process was killed, perhaps for lack of memory: run again with fewer workers="
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        while waiting or suspects:
+            alone = bool(suspects)
+            queue, processes = (suspects, 1) if alone else (waiting, workers)
+            under_way: dict[Future[Result], Item] = {}
+            pool = ProcessPoolExecutor(processes, _CONTEXT, initializer=_start_worker, initargs=(work,))
+            try:
+                while queue or under_way:
+                    while queue and len(under_way) < (1 if alone else _AHEAD * workers):
+                        under_way[pool.submit(_do, queue[0])] = queue[0]
+                        queue.popleft()
+                    for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                        yield under_way[future], future.result()
+                        del under_way[future]
+                        finished += 1
+                        progress.advance(task)
+            except BrokenProcessPool:
+                if not alone:
+                    suspects.extend(under_way.values())
+                for item in under_way.values() if alone else ():
+                    lost += 1
+                    if killed is None or (lost == _HOPELESS and not finished):
+                        raise UserError(
+                            f"{label}: a worker process was killed, perhaps for lack of memory: run again with fewer "
+                            "workers="
+                        ) from None
+                    yield item, killed(item)
+                    progress.advance(task)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from torch import nn
 
 from avdvae.audio import Stft
 from avdvae.data.shards import replacing
-from avdvae.errors import UserError, check_settings, known_settings, reading, whole_numbers
+from avdvae.errors import UserError, check_settings, known_settings, reading, said_of, whole_numbers
 from avdvae.inference.esteps import build_estep
 from avdvae.inference.vem import Vem
 from avdvae.protocols import SpeechPrior, why_not_enhancing
@@ -126,15 +126,17 @@ class Run:
         noted = self.noted
         return "train" in noted.get("seconds", {}) and not noted.get("unfinished")
 
+    def build_model(self) -> nn.Module:
+        """Untrained."""
+        with said_of(self.path / "config.yaml"):
+            return build_model(self.config["model"])
+
     def load_model(self, device: str = "cpu") -> nn.Module:
         """The best weights, ready for inference."""
         weights = self.path / WEIGHTS
         if not weights.exists():
             raise UserError(f"{self.path} holds no weights yet: finish its training with resume={self.path}")
-        try:
-            model = build_model(self.config["model"])
-        except UserError as error:
-            raise UserError(f"{self.path / 'config.yaml'}: {error}") from error
+        model = self.build_model()
         load_weights(model, weights)
         return model.to(device).eval().requires_grad_(False)
 

@@ -20,10 +20,15 @@ from av.error import FFmpegError, InvalidDataError
 from av.stream import Disposition
 from av.video.reformatter import ColorRange
 
-from avdvae.errors import UserError
+from avdvae.errors import UserError, one_line
 
 # From the 16..235 in which most video keeps its luma.
 WIDEN = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
+
+
+SLOWEST, FASTEST = 5, 1000  # pictures a second
+LARGEST = 8192 * 8192  # pixels of a picture
+SLOWEST_SOUND, FASTEST_SOUND = 4000, 768_000  # Hz
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,10 @@ def probe(path: Path) -> VideoInfo:
     if np.isnan(times).any():
         raise UserError("its pictures carry no times: put it into an mp4 of known rate with ffmpeg")
     fps = constant_rate(times, named)
+    if not SLOWEST <= fps <= FASTEST:
+        raise UserError(f"it shows {float(fps):.3g} pictures a second: {SLOWEST} to {FASTEST} are allowed")
+    if first.width * first.height > LARGEST:
+        raise UserError(f"its pictures have {first.width} x {first.height} pixels: reduce them to {LARGEST:,} or fewer")
     upright = (first.height, first.width) if first.rotation % 180 else (first.width, first.height)
     return VideoInfo(times[0], times[-1] + float(1 / fps), fps, announced, *upright, first.rotation)
 
@@ -155,6 +164,9 @@ def read_sound(path: Path, rate: int = 16_000) -> tuple[np.ndarray, float]:
         pieces, start = [], None
         try:
             for frame in container.decode(container.streams.audio[0]):
+                if not SLOWEST_SOUND <= frame.sample_rate <= FASTEST_SOUND:
+                    limits = f"{SLOWEST_SOUND} to {FASTEST_SOUND} Hz"
+                    raise UserError(f"its sound has a sample rate of {frame.sample_rate} Hz: give {limits}")
                 start = (frame.time or 0.0) if start is None else start  # frames of some formats carry no times
                 pieces += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
         except FFmpegError as error:
@@ -171,6 +183,11 @@ def read_clip_sound(video: Path, audio: Path | None, info: VideoInfo, rate: int 
     samples, start = read_sound(audio or video, rate)
     offset = 0.0 if audio else start - info.start
     end = offset + len(samples) / rate
+    if offset >= info.end - info.start or end <= 0:
+        raise UserError(
+            f"its sound lasts from {offset:.2f} s to {end:.2f} s, and its pictures begin at 0 s and end at "
+            f"{info.end - info.start:.2f} s: give a clip in which both go together"
+        )
     missing = round(offset * rate)
     samples = np.pad(samples, (missing, 0)) if missing > 0 else samples[-missing:]
     return ClipSound(samples, 1000 * offset, 1000 * (end - (info.end - info.start)))
@@ -230,20 +247,26 @@ def _opened(path: Path) -> Iterator[InputContainer]:
         if not start:
             raise UserError("the file is empty (0 bytes): copy it again")
         # Raw G.722 has no header, and other formats may be seen in it.
-        container = av.open(str(path), format="g722" if path.suffix.lower() == ".g722" else None)
+        kind = "g722" if path.suffix.lower() == ".g722" else None
+        container = av.open(str(path), format=kind, metadata_errors="replace")  # titles in other encodings
     except InvalidDataError as error:
         if start[4:8] == b"ftyp":
             raise UserError("truncated: its index (moov) is missing, so nothing can be read: copy it again") from error
         raise UserError("it is neither a video nor a sound file, whatever its name says") from error
     except OSError as error:
         raise UserError(f"it cannot be read ({error.strerror})") from error
+    except Exception as error:  # of damaged files, PyAV raises what its reading happens to end in
+        raise UserError(f"damaged: it cannot be opened ({one_line(error)}): copy it again") from error
     with container:
         if not container.streams.video and not container.streams.audio:
             raise UserError("it is neither a video nor a sound file, whatever its name says")
         try:
             yield container
-        except FFmpegError as error:
-            raise UserError(f"damaged: it cannot be read to its end ({error.strerror}): copy it again") from error
+        except UserError:
+            raise
+        except Exception as error:
+            said = error.strerror if isinstance(error, FFmpegError) else one_line(error)
+            raise UserError(f"damaged: it cannot be read to its end ({said}): copy it again") from error
 
 
 def _pictures(container: InputContainer) -> av.VideoStream:

@@ -75,7 +75,8 @@ def _strip(corpus: PreparedCorpus, speaker: str, crops: int) -> np.ndarray:
         (split, 0.68, _FAINT, 12),
         (f"{len(clips)} clips, {ends[-1]} frames", 0.92, _FAINT, 12),
     ):
-        cv2.putText(strip, text, (_MARGIN, int(line * size)), colour, font, points, 400)
+        place = _MARGIN, int(line * size)
+        cv2.putText(strip, _shortened(text, font, points), place, colour, font, points, 400)
     for column, frame in enumerate(np.linspace(0, ends[-1] - 1, crops).astype(int)):
         clip = int(np.searchsorted(ends, frame, side="right"))
         within = frame - (ends[clip - 1] if clip else 0)
@@ -85,6 +86,19 @@ def _strip(corpus: PreparedCorpus, speaker: str, crops: int) -> np.ndarray:
         left = _NAME_WIDTH + column * (size + _MARGIN)
         strip[:size, left : left + size] = crop
     return strip
+
+
+def _shortened(text: str, font: cv2.FontFace, points: int) -> str:
+    """As much of a line of the contact sheet as there is room for beside the pictures."""
+
+    def fits(text: str) -> bool:
+        _, _, width, _ = cv2.getTextSize((1, 1), text, (0, 0), font, points, 400)
+        return width <= _NAME_WIDTH - 2 * _MARGIN
+
+    kept = len(text)
+    while not fits(shown := text if kept == len(text) else f"{text[:kept].rstrip()}…") and kept:
+        kept -= 1
+    return shown
 
 
 def write_png(path: Path, picture: UInt8[np.ndarray, "height width 3"]) -> None:

@@ -27,10 +27,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
-from avdvae.errors import UserError, as_a_program
+from avdvae.errors import UserError, as_a_program, said_of
 from avdvae.inference.recordings import Enhancer, Job
 from avdvae.protocols import PICTURES, indispensable
-from avdvae.runs import changed, open_run
+from avdvae.runs import build_vem, changed, open_run
 from avdvae.stage import build_enhancer
 
 
@@ -85,6 +85,8 @@ def enhance(config: Mapping[str, Any]) -> None:
     run = open_run(Path(str(config["run"])))
     if isinstance(estep := config["enhance"]["estep"], str):
         raise UserError(f"enhance.estep={estep}: write enhance.estep.name={estep}")
+    with said_of(run.path / "config.yaml"):
+        build_vem(run.config["enhance"])
     settings = changed(run.config["enhance"], config["enhance"])
     video = Path(str(config["video"])) if config["video"] is not None else None
     jobs = find_jobs(Path(str(config["input"])), video, Path(str(config["output"])))

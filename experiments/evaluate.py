@@ -18,9 +18,10 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from avdvae.errors import UserError, as_a_program
+from avdvae.errors import UserError, as_a_program, check_settings, said_of
 from avdvae.evaluation import evaluate_run, find_corpus, find_other_runs, settings_of
 from avdvae.runs import Configuration, Run, build_vem, changed, create_run, open_run
+from avdvae.tasks.task import Evaluation
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
@@ -30,6 +31,9 @@ def main(config: DictConfig) -> None:
         if given["run"] is None:
             raise UserError("run= is missing: give the folder of a run of experiments/run.py")
         trained = open_run(Path(str(given["run"])))
+        with said_of(trained.path / "config.yaml"):
+            check_settings(Evaluation, "evaluate", **trained.config["evaluate"])
+            build_vem(trained.config["enhance"])
         now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         out = Path(given["out"] or trained.path / "evaluations" / now)
         changes = {name: given[name] for name in ("prepared", "evaluate", "enhance")}

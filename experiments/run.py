@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from avdvae.data.shards import PreparedCorpus
-from avdvae.errors import UserError, as_a_program, known_settings
+from avdvae.errors import UserError, as_a_program, known_settings, said_of
 from avdvae.evaluation import (
     check_tasks,
     evaluate_run,
@@ -233,7 +233,7 @@ def check_starts(model: Any, starts: Sequence[Run]) -> None:
     hints = get_type_hints(model.start_from)
     kinds = [kind for name, kind in hints.items() if name not in ("self", "return")]
     kinds = [type(model) if isinstance(kind, TypeVar) else kind for kind in kinds]
-    given = [build_model(start.config["model"]) for start in starts]
+    given = [start.build_model() for start in starts]
     if len(given) != len(kinds) or not all(map(isinstance, given, kinds)):
         wanted, found = (", ".join(kind.__name__ for kind in these) for these in (kinds, map(type, given)))
         raise UserError(f"start=: {type(model).__name__} starts from {wanted}, and was given {found}")
@@ -292,7 +292,8 @@ def told(metric: str, item: Mapping[str, Any]) -> str:
 
 def run_experiment(given: dict[str, Any]) -> None:
     asked = resumed(given) if given["resume"] else given
-    untrained = check(asked)
+    with said_of(Path(given["resume"], "config.yaml")) if given["resume"] else nullcontext():
+        untrained = check(asked)
     if given["resume"] and "imported" in open_run(Path(given["resume"])).noted:
         raise UserError(
             f"{given['resume']} holds imported weights and no training to go on with: measure them with "

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from avdvae.data.check import check
 from avdvae.data.corpora import open_corpus, prepared_folder
 from avdvae.data.prepare import Summary, prepare
+from avdvae.data.readers.folder import Folder
 from avdvae.data.readers.tree import Tree
 from avdvae.errors import as_a_program, whole_numbers
 from avdvae.faces import find_face_model
@@ -46,6 +47,10 @@ def tell(summary: Summary) -> None:
     for row in summary.quality:
         if row.kept == "no":
             print(f"left out   {row.id}: {row.why_not}")
+    if flagged := [row for row in kept if row.flags]:
+        some = "; ".join(f"{row.id}, {row.flags}" for row in flagged[:3])
+        more = "; quality.csv names them all" if len(flagged) > 3 else ""
+        print(f"flagged    {len(flagged)} of those kept: look whether it is the talker who is seen ({some}{more})")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="lips")
@@ -66,6 +71,8 @@ def main(config: DictConfig) -> None:
         part = (config.shard, config.shards)
         summary = prepare(corpus, out, model, config.size, config.workers, part, config.face)
         tell(summary)
+        if isinstance(corpus, Folder) and (passed_over := corpus.passed_over()):
+            print(f"passed by  {passed_over}")
         summary.usable()
         if not summary.complete:
             print(f"prepared   a part of {out}; the other tasks of the array have the rest")

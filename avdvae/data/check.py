@@ -14,7 +14,7 @@ from av.error import FFmpegError
 
 from avdvae.data.clips import SPLITS, Clip, Corpus, Holdings, Unreadable
 from avdvae.data.poses import FPS, read_poses
-from avdvae.errors import UserError
+from avdvae.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,14 @@ def _length(path: Path) -> float | str:
         return "is empty"
     try:
         return soundfile.info(path).duration
-    except soundfile.LibsndfileError:
+    except soundfile.SoundFileError:
         pass
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             streams = container.streams.audio or container.streams.video
             # That it opens says little: whatever is called flac does.
             if not streams or next(container.decode(streams[0]), None) is None:
                 return "cannot be read (not one sample or picture)"
             return (container.duration or 0) / av.time_base
-    except FFmpegError as error:
-        return f"cannot be read ({error.strerror})"
+    except Exception as error:  # of damaged files, PyAV raises what its reading happens to end in
+        return f"cannot be read ({error.strerror if isinstance(error, FFmpegError) else one_line(error)})"

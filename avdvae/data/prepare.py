@@ -9,6 +9,7 @@ was, and the parts that several machines prepare make what one would have made.
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from av.error import FFmpegError
 
 from avdvae.data.clips import Clip, Corpus, Unreadable
 from avdvae.data.crops import FPS, read_crops
@@ -35,7 +35,7 @@ from avdvae.data.shards import (
     write_manifest,
     write_shard,
 )
-from avdvae.errors import UserError
+from avdvae.errors import UserError, one_line, reading
 from avdvae.faces import find_face_model
 from avdvae.lips import MIN_PICTURES, draw_overlay, extract_lips
 from avdvae.parallel import in_parallel
@@ -48,6 +48,7 @@ OUTPUTS = (*TABLES, "contact_sheet.png", "overlay.png")
 RATE = 16000
 MIN_SECONDS = 0.25  # of a clip that has only sound
 MIN_PEAK = 33  # of it, -60 dB of full scale: a loader would make noise of full scale out of less
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 _VERSION = 1  # goes up when the same clips and settings give other bytes
 
 
@@ -68,6 +69,7 @@ class Quality:
     sound_starts_late_ms: float = 0.0  # negative: early
     sound_ends_late_ms: float = 0.0
     joints: int = 0  # of a figure, whose poses are then the frames
+    flags: str = ""  # of a clip that is kept: what to look at, as a second face that is as large
 
 
 @dataclass(frozen=True)
@@ -183,10 +185,25 @@ def _prepare_clip(job: _Job) -> float:
         kinds = {"video": _film, "crops": _cropped, "poses": _figure, "audio": _recording}
         clip, quality = next(make for kind, make in kinds.items() if getattr(job.clip, kind))(job)
         kept.append(clip)
-    except (UserError, FFmpegError) as reason:
-        quality = Quality(job.clip.id, str(job.clip.source), kept="no", why_not=str(reason))
+    except UserError as reason:
+        quality = _left_out(job, str(reason))
+    except Exception as error:  # whatever a decoder raises concerns its clip alone, but for a machine that is full
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
+        quality = _left_out(job, f"damaged: it cannot be prepared ({one_line(error)}): copy it again")
     write_shard(job.staged, kept, {"quality": asdict(quality)})
     return quality.frames or quality.seconds
+
+
+def _left_out(job: _Job, why_not: str) -> Quality:
+    return Quality(job.clip.id, str(job.clip.source), kept="no", why_not=why_not)
+
+
+def _note_killed(job: _Job) -> float:
+    """What is left of a clip whose process was killed, the second time alone."""
+    why_not = "its process was killed, most likely for want of memory: cut it into shorter or smaller clips"
+    write_shard(job.staged, [], {"quality": asdict(_left_out(job, why_not))})
+    return 0.0
 
 
 def _recording(job: _Job) -> tuple[PreparedClip, Quality]:
@@ -207,7 +224,7 @@ def _film(job: _Job) -> tuple[PreparedClip, Quality]:
     if job.face:
         frames = len(clip.lips)
         clip = replace(clip, face=lips.faces[:frames], mouth=lips.geometry[:frames])
-    return clip, replace(quality, mean_jitter=round(lips.jitter, 4))
+    return clip, replace(quality, mean_jitter=round(lips.jitter, 4), flags="; ".join(lips.flags))
 
 
 def _cropped(job: _Job) -> tuple[PreparedClip, Quality]:
@@ -274,7 +291,7 @@ def _make_shards(groups: dict[str, list[_Job]], out: Path, workers: int) -> floa
     for name in [name for name, count in left.items() if count == 0]:
         _merge(out / "shards" / name, todo[name])
     start, amount = time.monotonic(), 0.0
-    for job, prepared in in_parallel(_prepare_clip, list(missing), workers, "preparing clips"):
+    for job, prepared in in_parallel(_prepare_clip, list(missing), workers, "preparing clips", _note_killed):
         amount += prepared
         name = missing[job]
         left[name] -= 1
@@ -288,21 +305,21 @@ def _is_done(shard: Path, jobs: list[_Job]) -> bool:
         return False
     _, notes = read_header(shard)
     settings = jobs[0].settings
-    if notes["settings"] != settings:
-        given, there = (", ".join(f"{k}={v}" for k, v in s.items()) for s in (settings, notes["settings"]))
+    with reading(shard, "shard of this corpus", "delete it and run the same command again"):
+        found, sources = dict(notes["settings"]), list(notes["sources"])
+    if found != settings:
+        given, there = (", ".join(f"{k}={v}" for k, v in s.items()) for s in (settings, found))
         raise UserError(
             f"{shard.parent.parent} was prepared with {there}, not {given}: choose another out=, or delete it"
         )
-    return notes["sources"] == [job.source for job in jobs]
+    return sources == [job.source for job in jobs]
 
 
 def _merge(shard: Path, jobs: list[_Job]) -> None:
     staged = [read_shard(job.staged) for job in jobs]
-    notes = {
-        "settings": jobs[0].settings,
-        "sources": [job.source for job in jobs],
-        "quality": [notes["quality"] for _, notes in staged],
-    }
+    with reading(jobs[0].staged.parent, "folder of prepared clips", "delete it and run the same command again"):
+        quality = [asdict(Quality(**notes["quality"])) for _, notes in staged]
+    notes = {"settings": jobs[0].settings, "sources": [job.source for job in jobs], "quality": quality}
     write_shard(shard, [clip for clips, _ in staged for clip in clips], notes)
     for job in jobs:
         job.staged.unlink()
@@ -312,7 +329,10 @@ def _finish(groups: dict[str, list[_Job]], unreadable: list[Unreadable], out: Pa
     """Once every shard is there: the tables, and pictures to look at."""
     shards = [out / "shards" / name for name in groups]
     headers = [read_header(path) for path in shards if path.exists()]
-    quality = [Quality(**row) for _, notes in headers for row in notes["quality"]]
+    quality = []
+    for path, (_, notes) in zip([path for path in shards if path.exists()], headers, strict=True):
+        with reading(path, "shard of this corpus", "delete it and run the same command again"):
+            quality += [Quality(**row) for row in notes["quality"]]
     quality += [Quality(str(p.path), str(p.path), kept="no", why_not=p.reason) for p in unreadable]
     summary = Summary(out, tuple(quality), speed, complete=len(headers) == len(shards))
     # Shards of clips that are gone, and what a kill left half-written.

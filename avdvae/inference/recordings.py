@@ -21,11 +21,12 @@ from scipy.signal import resample_poly
 from avdvae.audio import Stft
 from avdvae.data.readers.folder import VIDEOS
 from avdvae.data.shards import replacing
-from avdvae.errors import UserError
+from avdvae.errors import UserError, one_line
 from avdvae.inference.separation import RATE, Pictures, separate_long
 from avdvae.inference.vem import Vem
 from avdvae.lips import extract_lips
 from avdvae.protocols import PICTURES, SpeechPrior, indispensable
+from avdvae.video import FASTEST_SOUND, SLOWEST_SOUND
 
 MORE_THAN_16_BITS = ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 
@@ -98,10 +99,14 @@ def read_sound(path: Path) -> Sound:
             with soundfile.SoundFile(path) as file:
                 samples = file.read(dtype="float32", always_2d=True)
                 sound = Sound(samples, file.samplerate, more_than_16_bits=file.subtype in MORE_THAN_16_BITS)
-    except soundfile.LibsndfileError:
+    except (soundfile.SoundFileError, ValueError, MemoryError) as error:  # as of a header that was damaged
+        if isinstance(error, UserError):
+            raise
         sound = decode_sound(path)
     if not len(sound.samples):
         raise UserError("it holds no sound")
+    if not SLOWEST_SOUND <= sound.rate <= FASTEST_SOUND:
+        raise UserError(f"a sample rate of {sound.rate} Hz: give {SLOWEST_SOUND} to {FASTEST_SOUND} Hz")
     if not np.isfinite(sound.samples).all():
         raise UserError("some of its samples are not finite numbers: look for the step that made them")
     return sound
@@ -111,7 +116,7 @@ def decode_sound(path: Path) -> Sound:
     """The sound of a video, or of a file in a format that soundfile does not know."""
     pieces, start, rate = [], 0.0, 0
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.audio:
                 raise UserError("it holds no sound")
             resampler = av.AudioResampler(format="fltp")  # the samples' format only
@@ -119,10 +124,11 @@ def decode_sound(path: Path) -> Sound:
                 if not pieces:
                     start, rate = frame.time or 0.0, frame.sample_rate
                 pieces += [piece.to_ndarray().T for piece in resampler.resample(frame)]
-    except FFmpegError as error:
-        raise UserError(
-            f"it cannot be read as sound ({error.strerror}): give an undamaged sound or video file"
-        ) from error
+    except UserError:
+        raise
+    except Exception as error:  # of damaged files, PyAV raises what its reading happens to end in
+        said = error.strerror if isinstance(error, FFmpegError) else one_line(error)
+        raise UserError(f"it cannot be read as sound ({said}): give an undamaged sound or video file") from error
     return Sound(np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32), rate, start)
 
 

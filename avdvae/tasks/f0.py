@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float
 
 from avdvae.data.conditions import Condition
-from avdvae.errors import UserError
+from avdvae.data.shards import PREPARE
+from avdvae.errors import UserError, reading
 from avdvae.phonetics import RATE, pitch_praat, pitch_world
 from avdvae.protocols import is_speech_prior
 from avdvae.tasks.control import controller_of
@@ -85,14 +86,16 @@ def errors(truth_T: Float[np.ndarray, " T"], heard_T: Float[np.ndarray, " T"]) -
 
 def truth_of(subject: Subject, item: str) -> dict[str, Any]:
     """f0 and its step in seconds; 0 where nothing is voiced."""
-    path = Path(_sources(subject.corpus.root)[item]).with_suffix(".json")
+    path = Path(_sources(subject.corpus.root).get(item, item)).with_suffix(".json")
     if subject.corpus.utterances[0].corpus != "talker" or not path.is_file():
         raise UserError(f"task f0 needs Talker's truth, and {path} is missing: give a corpus of Talker's")
-    return json.loads(path.read_text())
+    with reading(path, "truth of a clip of Talker's", "delete its folder, and prepare the corpus again"):
+        return json.loads(path.read_text())
 
 
 @lru_cache(maxsize=2)
 def _sources(prepared: Path) -> dict[str, str]:
     """The file of each utterance."""
-    with (prepared / "quality.csv").open(encoding="utf-8", newline="") as file:
+    path = prepared / "quality.csv"
+    with reading(path, "table of clips", f"delete it and run `{PREPARE}` again"), path.open(encoding="utf-8") as file:
         return {row["id"]: row["source"] for row in csv.DictReader(file)}

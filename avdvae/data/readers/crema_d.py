@@ -22,6 +22,7 @@ from typing import Any
 
 from avdvae.data.clips import Clip, Holdings, Split
 from avdvae.data.readers.tree import Tree, by_list
+from avdvae.errors import reading
 
 VALID = "1004 1014 1024 1034 1044 1054 1064 1074 1084"
 TEST = "1010 1020 1030 1040 1050 1060 1070 1080 1090"
@@ -49,7 +50,8 @@ class CremaD(Tree):
         path = self.root / "VideoDemographics.csv"
         if not path.exists():
             return {}
-        with path.open(newline="") as file:
+        remedy = "get it again, or delete it to do without"
+        with reading(path, "table of actors", remedy), path.open(encoding="utf-8", newline="") as file:
             return {row["ActorID"]: {"sex": row["Sex"][0], "age": int(row["Age"])} for row in csv.DictReader(file)}
 
     def clip(self, path: Path, match: re.Match[str]) -> Clip | None:

@@ -11,14 +11,19 @@ from pathlib import Path
 from avdvae.data.clips import SPLITS, Clip, Split, Unreadable, files_below
 from avdvae.errors import UserError
 
-VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
+VIDEOS = (
+    *(".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".m4v", ".flv", ".f4v", ".wmv", ".asf", ".3gp", ".3g2"),
+    *(".ts", ".mts", ".m2ts", ".m2t", ".vob", ".ogv", ".ogm", ".mxf", ".dv", ".dif", ".rm", ".rmvb", ".divx", ".qt"),
+    *(".mpe", ".mpv", ".m1v", ".m2v", ".mj2", ".nut", ".gxf", ".wtv", ".amv", ".mk3d", ".nsv", ".ivf", ".roq"),
+)  # of films with sound, and of what FFmpeg reads beside
 SOUNDS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aiff", ".wma", ".sph", ".g722")
+SHOWN = 5  # names of files that are passed over
 
 
 @dataclass(frozen=True)
 class Folder:
     """Any folder of videos, at any depth; a wav beside a video, with the same stem, is its sound. Where `modalities`
-    names audio alone, any folder of sound files.
+    names audio alone, any folder of sound files. What has the suffix of neither is passed over, and named.
 
     The first folder below the root names the speaker, unless the folders there are train, valid and test: then they are
     the splits and the speakers come below. `valid` and `test` name the speakers of those splits otherwise.
@@ -53,13 +58,7 @@ class Folder:
         if not self.root.is_dir():
             raise UserError(f"data.root={self.root} is no folder: give one that holds {', '.join(self.suffixes)} files")
         unreadable: list[Unreadable] = []
-        sources: list[Path] = []
-        wavs: dict[Path, Path] = {}
-        for path in files_below(self.root, unreadable):
-            if path.suffix.lower() in self.suffixes:
-                sources.append(path)
-            if path.suffix.lower() == ".wav":
-                wavs[path.with_suffix("")] = path
+        sources, wavs, _ = self._files(unreadable)
         if not sources and not unreadable:
             kind, instead = (
                 ("video", "[audio] reads sounds") if self.has_lips else ("sound", "[audio,lips] reads videos")
@@ -87,3 +86,24 @@ class Folder:
                 f"data.valid and data.test choose from {', '.join(sorted({clip.speaker for clip in clips}))}"
             )
         return sorted(clips, key=lambda clip: clip.id), unreadable
+
+    def _files(self, unreadable: list[Unreadable]) -> tuple[list[Path], dict[Path, Path], list[Path]]:
+        """What becomes a clip; the wavs by their paths without suffix; and what is neither a clip nor the sound of one,
+        by its name."""
+        paths = list(files_below(self.root, unreadable))
+        sources = [path for path in paths if path.suffix.lower() in self.suffixes]
+        wavs = {path.with_suffix(""): path for path in paths if path.suffix.lower() == ".wav"}
+        used = {*sources, *(wavs.get(source.with_suffix("")) for source in sources)}
+        return sources, wavs, [path for path in paths if path not in used]
+
+    def passed_over(self) -> str:
+        """How many files are passed over for their names, by suffix, and which; nothing where there is none."""
+        _, _, paths = self._files([])
+        if not paths:
+            return ""
+        kinds = Counter(path.suffix.lower() or "without suffix" for path in paths).most_common()
+        names = [path.relative_to(self.root).as_posix() for path in paths]
+        some, more = ", ".join(names[:SHOWN]), f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        what = "videos" if self.has_lips else "sounds"
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds)
+        return f"{len(paths)} files that are no {what} by their names ({counts}): {some}{more}"

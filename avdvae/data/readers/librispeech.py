@@ -75,7 +75,9 @@ class LibriSpeech(Tree):
 
     @cached_property
     def sexes(self) -> dict[str, str]:
-        lines = [line for path in self.root.rglob("SPEAKERS.TXT") for line in path.read_text("utf-8").splitlines()]
+        lines = [
+            line for path in self.root.rglob("SPEAKERS.TXT") for line in path.read_text("utf-8", "replace").splitlines()
+        ]
         rows = [line.split("|") for line in lines if not line.startswith(";") and "|" in line]
         return {row[0].strip(): row[1].strip() for row in rows}
 
@@ -83,16 +85,31 @@ class LibriSpeech(Tree):
         if match["subset"] not in self.splits:
             return None
         speaker, name = match["speaker"], match["name"]
-        transcript = path.with_name(f"{speaker}-{match['chapter']}.trans.txt")
-        if not transcript.exists():
-            return Unreadable(transcript, "is missing")
-        if (text := read_words(transcript).get(name)) is None:
-            return Unreadable(transcript, f"has no line for {name}")
-        labels = {"text": text} | ({"sex": self.sexes[speaker]} if speaker in self.sexes else {})
+        transcript = transcript_of(path)
+        words = read_words(transcript) if transcript.exists() else {}
+        labels = {"text": words[name]} if name in words else {}
+        labels |= {"sex": self.sexes[speaker]} if speaker in self.sexes else {}
         return Clip(f"{speaker}/{name}", self.NAME, self.splits[match["subset"]], speaker, None, path, labels=labels)
+
+    def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
+        """A clip whose words are missing is kept, for its sound is there; the transcript is a fault."""
+        clips, faults = super().clips(workers)
+        lost: dict[Path, list[str]] = {}
+        for clip in clips:
+            if "text" not in clip.labels:
+                lost.setdefault(transcript_of(clip.source), []).append(clip.source.stem)
+        for path, names in lost.items():
+            reason = f"has no line for {', '.join(names)}" if path.exists() else "is missing"
+            faults.append(Unreadable(path, f"{reason}, and these clips are kept without words"))
+        return clips, faults
+
+
+def transcript_of(path: Path) -> Path:
+    """Of the chapter of a clip."""
+    return path.with_name(f"{path.parents[1].name}-{path.parent.name}.trans.txt")
 
 
 @lru_cache(maxsize=1)  # the utterances of a chapter come one after another
 def read_words(path: Path) -> dict[str, str]:
     """What is said in each utterance of a chapter."""
-    return dict(line.split(" ", 1) for line in path.read_text(encoding="utf-8").splitlines() if " " in line)
+    return dict(line.split(" ", 1) for line in path.read_text("utf-8", "replace").splitlines() if " " in line)

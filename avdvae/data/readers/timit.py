@@ -20,6 +20,7 @@ from typing import Any
 
 from avdvae.data.clips import Clip, Holdings, Unreadable
 from avdvae.data.readers.tree import Tree
+from avdvae.errors import one_line
 
 RATE = 16_000
 
@@ -49,7 +50,10 @@ class Timit(Tree):
         times = next((p for p in (path.with_suffix(s) for s in (".PHN", ".phn")) if p.exists()), None)
         if times is None:
             return Unreadable(path.with_suffix(".PHN"), "is missing")
-        labels["phones"] = read_phones(times)
+        try:
+            labels["phones"] = read_phones(times)
+        except ValueError as error:
+            return Unreadable(times, f"cannot be read as phones ({one_line(error)})")
         first = int(sha256(f"{speaker}/{name}".encode()).hexdigest(), 16) % 20 == 0
         split = "test" if match["part"].upper() == "TEST" else "valid" if first else "train"
         return Clip(f"{speaker}/{name}", self.NAME, split, speaker, None, path, labels=labels)

@@ -21,6 +21,7 @@ from typing import Any
 
 from avdvae.data.clips import Clip, Holdings, Split, Unreadable
 from avdvae.data.readers.tree import Tree, by_list
+from avdvae.errors import reading
 
 TRAIN = (
     "p227 p228 p230 p231 p233 p236 p239 p243 p244 p250 p254 p256 p258 p259 p267 p268 p269 p270 p273 p274 p276 p277 "
@@ -44,8 +45,12 @@ class VoicebankDemand(Tree):
     @cached_property
     def noises(self) -> dict[str, dict[str, Any]]:
         """What the logs say of an utterance."""
-        lines = [line.split() for path in self.root.rglob("log_*set*.txt") for line in path.read_text().splitlines()]
-        return {words[0]: {"noise": words[1], "snr": float(words[2])} for words in lines if len(words) == 3}
+        noises = {}
+        for path in self.root.rglob("log_*set*.txt"):
+            with reading(path, "list of noises", "get it again, or delete it to do without"):
+                lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+                noises |= {words[0]: {"noise": words[1], "snr": float(words[2])} for words in lines if len(words) == 3}
+        return noises
 
     def clip(self, path: Path, match: re.Match[str]) -> Clip | Unreadable | None:
         speaker, name = match["speaker"], match["name"]

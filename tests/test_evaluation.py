@@ -1,7 +1,10 @@
 """Parts measured side by side, in any order, by any process, are those that one process would have measured."""
 
 import json
+import multiprocessing
+import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from avdvae.audio import Stft
 from avdvae.data.prepare import Summary
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
-from avdvae.evaluation import measure, settings_of
+from avdvae.evaluation import Unmeasured, measure, settings_of
 from avdvae.inference.esteps import FreeGaussian
 from avdvae.inference.vem import Vem
 from avdvae.models.cvae import CVAE
@@ -21,7 +24,7 @@ from avdvae.models.vae import VAE
 from avdvae.models.vae_mm import VAEMM
 from avdvae.results import Result, read_results, write_results
 from avdvae.runs import Configuration, build_model, build_vem
-from avdvae.tasks.task import Evaluation, Subject
+from avdvae.tasks.task import Evaluation, Part, Subject
 
 RVAE_CONFIG = {"target": "avdvae.models.rvae.RVAE"}
 
@@ -108,3 +111,37 @@ def test_settings_are_refused_before_anything_is_done(said, made):
 def test_settings_that_fit_are_taken():
     given = {"noises": ["White", str(Path(__file__).parent)], "snrs": [-5, 0.5], "workers": None, "trim_db": 30}
     assert {name: getattr(settings_of(given), name) for name in given} == given
+
+
+class Deadly(Subject):
+    """Kills the process that measures its first utterance in noise."""
+
+    def loader(self, items, condition=None):
+        if condition and items.utterances[0].id == self.chosen.utterances[0].id and multiprocessing.parent_process():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().loader(items, condition)
+
+
+def test_a_part_whose_process_is_killed_is_named_and_the_others_are_measured(subject: Subject, tmp_path: Path) -> None:
+    settings = replace(subject.settings, workers=2, snrs=[5])
+    fields = {name: getattr(subject, name) for name in subject.__dataclass_fields__}
+    deadly = Deadly(**fields | {"settings": settings})
+    first, *others = [utterance.id for utterance in deadly.chosen.utterances]
+    with pytest.raises(Unmeasured, match=f"1 of .* parts could not be measured.*enhancement White 5 dB of {first} to"):
+        measure(deadly)
+    rows = read_results(tmp_path / "results.csv")
+    assert {row.item for row in rows if row.task == "enhancement"} == set(others)
+    assert {row.item for row in rows if row.task == "resynthesis"} == {first, *others}
+    assert {row.item for row in measure(replace(subject, settings=replace(settings, workers=1)))} == {first, *others}
+
+
+def test_results_of_something_else_or_damaged_examples_are_named(subject: Subject, tmp_path: Path) -> None:
+    rows = subject.rows(Part("enhancement", "Car", 5), "nobody", "", {"si_sdr": 1.0})
+    write_results(tmp_path / "results.csv", rows)
+    with pytest.raises(UserError, match=r"results.csv has enhancement Car 5.0 nobody, which this evaluation does not"):
+        measure(subject)
+    (tmp_path / "results.csv").unlink()
+    for content in ("[1, 2]", '{"title": 3}', "[{", '[{"title": "a", "audio": []}]'):
+        (tmp_path / "examples.json").write_text(content)
+        with pytest.raises(UserError, match=r"examples.json is cut off, damaged or no list of examples \(.*\): delete"):
+            measure(subject)

@@ -204,3 +204,20 @@ def test_missing_system_libraries_are_named(tmp_path, monkeypatch, model):
     video.write_mp4(tmp_path / "c.mp4", [blank()] * 12, FPS)
     with pytest.raises(UserError, match=r"libEGL.so.1.*apt-get install libgl1 libegl1 libgles2 libglib2.0-0"):
         lips.extract_lips(tmp_path / "c.mp4", model)
+
+
+def test_a_second_face_and_a_jump_are_flagged_and_a_small_face_is_not(tmp_path, model):
+    canvas = np.tile(blank(), (1, 2, 1))
+
+    def flags(zoom: float, jump: float) -> tuple[str, ...]:
+        pictures = []
+        for k in range(40):
+            drawn = draw_face(10, similarity(zoom=zoom, shift=(260, 0)), canvas) if zoom else canvas
+            pictures.append(draw_face(4 + k % 8, similarity(zoom=0.9, shift=(jump if k >= 20 else 0, 0)), drawn))
+        video.write_mp4(tmp_path / "clip.mp4", pictures, FPS)
+        return lips.extract_lips(tmp_path / "clip.mp4", model).flags
+
+    assert flags(zoom=0.9, jump=0) == ("a second face is as large",)
+    assert flags(zoom=0.55, jump=0) == ()
+    (jumps,) = flags(zoom=0, jump=65)
+    assert jumps in ("the face jumps at 0.7 s", "the face jumps at 0.6 s")

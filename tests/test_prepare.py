@@ -2,22 +2,27 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import fuzz
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
 import avdvae.data.prepare as preparation
+from avdvae import viz
+from avdvae.data.clips import Clip
 from avdvae.data.corpora import ensure_prepared, open_corpus
 from avdvae.data.prepare import OUTPUTS, Summary, prepare
 from avdvae.data.readers.folder import Folder
@@ -26,6 +31,7 @@ from avdvae.data.talker.corpus import Talker
 from avdvae.errors import UserError
 from avdvae.faces import find_face_model
 from avdvae.video import read_pictures, read_sound, write_mp4
+from avdvae.viz import contact_sheet
 
 PROJECT = Path(__file__).parent.parent
 MODEL = find_face_model()
@@ -435,3 +441,92 @@ def test_wrong_modalities_and_empty_corpora_are_refused(sounds: Path, tmp_path: 
     with pytest.raises(UserError, match=r"not one clip was kept; .*quality.csv says why"):
         ensure_prepared({"reader": "folder", "root": tmp_path, "modalities": ["audio"]}, tmp_path / "out", workers=1)
     assert Folder(sounds).key != Folder(sounds, modalities=["audio"]).key
+
+
+def test_films_in_any_container_are_read_and_what_is_passed_over_is_counted_and_named(clip: Path, tmp_path) -> None:
+    root, out = tmp_path / "films", tmp_path / "out"
+    root.mkdir()
+    pictures, (sound, _) = [picture for _, picture in read_pictures(clip, 256)][:24], read_sound(clip)
+    for suffix in fuzz.FILMS:
+        fuzz.write_film(root / f"film{suffix}", pictures, sound[:15360], Fraction(25))
+    latin = (root / "film.mp4").read_bytes().replace(fuzz.TITLE, "Fräulein Müller".encode("latin-1") * 4)
+    assert len(latin) == len((root / "film.mp4").read_bytes()) and b"\xfc" in latin
+    (root / "latin.mp4").write_bytes(latin)
+    for name in ("notes.txt", "table.csv", "alone.wav", "more.txt", "film", "x.txt"):
+        (root / name).write_text("no film")
+    done = lips_program("data=folder", f"data.root={root}", f"out={out}")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    rows = table(out)
+    assert {name for name, row in rows.items() if row["kept"] == "no"} == set()
+    assert len(rows) == len(fuzz.FILMS) + 1 and all(abs(int(row["frames"]) - 24) <= 1 for row in rows.values()), rows
+    (told,) = [line for line in done.stdout.splitlines() if line.startswith("passed by")]
+    assert "6 files that are no videos by their names (3 .txt, " in told and "alone.wav, film, " in told
+    assert "more.txt" in told and "table.csv" not in told and "and 1 more" in told
+
+
+class Deadly(Clip):
+    """Kills the process that reads it, as a system does that has no memory left."""
+
+    @property
+    def source(self) -> Path:
+        if multiprocessing.parent_process():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().source
+
+
+class Sounds:
+    key = "sounds"
+
+    def __init__(self, root: Path, kind: type[Clip]):
+        self.root, self.kind = root, kind
+
+    def clips(self, workers: int) -> tuple[list, list]:
+        paths = sorted(self.root.glob("*.wav"))
+        kinds = [self.kind if path.stem == "3" else Clip for path in paths]
+        found = [kind(p.stem, "own", "train", "x", None, p) for kind, p in zip(kinds, paths, strict=True)]
+        return found, []
+
+
+@pytest.fixture
+def eight(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    for number in range(8):
+        soundfile.write(tmp_path / "in" / f"{number}.wav", glide(16000).astype(np.int16), 16000)
+    return tmp_path / "in"
+
+
+def test_a_clip_that_kills_its_process_is_named_and_the_rest_goes_on(eight: Path, tmp_path: Path) -> None:
+    summary = prepare(Sounds(eight, Deadly), tmp_path / "out", workers=2)
+    left = {row.id: row.why_not for row in summary.quality if row.kept == "no"}
+    assert left.keys() == {"3"} and "its process was killed, most likely for want of memory" in left["3"]
+    assert len(PreparedCorpus(tmp_path / "out").utterances) == 7
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug of a decoder"), UnicodeDecodeError("utf-8", b"x", 0, 1, "no")])
+def test_whatever_a_decoder_raises_concerns_one_clip(error, eight: Path, tmp_path: Path, monkeypatch) -> None:
+    reads = preparation.read_sound
+
+    def read(path: Path, rate: int):
+        if path.stem == "3":
+            raise error
+        return reads(path, rate)
+
+    monkeypatch.setattr(preparation, "read_sound", read)
+    summary = prepare(Sounds(eight, Clip), tmp_path / "out", workers=1)
+    left = {row.id: row.why_not for row in summary.quality if row.kept == "no"}
+    assert left.keys() == {"3"} and f"damaged: it cannot be prepared ({type(error).__name__}: " in left["3"]
+
+    monkeypatch.setattr(preparation, "read_sound", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(UserError, match=r"cannot write to out=.*No space left"):  # that is no clip's fault
+        prepare(Sounds(eight, Clip), tmp_path / "full", workers=1)
+
+
+def test_long_names_stay_in_their_picture(prepared: Summary) -> None:
+    corpus = PreparedCorpus(prepared.out)
+    plain = contact_sheet(corpus)
+    for name in ("a speaker with a name that is far too long", "ě" * 200):
+        rows = [replace(u, speaker=name if u.speaker == corpus.speakers[0] else u.speaker) for u in corpus.utterances]
+        renamed = corpus.only(sorted(rows, key=lambda u: u.speaker != name))
+        sheet = np.vstack([viz._strip(renamed, name, 14)])
+        np.testing.assert_array_equal(sheet[:, 145:], plain[: len(sheet), 145:])
+        assert (sheet[:25, 100:140] < 128).any(), "as much of the name as there is room for"

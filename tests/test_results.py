@@ -181,3 +181,21 @@ def test_runs_that_were_given_other_mixtures_are_not_compared() -> None:
         compare(mine, run("r0", -4.98, "si_sdr", "input_estoi"))
     clean = [replace(row, noise="", snr=None, task="resynthesis") for row in run("r1", 0, "si_sdr")]
     assert compare(clean, clean)[0]["mean"] == 0  # of clean speech there is no mixture to differ
+
+
+def test_a_cut_or_changed_table_is_never_read_as_another(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    rows = [_row(f"ü{n}", 1 / (3 + n), snr=-2.5) for n in range(6)]
+    write_results(path, rows)
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        if whole[:length].endswith(b"\n"):  # whole lines are whole lines
+            assert read_results(path) == rows[: whole[:length].count(b"\n") - 1]
+        else:
+            with pytest.raises(UserError, match=r"results.csv .*: delete it and evaluate the run again"):
+                read_results(path)
+    for damaged in (whole.replace("ü".encode(), b"\xff"), whole + b"a,b\n", whole[::-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"results.csv .*: delete it and evaluate the run again"):
+            read_results(path)

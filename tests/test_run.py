@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from avdvae.data.gait import Gait
@@ -253,3 +254,12 @@ def test_what_is_wrong_is_said_in_a_sentence(runs: Path, prepared: Summary, tmp_
     words = [*debug(prepared), "train.own_past=[1,2]", f"run_dir={tmp_path / 'e'}"]
     assert "VAE does not hear the past" in refuse("run.py", *words)  # where training begins; the folder is free again
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_missing_is_noticed_before_a_corpus_is_made(tmp_path: Path) -> None:
+    words = [f"data.root={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}", "exp=vae"]
+    assert "train.accelerator=cuda, train.devices=1: torch finds 0 GPUs" in refuse(
+        "run.py", *words, "train.accelerator=cuda"
+    )
+    assert not list(tmp_path.iterdir())

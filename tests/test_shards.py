@@ -283,3 +283,36 @@ def test_workers_are_sent_rows_not_data(tmp_path):
     received = pickle.loads(sent)
     for row in received.utterances:
         np.testing.assert_array_equal(received.lips(row), corpus.lips(row))
+
+
+def test_a_manifest_that_says_otherwise_than_its_shards_is_refused(tmp_path, clips):
+    root = write_corpus(tmp_path, clips)
+    rows = read_manifest(root / "manifest.csv")
+    for changes in ({"audio_stop": rows[1].audio_stop - 1}, {"fps": 25.0}, {"sha256": "0" * 64}, {"lips_start": 99}):
+        write_manifest(root / "manifest.csv", [rows[0], replace(rows[1], **changes), *rows[2:]])
+        with pytest.raises(UserError, match=r"(?s)manifest.csv has another place for š1.*: delete it and run"):
+            PreparedCorpus(root, verify=False)
+    write_manifest(root / "manifest.csv", rows)
+    whole = (root / "manifest.csv").read_bytes()
+    for damaged in (whole[:-20], whole.replace(b"0.333", b"0,333", 1), b"\xff" + whole, b"", b"{}"):
+        (root / "manifest.csv").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"manifest.csv .*: delete it and run"):
+            PreparedCorpus(root, verify=False)
+
+
+def test_no_changed_byte_of_a_shard_goes_into_another(tmp_path, clips):
+    path = tmp_path / "00000.safetensors"
+    write_shard(path, clips[:2], {"kept": 2})
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        changed = bytearray(whole)
+        changed[int(rng.integers(len(whole)))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(changed)
+        try:
+            read, _ = read_shard(path)
+        except UserError as error:
+            assert str(path) in str(error) and "delete it" in str(error)
+        else:  # labels and names are all that has no checksum
+            for one, two in zip(read, clips, strict=False):
+                for name in OLD:
+                    np.testing.assert_array_equal(getattr(one, name), getattr(two, name))

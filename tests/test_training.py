@@ -366,3 +366,32 @@ def test_wrong_settings_are_told_at_once(prepared, tmp_path):
         fit("vae", prepared.out, tmp_path, resume=True, batch_size=9, ema=0.5)
     with pytest.raises(UserError, match="another model"):
         fit("cvae", prepared.out, tmp_path, resume=True)
+
+
+class Harmful:
+    """Makes a file when it is read as a pickle may be."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_damaged_state_is_named_and_never_executed(prepared, tmp_path):
+    fit("vae", prepared.out, tmp_path, epochs=1)
+    path = tmp_path / "last" / "state.pt"
+    whole = path.read_bytes()
+    middle = bytearray(whole)
+    middle[len(whole) // 2] ^= 4  # of a tensor, where torch itself notices nothing
+    foreign = tmp_path / "foreign.pt"
+    torch.save({"weight": torch.ones(3)}, foreign)
+    harmful = tmp_path / "harmful.pt"
+    torch.save(Harmful(tmp_path / "executed"), harmful)
+    for content in (middle, whole[:-100], whole[:1000], b"text", b"", foreign.read_bytes(), harmful.read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"state.pt is cut off, damaged or no state of a training \(.*\): restore"):
+            fit("vae", prepared.out, tmp_path, resume=True, epochs=2)
+    assert not (tmp_path / "executed").exists()
+    path.write_bytes(whole)
+    assert fit("vae", prepared.out, tmp_path, resume=True, epochs=2).epochs == 2

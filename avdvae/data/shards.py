@@ -446,7 +446,10 @@ def _views(path: Path) -> ShardArrays:
     data = np.memmap(path, np.uint8, "r").view(np.ndarray)[8 + length :]  # one map a shard: each holds a file open
 
     def view(name: str, dtype: type) -> np.ndarray:
-        return data[slice(*header[name]["data_offsets"])].view(dtype).reshape(header[name]["shape"])
+        shape, empty = header[name]["shape"], getattr(_NOTHING, name).shape
+        if len(shape) != len(empty) or (name in _LATER and shape[-1] != empty[-1]):
+            raise ValueError(f"its {name} has the shape {shape}")
+        return data[slice(*header[name]["data_offsets"])].view(dtype).reshape(shape)
 
     kinds = {name: array.dtype.type for name, array in _NOTHING._asdict().items()}
     return ShardArrays(

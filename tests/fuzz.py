@@ -26,10 +26,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import soundfile
+from av.container import OutputContainer
 
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.data.shards import PreparedCorpus
@@ -128,10 +130,10 @@ MUTATIONS: dict[str, Mutation] = {
 
 def write_film(path: Path, pictures: Sequence[np.ndarray], sound: np.ndarray, fps: Fraction) -> None:
     container, seen, heard = FILMS[path.suffix]
-    rate = 48_000 if heard in ("libopus", "pcm_s16le") else 44_100 if container == "flv" else RATE
     with av.open(str(path), "w", format=container) as file:
         file.metadata["title"] = TITLE.decode()
-        video, audio = file.add_stream(seen, rate=fps), file.add_stream(heard, rate=rate, layout="mono")
+        video: Any = file.add_stream(seen, rate=fps)
+        add_sound = sound_of(file, heard, 44_100 if container == "flv" else RATE, sound)
         video.height, video.width = pictures[0].shape[:2]
         video.pix_fmt, video.thread_count = "yuv420p", 1
         for number, picture in enumerate(pictures):
@@ -139,12 +141,23 @@ def write_film(path: Path, pictures: Sequence[np.ndarray], sound: np.ndarray, fp
             frame.pts, frame.time_base = number, 1 / fps
             file.mux(video.encode(frame))
         file.mux(video.encode(None))
+        add_sound()
+
+
+def sound_of(file: OutputContainer, codec: str, rate: int, sound: np.ndarray) -> Callable[[], None]:
+    """A stream of `file`; what is returned writes it."""
+    rate = 48_000 if codec in ("libopus", "pcm_s16le") else rate
+    audio: Any = file.add_stream(codec, rate=rate, layout="mono")
+
+    def write() -> None:
         resampler = av.AudioResampler(format=audio.format.name, layout="mono", rate=rate)
         samples = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
         samples.sample_rate, samples.pts = RATE, 0
         for piece in (*resampler.resample(samples), *resampler.resample(None)):
             file.mux(audio.encode(piece))
         file.mux(audio.encode(None))
+
+    return write
 
 
 def write_seeds(root: Path) -> tuple[list[Path], list[Path]]:
@@ -166,13 +179,7 @@ def write_seeds(root: Path) -> tuple[list[Path], list[Path]]:
     for suffix, kind, codec in ((".m4a", "mp4", "aac"), (".opus", "ogg", "libopus"), (".g722", "g722", "g722")):
         with av.open(str(sounds / f"seed{suffix}"), "w", format=kind) as file:
             file.metadata["title"] = TITLE.decode()
-            audio = file.add_stream(codec, rate=48_000 if codec == "libopus" else RATE, layout="mono")
-            resampler = av.AudioResampler(format=audio.format.name, layout="mono", rate=audio.rate)
-            frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-            frame.sample_rate, frame.pts = RATE, 0
-            for piece in (*resampler.resample(frame), *resampler.resample(None)):
-                file.mux(audio.encode(piece))
-            file.mux(audio.encode(None))
+            sound_of(file, codec, RATE, samples)()
     return sorted(films.iterdir()), sorted(sounds.iterdir())
 
 
@@ -254,9 +261,10 @@ def program(name: str, words: Sequence[str], folder: Path, limit: int = 120) -> 
     printed = folder / "printed.txt"
     if (child := os.fork()) == 0:
         signal.alarm(limit)
-        with printed.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+        file = printed.open("w")  # for what Python prints and for what libraries print
+        sys.stdout = sys.stderr = file
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
         os.chdir(folder)
         sys.argv = [str(PROJECT / name), *words]
         code = 70
@@ -272,8 +280,7 @@ def program(name: str, words: Sequence[str], folder: Path, limit: int = 120) -> 
 
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            file.flush()
             os._exit(code)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status), printed.read_text(errors="replace")
@@ -469,7 +476,7 @@ WORKERS = 2
 
 def main(words: Sequence[str]) -> int:
     given = {"films": "1000", "sounds": "500", "files": "300", "seed": "0", "only": "", "keep": "/tmp/fuzz"}
-    asked = dict(word.split("=", 1) if "=" in word else (word, "") for word in words)
+    asked = {name: value for name, _, value in (word.partition("=") for word in words)}
     if unknown := asked.keys() - given.keys():
         sys.exit(f"fuzz: no setting is called {', '.join(sorted(unknown))}: choose from {', '.join(given)}")
     given |= asked

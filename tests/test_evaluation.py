@@ -124,8 +124,8 @@ class Deadly(Subject):
 
 def test_a_part_whose_process_is_killed_is_named_and_the_others_are_measured(subject: Subject, tmp_path: Path) -> None:
     settings = replace(subject.settings, workers=2, snrs=[5])
-    fields = {name: getattr(subject, name) for name in subject.__dataclass_fields__}
-    deadly = Deadly(**fields | {"settings": settings})
+    fields: dict[str, Any] = {name: getattr(subject, name) for name in subject.__dataclass_fields__}
+    deadly = Deadly(**{**fields, "settings": settings})
     first, *others = [utterance.id for utterance in deadly.chosen.utterances]
     with pytest.raises(Unmeasured, match=f"1 of .* parts could not be measured.*enhancement White 5 dB of {first} to"):
         measure(deadly)

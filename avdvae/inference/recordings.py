@@ -84,7 +84,12 @@ class Enhancer:
             print(f"note       no video shows the talker of {job.sound}: it is enhanced by ear", flush=True)
             return None
         assert self.face_model
-        lips = extract_lips(job.video, self.face_model, self.crop_size, self.face_size)
+        try:
+            lips = extract_lips(job.video, self.face_model, self.crop_size, self.face_size)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a decoder raises concerns its clip alone
+            raise UserError(f"{job.video} is damaged: its lips cannot be found ({one_line(error)})") from error
         starts = sound.start - lips.info.start if job.video.samefile(job.sound) else 0.0
         faces = lips.faces if self.face_size else None
         return Pictures(lips.crops, lips.confidence, float(lips.fps), starts, faces)

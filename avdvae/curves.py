@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -69,3 +71,14 @@ def progress_bar(shown: bool):
         progress.TimeRemainingColumn(),
         disable=not shown,
     )
+
+
+def read_curves(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of metrics.jsonl, and how many lines are none."""
+    records, lines = [], path.read_bytes().splitlines() if path.is_file() else []
+    for line in lines:
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and all(isinstance(value, int | float) for value in record.values()):
+                records += [record] if "epoch" in record else []
+    return records, len(lines) - len(records)

@@ -7,13 +7,13 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from avdvae.curves import read_curves
 from avdvae.data.shards import replacing
 from avdvae.errors import UserError, reading
 from avdvae.metrics import FAILED, INPUT, LOOKS, Look
@@ -227,14 +227,9 @@ def _example(run: Path, example: Mapping[str, Any]) -> str:
 
 
 def _training(path: Path) -> str:
-    records, lines = [], path.read_bytes().splitlines() if path.is_file() else []
-    for line in lines:
-        with suppress(ValueError):  # a run that was killed leaves half a line
-            record = json.loads(line)
-            if isinstance(record, dict) and all(isinstance(value, int | float) for value in record.values()):
-                records += [record] if "epoch" in record else []
-    if (lost := len(lines) - len(records)) > 1:
-        print(f"note       {path} is damaged: {lost} of its {len(lines)} records are not in the training curves")
+    records, lost = read_curves(path)
+    if lost > 1:  # a run that was killed leaves half a line
+        print(f"note       {path} is damaged: {lost} of its records are not in the training curves")
     return _figure(training_curves(records), "training curves") if records else ""
 
 

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from avdvae.curves import read_curves
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError, as_a_program, known_settings, said_of
 from avdvae.evaluation import (
@@ -109,9 +110,8 @@ def _joined(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
 
 def epochs_of(run: Run) -> int:
     """How many have been validated so far."""
-    curve = run.path / "metrics.jsonl"
-    rows = map(json.loads, curve.read_text().splitlines()) if curve.exists() else ()
-    return max((row["epoch"] for row in rows if "valid/loss" in row), default=0)
+    records, _ = read_curves(run.path / "metrics.jsonl")
+    return max((record["epoch"] for record in records if "valid/loss" in record), default=0)
 
 
 def go_on(run: Run, config: dict[str, Any]) -> Run:

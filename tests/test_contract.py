@@ -15,7 +15,7 @@ from torch import Tensor
 from avdvae.audio import Stft
 from avdvae.distributions import VARIANCE_FLOOR, ComplexGaussian, Mixture, SpeechLikelihood
 from avdvae.errors import UserError
-from avdvae.inference.esteps import PointEstimate
+from avdvae.inference.esteps import FreeGaussian
 from avdvae.inference.vem import Vem, enhance
 from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, LatentModel, Model, indispensable, is_speech_prior
@@ -275,7 +275,7 @@ def test_it_enhances(model, batch):
     decode(model, batch)
     ends = []
 
-    class Watched(PointEstimate):
+    class Watched(FreeGaussian):
         def final(self, target, state, draws):
             ends.append((target, super().final(target, state, draws)))
             return ends[0][1]

@@ -164,6 +164,7 @@ def test_the_switch_does_not_prefer_a_prior_for_its_width(estep, iterations, set
     """Both components say the same of the sound, whatever their latents are: there is nothing to choose."""
     torch.manual_seed(0)
     wide, narrow = VAE(**SMALL), Narrow(**SMALL)
+    part: Any
     for part in (wide, narrow):
         part.load_state_dict(wide.state_dict())
         part.requires_grad_(False).decoder[-1].weight.zero_()

@@ -173,7 +173,7 @@ def test_a_beta_of_a_tenth_of_the_joints_weighs_poses_as_published(model):
             torch.manual_seed(1)
             expected = model.decode(model.infer(batch).z, model.context(batch))["pose"].expected[0]
             distances = (1000 * (pose - expected)).unflatten(-1, (17, 3)).norm(dim=-1)
-            loss = (distances.mean(-1) * mask).sum() + sum(elbo.kl.values()).sum()
+            loss = (distances.mean(-1) * mask).sum() + elbo.kl["z"].sum()
         slopes.append(torch.autograd.grad(loss, [*model.parameters()]))
     for own, theirs in zip(*slopes, strict=True):
         torch.testing.assert_close(own, 1.7 * theirs, rtol=1e-4, atol=1e-2)

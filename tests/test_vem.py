@@ -164,7 +164,7 @@ def toy() -> tuple[Linear, Batch, Target, Draws]:
     model, batch = Linear(), Batch(("a", "b"), torch.arange(400) < torch.tensor(FRAMES)[:, None])
     noisy = model.x_F.expand(2, 400, 3)
     target = NoisySpeech(model, model.context(batch), noisy, torch.zeros(2, 400, 3), torch.ones(2, 400, 1))
-    assert isinstance(target, Target) and is_speech_prior(model)
+    assert isinstance(target, Target) and is_speech_prior(Linear())
     return model, batch, target, Draws(generators(2), FRAMES)
 
 
@@ -493,12 +493,13 @@ def test_the_filter_is_that_of_the_final_draws_and_the_final_noise():
 class Past(NamedTuple):
     """An E-step that keeps what it was given."""
 
-    targets: list[Target]
+    targets: list[NoisySpeech]
 
     def start(self, model: LatentModel, heard: Batch, draws: Draws) -> Tensor:
         return torch.zeros(1, *heard.mask.shape, 1)
 
     def step(self, target: Target, state: Tensor, draws: Draws) -> tuple[Tensor, SpeechLikelihood]:
+        assert isinstance(target, NoisySpeech)
         self.targets.append(deepcopy(target))
         return state, target.likelihood({"z": state})
 

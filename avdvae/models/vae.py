@@ -41,7 +41,8 @@ class VAE(FrameVAE):
         if floor is not None and not (observes == "power" and floor > 0):
             raise UserError(f"model.floor={floor}: give a power above 0, to models of power, or null")
         super().__init__(dim, "audio" if observes == "power" else "motion")
-        self.observes, self.floor = observes, floor
+        self.observes: Observed = observes
+        self.floor = floor
         self.sees: tuple[str, ...] = (observes,)
         sizes = [frequencies, *([hidden] if isinstance(hidden, int) else hidden)]
         self.encoder = nn.Sequential(*mlp(sizes, nn.Tanh), GaussianHead(sizes[-1], dim))

@@ -136,8 +136,8 @@ def test_a_part_whose_process_is_killed_is_named_and_the_others_are_measured(sub
 
 
 def test_results_of_something_else_or_damaged_examples_are_named(subject: Subject, tmp_path: Path) -> None:
-    rows = subject.rows(Part("enhancement", "Car", 5), "nobody", "", {"si_sdr": 1.0})
-    write_results(tmp_path / "results.csv", rows)
+    (row,) = subject.rows(Part("enhancement", "Car", 5), subject.chosen.utterances[0].id, "", {"si_sdr": 1.0})
+    write_results(tmp_path / "results.csv", [replace(row, item="nobody")])
     with pytest.raises(UserError, match=r"results.csv has enhancement Car 5.0 nobody, which this evaluation does not"):
         measure(subject)
     (tmp_path / "results.csv").unlink()

@@ -91,7 +91,9 @@ def test_settings_have_the_defaults_of_config_yaml(section, kind):
 
 
 def test_a_run_older_than_a_setting_that_is_null_is_found(tmp_path):
-    old = {"data": {}, "seed": 0, "model": {"target": "avdvae.models.vae.VAE"}, "train": {"lr": 1e-3}}
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        old: Any = OmegaConf.to_container(compose("config"))
+    del old["model"]["floor"]
     (tmp_path / "run" / "last").mkdir(parents=True)
     (tmp_path / "run" / "last" / "state.pt").touch()
     OmegaConf.save(old, tmp_path / "run" / "config.yaml")

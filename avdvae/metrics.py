@@ -155,12 +155,12 @@ _COMPUTE: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
     "rmse": lambda reference, estimate, rate: rmse(reference, estimate),
 }
 # From the worst to the best that is reported: ratios by convention, as those of silence would be infinite; PESQ from
-# where its mapping of the lowest raw score, -0.5, lies; no relation to the reference, for STOI.
+# the lower end of its mapping, for raw scores fall below the nominal -0.5; no relation to the reference, for STOI.
 RANGES = {
     "si_sdr": (-30.0, 100.0),
     "sdr": (-30.0, 100.0),
-    "pesq_wb": (1.0427, 4.6440),
-    "pesq_nb": (1.0168, 4.5489),
+    "pesq_wb": (0.999, 4.6440),
+    "pesq_nb": (0.999, 4.5489),
     "stoi": (0.0, 1.0),
     "estoi": (0.0, 1.0),
 }

@@ -124,7 +124,8 @@ class _Moments(NamedTuple):
         share = 2 / (self.count + 2)
         mean, variance = {}, {}
         for name, drawn in z.items():
-            here, moved = drawn.mean(0, keepdim=True), drawn.mean(0, keepdim=True) - self.mean[name]
+            here = drawn.mean(0, keepdim=True)
+            moved = here - self.mean[name]
             within = torch.lerp(self.variance[name], (drawn - here).square().mean(0, keepdim=True), share)
             mean[name] = self.mean[name] + share * moved
             variance[name] = within + share * (1 - share) * moved.square()
@@ -284,7 +285,7 @@ class MetropolisLangevin:
             new = {name: mean + width[name].sqrt() * draws.normal(mean) for name, mean in ahead.items()}
             there = target.gradient(new)
             log_joint_there = self._log_joint(target, there)
-            ratio = log_joint_there - log_joint
+            ratio = self._judged(log_joint_there - log_joint)  # differences first: their sums are large
             for name, value in z.items():
                 behind = new[name] + width[name] / 2 * there.slopes[name]
                 off = (new[name] - ahead[name]).square() - (value - behind).square()
@@ -302,8 +303,8 @@ class MetropolisLangevin:
     def final(self, target: Target, state: _Adapted, draws: Draws) -> SpeechLikelihood:
         return target.likelihood(state.z).drawn(state.z, state.moments.with_draws(state.z).q)
 
-    def _log_joint(self, target: Target, at: Climb) -> Float[Tensor, "K B _"]:
-        return self._judged(at.likelihood.log_prob(target.noisy_BTF) + at.log_prior)
+    def _log_joint(self, target: Target, at: Climb) -> Float[Tensor, "K B T"]:
+        return at.likelihood.log_prob(target.noisy_BTF) + at.log_prior
 
     def _judged(self, values_KBT: Float[Tensor, "K B _T"]) -> Float[Tensor, "K B _"]:
         """What is accepted together: a frame, or an utterance."""
@@ -314,7 +315,7 @@ def _require_frames(z: Latents, draws: Draws, name: str) -> None:
     if whole := [latent for latent, value in z.items() if value.shape[-2] < max(draws.frames)]:
         raise UserError(
             f"{name} moves frame by frame and {', '.join(whole)} is one for all of them: choose "
-            "enhance.estep.name=langevin, free_gaussian or point"
+            "enhance.estep.name=langevin, free_gaussian or point, or mala with +enhance.estep.whole=true"
         )
 
 

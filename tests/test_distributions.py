@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from avdvae.distributions import VARIANCE_FLOOR, ComplexGaussian, Gaussian, SpeechLikelihood
+from avdvae.distributions import VARIANCE_FLOOR, ComplexGaussian, Gaussian, Picture, SpeechLikelihood
 
 EXAMPLES = settings(deadline=None, max_examples=50)
 SEEDS = st.integers(0, 10_000)
@@ -203,3 +203,10 @@ def test_a_product_of_gaussians_is_their_product(seed):
     x, y = torch.randn((2, 5, 3), generator=seeded(seed + 2), dtype=torch.float64)
     told = [a.log_prob(z) + b.log_prob(z) - a.times(b).log_prob(z) for z in (x, y)]
     torch.testing.assert_close(*told)  # a constant
+
+
+def test_pictures_are_gaussian_pixels():
+    face = torch.randint(0, 256, (2, 3, 4, 4, 3), dtype=torch.uint8)
+    expected = torch.rand(5, 2, 3, 4, 4, 3)
+    density = torch.distributions.Normal(expected, 0.1).log_prob(face / 255).sum((-3, -2, -1))
+    torch.testing.assert_close(Picture(expected).log_prob(face), density, rtol=1e-5, atol=1e-3)

@@ -83,6 +83,11 @@ def test_speakers_of_few_utterances_count_by_them() -> None:
     assert found["ci_high"] - found["mean"] == pytest.approx(half)
 
 
+def test_utterances_count_by_the_noises_that_they_were_measured_in() -> None:
+    rows = [_row("a", 1), _row("a", 3, noise="White"), _row("b", 8)]
+    assert _pick(summarise(rows), noise="all")["mean"] == pytest.approx(4)
+
+
 def test_one_utterance_under_six_noises_is_one_draw() -> None:
     values = RNG.normal(size=40).tolist()
     items = summarise([_row(f"u{i}", v, noise=noise) for noise in NOISES for i, v in enumerate(values)])

@@ -359,6 +359,14 @@ def test_what_a_fine_tuned_encoder_gives_is_drawn_after_its_step():
     torch.testing.assert_close(seen(likelihood).z, (state.model.mean @ model.shared).expand(1, 1, 9, 2))
 
 
+def test_a_fine_tuned_encoder_leaves_torchs_random_numbers_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    enhance(vaes()["vae"], sounds(7), few_steps("encoder"))
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_a_fine_tuned_encoder_is_that_of_one_utterance():
     with pytest.raises(UserError, match=r"one utterance and was given 2: give enhance\.batch_size=1"):
         enhance(vaes()["vae"], sounds(7, 5), few_steps("encoder"))

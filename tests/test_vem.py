@@ -360,10 +360,11 @@ def test_what_a_fine_tuned_encoder_gives_is_drawn_after_its_step():
 
 
 def test_a_fine_tuned_encoder_leaves_torchs_random_numbers_alone():
+    model = vaes()["vae"]
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    enhance(vaes()["vae"], sounds(7), few_steps("encoder"))
+    enhance(model, sounds(7), few_steps("encoder"))
     assert torch.equal(torch.rand(3), expected)
 
 

@@ -28,7 +28,7 @@ from avdvae.audio import read_wav, write_wav
 from avdvae.data.shards import replacing
 from avdvae.data.talker.vowels import FACTORS
 from avdvae.errors import UserError, as_a_program
-from avdvae.inference.control import Controller
+from avdvae.inference.control import Controller, nearest
 from avdvae.inference.separation import RATE
 from avdvae.protocols import is_speech_prior
 from avdvae.runs import open_run
@@ -89,8 +89,9 @@ def control(config: Mapping[str, Any]) -> None:
         if not voiced_T.any():
             raise UserError(f"{type(model).__name__} hears no voice in {config['input']}: everywhere=true moves it all")
         seconds_T = torch.arange(len(heard.z)) * run.stft.hop / RATE
+        subspaces = controller.space(heard.level).subspaces
         targets = {
-            factor: read_target(factor, value, seconds_T, controller.nearest(heard, factor)[0])
+            factor: read_target(factor, value, seconds_T, nearest(subspaces[factor], heard.z)[0])
             for factor, value in asked.items()
         }
         if config["whisper"]:

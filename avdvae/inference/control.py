@@ -18,7 +18,7 @@ but a dimension that no sound moves has v = 1, which is more than a factor moves
 stops at 80 % for all factors, by which some of the pitch that was there stays, an octave off at times. For F1 more than
 80 % takes in dimensions in which the settings differ by more than F1 moves them.
 
-Latents hold the level of the sound, too, and published vowels have one level alone. Here each frame moves in the
+Latents hold the level of the sound, too, and published vowels have one level alone. Here a recording moves in the
 subspaces of vowels at its own level, to within 1 dB: all of the above is found at each of LEVELS.
 
     y_n      value of a factor in Hz     hertz_N
@@ -30,14 +30,15 @@ subspaces of vowels at its own level, to within 1 dB: all of the above is found 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from avdvae.audio import MARGIN, Stft
@@ -50,8 +51,9 @@ PUBLISHED_SHARE = 0.8
 SEGMENTS = 100  # of a trajectory; published: 20, but that of f0 winds once in each 16 Hz, the width of a bin
 FRAMES = 8  # of an artificial vowel
 LEVEL = 0.2  # its root mean square, where there is no recording that has one
-LEVELS = [LEVEL * 10 ** (db / 20) for db in range(-16, 7, 2)]  # 0.03 to 0.4: frames of speech that peaks at 1
+LEVELS = [LEVEL * 10 ** (db / 20) for db in range(-16, 7, 2)]  # 0.03 to 0.4: speech that peaks at 1
 SILENCE = 1e-8  # a peak that no scaling lifts
+LOUD = 1e-2  # of the loudest frame's power: frames above it make the level of a recording
 QUIET = 1e-3  # of the loudest frame's power: below, nothing is voiced
 
 
@@ -194,13 +196,13 @@ def _device(model: LatentModel) -> torch.device:
 class Heard:
     """Latents to be moved, those of a recording or others.
 
-    level    root mean square of each frame, where the recording peaks at 1
+    level    root mean square of the loud frames, where the recording peaks at 1
     others   the model's other latents, as they were inferred; where None, draws from their prior
     phase, samples, peak   of the recording
     """
 
     z: Float[Tensor, "T L"]
-    level: Float[Tensor, " T"]
+    level: float = LEVEL
     others: Latents | None = None
     phase: Float[Tensor, "T F"] | None = None
     samples: int = 0
@@ -268,60 +270,43 @@ class Controller:
             spaces.append(Space(level, subspaces, bounds[wrong.abs().argmin()].item()))
         return cls(model, stft, spaces)
 
-    @property
-    def middle(self) -> Space:
-        return min(self.spaces, key=lambda space: abs(space.level - LEVEL))
-
-    def near(self, level_T: Float[Tensor, " T"]) -> Iterator[tuple[Space, Bool[Tensor, " T"]]]:
-        """Each space, and the frames whose level is nearest to its own."""
-        levels_S = torch.tensor([space.level for space in self.spaces], device=level_T.device)
-        index_T = (level_T.clamp_min(1e-9).log()[:, None] - levels_S.log()).abs().argmin(1)
-        for index in index_T.unique().tolist():
-            yield self.spaces[index], index_T == index
+    def space(self, level: float = LEVEL) -> Space:
+        """The one whose level is nearest."""
+        return min(self.spaces, key=lambda space: abs(math.log(space.level / level)))
 
     def listen(self, waveform_N: Float[Tensor, " N"]) -> Heard:
         peak = waveform_N.abs().max().clamp_min(SILENCE).item()
         spectrum_TF = self.stft.analyse(waveform_N[None] / peak)[0]
         power_1TF, name = spectrum_TF.abs().square()[None], latent_a_frame(self.model)
         others = {**_infer(self.model, power_1TF)}
-        z_TL, level_T = others.pop(name)[0, 0], power_1TF[0].sum(-1).sqrt() / MARGIN  # Parseval, of the sine window
-        return Heard(z_TL, level_T, others, spectrum_TF.angle(), len(waveform_N), peak)
-
-    def nearest(self, heard: Heard, factor: str) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
-        """See the function of that name."""
-        hertz_T, distance_T = torch.empty_like(heard.level), torch.empty_like(heard.level)
-        for space, here in self.near(heard.level):
-            hertz_T[here], distance_T[here] = nearest(space.subspaces[factor], heard.z[here])
-        return hertz_T, distance_T
+        z_TL, power_T = others.pop(name)[0, 0], power_1TF[0].sum(-1) / MARGIN**2  # Parseval, of the sine window
+        loud_T = power_T >= LOUD * power_T.max()
+        level = power_T[loud_T].mean().clamp_min(SILENCE).sqrt().item()
+        return Heard(z_TL, level, others, spectrum_TF.angle(), len(waveform_N), peak)
 
     def pitch(self, heard: Heard) -> Float[Tensor, " T"]:
         """f0, and 0 where nothing is voiced."""
-        hertz_T, distance_T = self.nearest(heard, "f0")
-        power_T, voiced_T = self.decode(heard.z, heard.others).sum(-1), torch.empty_like(hertz_T, dtype=torch.bool)
-        for space, here in self.near(heard.level):
-            voiced_T[here] = distance_T[here] <= space.voiced_within
-        return hertz_T * voiced_T * (power_T >= QUIET * power_T.max())
+        space = self.space(heard.level)
+        hertz_T, distance_T = nearest(space.subspaces["f0"], heard.z)
+        power_T = self.decode(heard.z, heard.others).sum(-1)
+        return hertz_T * (distance_T <= space.voiced_within) * (power_T >= QUIET * power_T.max())
 
     def move(self, heard: Heard, targets: Mapping[str, Float[Tensor, " T"]]) -> Float[Tensor, "T L"]:
-        """Each factor to its target, in the space of each frame's level."""
-        moved_TL = heard.z.clone()
-        for space, here in self.near(heard.level):
-            moved_TL[here] = space.move(heard.z[here], {factor: y_T[here] for factor, y_T in targets.items()})
-        return moved_TL
+        """Each factor to its target, in the space of the recording's level."""
+        return self.space(heard.level).move(heard.z, targets)
 
     def translate(
         self, heard: Heard, factor: str, source_T: Float[Tensor, " T"], target_T: Float[Tensor, " T"]
     ) -> Float[Tensor, "T L"]:
-        """z - mu(source) + mu(target), at each frame's level, where the target is not nan."""
-        moved_TL = heard.z.clone()
-        for space, near in self.near(heard.level):
-            here = near & ~target_T.isnan()
-            moved_TL[here] = space.subspaces[factor].translated(heard.z[here], source_T[here], target_T[here])
+        """z - mu(source) + mu(target), where the target is not nan."""
+        moved_TL, here = heard.z.clone(), ~target_T.isnan()
+        subspace = self.space(heard.level).subspaces[factor]
+        moved_TL[here] = subspace.translated(heard.z[here], source_T[here], target_T[here])
         return moved_TL
 
     def generate(self, targets: Mapping[str, Float[Tensor, " T"]]) -> Float[Tensor, "T L"]:
         """Speech out of nothing but trajectories of factors."""
-        space = self.middle
+        space = self.space()
         middle_L = torch.stack([subspace.mean_L for subspace in space.subspaces.values()]).mean(0)
         return space.move(middle_L.expand(len(next(iter(targets.values()))), -1), targets)
 

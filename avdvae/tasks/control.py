@@ -173,8 +173,8 @@ def draw(subject: Subject, controller: Controller) -> None:
         angle, cosine = ("{:.2f} [{:.2f}, {:.2f}]".format(*interval) for interval in relation)
         print(f"{one} and {other}: smallest angle {angle} degrees, largest cosine {cosine}", flush=True)
     folder = subject.out / "figures"
-    latent_trajectories(controller.middle.subspaces).savefig(folder / "trajectories_of_factors.png", dpi=150)
-    variance_curves(controller.middle.subspaces).savefig(folder / "variance_by_dimensions.png", dpi=150)
+    latent_trajectories(controller.space().subspaces).savefig(folder / "trajectories_of_factors.png", dpi=150)
+    variance_curves(controller.space().subspaces).savefig(folder / "variance_by_dimensions.png", dpi=150)
     factor_relations(related).savefig(folder / "angles_between_factors.png", dpi=150)
 
 

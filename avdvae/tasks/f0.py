@@ -50,7 +50,7 @@ class F0:
 
     def measure(self, subject: Subject, part: Part) -> Measured:
         measured, controller = Measured(), controller_of(subject)
-        low, high = controller.middle.subspaces["f0"].range
+        low, high = controller.space().subspaces["f0"].range
         for utterance in subject.items(part).utterances:
             wave_N = subject.corpus.audio(utterance) / np.float32(32768)
             if part.noise != CLEAN:

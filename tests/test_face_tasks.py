@@ -20,7 +20,7 @@ from avdvae.distributions import ComplexGaussian, Gaussian, Picture
 from avdvae.errors import UserError
 from avdvae.evaluation import check_tasks, measure
 from avdvae.inference.esteps import PointEstimate
-from avdvae.inference.probes import Classes, Line, correlation
+from avdvae.inference.probes import Classes, Line, Speakers, correlation
 from avdvae.inference.vem import Vem
 from avdvae.metrics import psnr, ssim
 from avdvae.models.mdvae import MDVAE
@@ -134,7 +134,7 @@ def test_transfer_tells_whose_voice_face_mouth_and_words_they_are(root, tmp_path
 
 def test_readers_of_speakers_have_not_seen_what_they_judge(tmp_path):
     """Where the two clips of a speaker have nothing in common, nobody can be read; one clip of a speaker is too few."""
-    clips = [replace(clip("test", n, 0), id=f"{n}", speaker=f"s{n // 2}") for n in range(8)]
+    clips = [replace(clip("test", n, 0), id=f"{n}", speaker=f"s{n % 4}") for n in range(8)]
     clips += [clip("train", n // 2, n % 2) for n in range(8)]
 
     def prepared(name: str, chosen: list[PreparedClip]) -> Path:
@@ -149,6 +149,32 @@ def test_readers_of_speakers_have_not_seen_what_they_judge(tmp_path):
     single = prepared("single", clips[1:])
     with pytest.raises(UserError, match=r"task transfer: s0 has one utterance .* give two or more of each speaker"):
         check_tasks(subject(single, tmp_path / "out", Apart(), "transfer"))
+    lonely = prepared("lonely", clips[:8] + clips[8::2])
+    with pytest.raises(UserError, match=r"0 speakers of the train split .* have two utterances or more"):
+        check_tasks(subject(lonely, tmp_path / "out", Apart(), "transfer"))
+
+
+def test_speakers_are_named_by_few_clips_whose_words_differ():
+    """Words differ by more than speakers, in other directions; Bayes' rule with the true covariances is the oracle."""
+    g = torch.Generator().manual_seed(0)
+    mixing = torch.randn(12, 12, generator=g)
+    spread_B, spread_W = torch.tensor([3.0] * 4 + [0.0] * 8), torch.tensor([0.7] * 4 + [2.5] * 8)
+    speakers = [f"{n // 2}" for n in range(1200)]
+    x = torch.randn(600, 12, generator=g).repeat_interleave(2, 0) * spread_B
+    x = (x + torch.randn(1200, 12, generator=g) * spread_W) @ mixing + 7
+    fitted = Speakers.fit(x[:1000], speakers[:1000], dims=6)
+    torch.testing.assert_close(fitted.between_D[-4:], torch.full((4,), (3 / 0.7) ** 2), rtol=0.4, atol=0)
+    assert (fitted.between_D[:2] < 0.5).all()
+    back = torch.linalg.inv(mixing)
+    right, ideal = [], []
+    for first in range(1000, 1200, 20):  # ten speakers, enrolled by a clip each
+        name = fitted.enrolled(x[first : first + 20 : 2], speakers[first : first + 20 : 2])
+        right += [name(x[n]) == speakers[n] for n in range(first + 1, first + 20, 2)]
+        u = (x[first : first + 20] @ back)[:, :4]
+        ideal += (torch.cdist(u[1::2], u[::2]).argmin(1) == torch.arange(10)).tolist()
+    assert np.mean(right) > np.mean(ideal) - 0.03 > 0.9
+    near = ((x[:1000:2] - x[1:1000:2]).square().sum(1)).sqrt().mean()  # two clips of one lie as far apart as of two
+    assert near > 0.75 * torch.pdist(x[:1000:2]).mean()
 
 
 def test_denoising_and_emotion_measure_every_utterance(root, tmp_path):

@@ -6,7 +6,7 @@ Letters: N examples of M features, T frames, F frequencies, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -54,6 +54,54 @@ class Classes:
 
     def name(self, x: Float[Tensor, " M"]) -> str:
         return self.names[int(self.log_probs(x).argmax())]
+
+
+@dataclass(frozen=True)
+class Speakers:
+    """Probabilistic linear discriminants (S. Ioffe, ECCV 2006): a clip is its speaker plus what differs from clip to
+    clip, both normal. Their covariances are those of many speakers; then a clip or more of others can be `enrolled`,
+    and further clips of these be named.
+
+        x = mean + A (speaker + clip)        speaker ~ N(0, diag between_D), clip ~ N(0, I), in D dimensions
+    """
+
+    mean_M: Float[Tensor, " M"]
+    discriminants_MD: Float[Tensor, "M D"]
+    between_D: Float[Tensor, " D"]
+
+    @classmethod
+    def fit(cls, x_NM: Float[Tensor, "N M"], speakers: Sequence[str], dims: int = 10) -> Speakers:
+        """To speakers, many of whom have two clips or more."""
+        clips = _by_speaker(x_NM, speakers)
+        means_SM = torch.stack([clips_NM.mean(0) for clips_NM in clips.values()])
+        rest_NM = torch.cat([clips_NM - clips_NM.mean(0) for clips_NM in clips.values()])
+        within_MM = rest_NM.T @ rest_NM / (len(x_NM) - len(clips))
+        within_MM += torch.diag(1e-3 * within_MM.diag() + 1e-6)
+        means_MM = torch.cov(means_SM.T) - within_MM * len(clips) / len(x_NM)  # of means, in which clips are left
+        whitening_MM = torch.linalg.inv(torch.linalg.cholesky(within_MM))
+        between_M, vectors_MM = torch.linalg.eigh(whitening_MM @ means_MM @ whitening_MM.T)
+        discriminants_MD = whitening_MM.T @ vectors_MM[:, -dims:]
+        return cls(means_SM.mean(0), discriminants_MD, between_M[-dims:].clamp_min(1e-3))
+
+    def enrolled(self, x_NM: Float[Tensor, "N M"], speakers: Sequence[str]) -> Callable[[Float[Tensor, " M"]], str]:
+        """Names the most probable speaker of these."""
+        clips = _by_speaker((x_NM - self.mean_M) @ self.discriminants_MD, speakers)
+        counts_S1 = torch.tensor([[float(len(clips_ND))] for clips_ND in clips.values()])
+        share_SD = counts_S1 * self.between_D / (1 + counts_S1 * self.between_D)
+        expected_SD = share_SD * torch.stack([clips_ND.mean(0) for clips_ND in clips.values()])
+        variance_SD = 1 + self.between_D * (1 - share_SD)
+
+        def name(x_M: Float[Tensor, " M"]) -> str:
+            z_D = (x_M - self.mean_M) @ self.discriminants_MD
+            log_p_S = -((z_D - expected_SD).square() / variance_SD + variance_SD.log()).sum(-1)
+            return [*clips][int(log_p_S.argmax())]
+
+        return name
+
+
+def _by_speaker(x_NM: Float[Tensor, "N M"], speakers: Sequence[str]) -> dict[str, Float[Tensor, "n M"]]:
+    rows = {name: [n for n, speaker in enumerate(speakers) if speaker == name] for name in dict.fromkeys(speakers)}
+    return {name: x_NM[chosen] for name, chosen in rows.items()}
 
 
 @dataclass(frozen=True)

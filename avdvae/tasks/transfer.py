@@ -1,10 +1,10 @@
 """Transfer: each utterance, the source, with one latent of another speaker's, a donor; and what then is whose.
 
 The speaker, as voice and as face, and the mood are read by classifiers, and the opening of the mouth by a regression
-from pixels; all are fitted to real recordings: those of speakers to the split that is measured, without the source and
-the donor themselves, the others to the train split, which has other speakers. The opening in a made face is held
-against what landmarks found in the film, and the cepstra of made speech, which tell of its phonemes, against those of
-the real.
+from pixels; all are fitted to real recordings of the train split, which has other speakers. Those of the split that is
+measured are enrolled by their other clips, not by the source and the donor themselves. The opening in a made face is
+held against what landmarks found in the film, and the cepstra of made speech, which depend on its phonemes, against
+those of the real.
 Each source has several donors, whose mean is its row: `of_donor` says how often what was read is the donor's,
 `as_donor` how closely it moves with the donor's. With no latent exchanged, `kept`, this is resynthesis: what the best
 transfer could reach. `moments` is the baseline without a model: the source's own spectra and face, with the donor's
@@ -14,7 +14,7 @@ mean and deviation of the logarithm of the power at each frequency, and the dono
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -25,7 +25,16 @@ from torch import Tensor
 from avdvae.data.loader import Loader
 from avdvae.data.shards import PreparedCorpus, Utterance
 from avdvae.errors import UserError
-from avdvae.inference.probes import Classes, Line, cepstra_of, correlation, face_of, mouth_of, voice_of
+from avdvae.inference.probes import (
+    Classes,
+    Line,
+    Speakers,
+    cepstra_of,
+    correlation,
+    face_of,
+    mouth_of,
+    voice_of,
+)
 from avdvae.inference.transfer import Made, transfer
 from avdvae.protocols import Batch, is_speech_prior
 from avdvae.tasks.task import Measured, Part, Subject
@@ -38,8 +47,8 @@ DONORS = 3  # of each source
 
 @dataclass(frozen=True)
 class Readers:
-    voice: Classes
-    face: Classes | None
+    voice: Callable[[Tensor], str]  # the speaker
+    face: Callable[[Tensor], str] | None
     mood: Classes | None
     opening: Line | None
 
@@ -56,7 +65,13 @@ class Transfer:
         if single := [speaker for speaker in subject.chosen.speakers if counts[speaker] < 2]:
             raise UserError(
                 f"task transfer: {', '.join(single[:5])} has one utterance in {subject.corpus.root}, and readers of "
-                "speakers are fitted to others than the one that is judged: give two or more of each speaker"
+                "speakers are enrolled by others than the one that is judged: give two or more of each speaker"
+            )
+        train = Counter(u.speaker for u in PreparedCorpus(subject.corpus.root, "train", verify=False).utterances)
+        if (pairs := sum(count > 1 for count in train.values())) < 2:
+            raise UserError(
+                f"task transfer: {pairs} speakers of the train split of {subject.corpus.root} have two utterances or "
+                "more, and what tells speakers apart is learned from those: give two speakers or more"
             )
         if len(subject.chosen.speakers) < 2:
             raise UserError(f"task transfer: {subject.corpus.root} has but one speaker here: choose a donor, too")
@@ -120,9 +135,9 @@ def compare(
     power_TF: Tensor, face_THW3: Tensor | None, clips: tuple[Batch, Batch], readers: Readers
 ) -> dict[str, float]:
     """What of the made clip is of the source, and what of the donor."""
-    read = {"voice": readers.voice.name(voice_of(power_TF))}
+    read = {"voice": readers.voice(voice_of(power_TF))}
     if readers.face and face_THW3 is not None:
-        read["face"] = readers.face.name(face_of(face_THW3))
+        read["face"] = readers.face(face_of(face_THW3))
     if readers.mood:
         read["mood"] = readers.mood.name(_looks_and_sounds(power_TF, face_THW3))
     scores: dict[str, float] = {}
@@ -142,46 +157,48 @@ def compare(
 
 @dataclass(frozen=True)
 class Recordings:
-    """Features of the clips of the split that is measured, for readers of speakers; and the other readers."""
+    """Features of the clips of the split that is measured, and what is fitted to those of the train split."""
 
     own: list[dict[str, Any]]
+    speakers: dict[str, Speakers]  # by voice, and by face
     mood: Classes | None
     opening: Line | None
 
     def readers(self, without: Sequence[str]) -> Readers:
-        """Fitted to all clips but those `without` which they are to judge."""
+        """Speakers are enrolled by all their clips but those `without` which they are to be judged."""
         own = [clip for clip in self.own if clip["id"] not in without]
-        speakers = [clip["speaker"] for clip in own]
-        voice, face = (
-            Classes.fit(torch.stack([clip[what] for clip in own]), speakers) if what in own[0] else None
-            for what in ("voice", "face")
-        )
-        assert voice is not None
-        return Readers(voice, face, self.mood, self.opening)
+        names = [clip["speaker"] for clip in own]
+        enrolled = {
+            what: fitted.enrolled(torch.stack([clip[what] for clip in own]), names)
+            for what, fitted in self.speakers.items()
+        }
+        return Readers(enrolled["voice"], enrolled.get("face"), self.mood, self.opening)
 
 
 @lru_cache(maxsize=1)
 def _recordings(subject: Subject) -> Recordings:
-    own, others = (
-        [_real(*window) for window in windows(subject, corpus)]
-        for corpus in (subject.corpus, PreparedCorpus(subject.corpus.root, "train", verify=False))
-    )
-    moods = [clip["mood"] for clip in others]
-    mood = Classes.fit(torch.stack([clip["both"] for clip in others]), moods) if None not in moods else None
+    train = PreparedCorpus(subject.corpus.root, "train", verify=False)
+    own, whole = ([_real(*clip) for clip in windows(subject, corpus, None)] for corpus in (subject.corpus, train))
+    cut = [_real(*window) for window in windows(subject, train)]
+    speakers = {
+        what: Speakers.fit(torch.stack([clip[what] for clip in whole]), [clip["speaker"] for clip in whole])
+        for what in ("voice", "face")
+        if what in own[0]
+    }
+    moods = [clip["mood"] for clip in cut]
+    mood = Classes.fit(torch.stack([clip["both"] for clip in cut]), moods) if None not in moods else None
     opening = None
     if "face" in subject.model.sees:
-        opening = Line.fit(
-            torch.cat([clip["mouth"] for clip in others]), torch.cat([clip["opening"] for clip in others])
-        )
-    return Recordings(own, mood, opening)
+        opening = Line.fit(torch.cat([clip["mouth"] for clip in cut]), torch.cat([clip["opening"] for clip in cut]))
+    return Recordings(own, speakers, mood, opening)
 
 
-def windows(subject: Subject, corpus: PreparedCorpus) -> list[tuple[Batch, int, int]]:
+def windows(subject: Subject, corpus: PreparedCorpus, length: int | None = WINDOW) -> list[tuple[Batch, int, int]]:
     """Batches, an utterance of each, and how many of its frames hold data; those that are hardly begun are left out."""
     loader = Loader(
         corpus,
         subject.stft,
-        WINDOW,
+        length,
         batch_size=64,
         seed=0,
         shuffle=False,

@@ -20,6 +20,29 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
     return nn.Sequential(*(layer for pair in layers for layer in pair))
 
 
+def encoder_input(power: Float[Tensor, "*draws F"], floor: float | None) -> Float[Tensor, "*draws F"]:
+    """The power itself or, with a `floor`, ln(power + floor), brought about to mean 0 and variance 1."""
+    return power if floor is None else ((power + floor).log() + 4) / 2.5
+
+
+def check_floor(observes: str, floor: float | None) -> None:
+    if floor is not None and not (observes == "power" and floor > 0):
+        raise UserError(f"model.floor={floor}: give a power above 0, to models of power, or null")
+
+
+def same_floor(model: object, trained: object) -> None:
+    """An encoder is taken from a trained model: its input must be what it was trained on."""
+    own, theirs = (getattr(m, "floor", None) for m in (model, trained))
+    if own != theirs:
+        here, there = ("null" if floor is None else floor for floor in (own, theirs))
+        kinds = [type(m).__name__ for m in (model, trained)]
+        remedy = " or give the same here" * hasattr(model, "floor")
+        raise UserError(
+            f"start=: {kinds[1]} was trained with model.floor={there}, and {kinds[0]} takes its encoder with "
+            f"floor={here}: start from one of that floor{remedy}"
+        )
+
+
 class Recurrent(nn.Module):
     """A `unit` along time, forward, backward, or both beside each other, which frames that pad do not disturb."""
 

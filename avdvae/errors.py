@@ -96,6 +96,11 @@ def as_a_program(*mistakes: type[Exception], interrupted: str = "interrupted") -
     """What programs do around their work: they find a model of the user's own in the current folder, and end with one
     sentence, and not with a traceback, where their input is wrong, as a UserError or one of `mistakes` says, or Ctrl-C
     was pressed."""
+    import torch
+
+    torch.set_flush_denormal(
+        True
+    )  # the slopes of saturated gates are so close to 0 that a CPU takes far longer for them
     sys.path.insert(0, str(Path.cwd()))
     program = Path(sys.argv[0]).name
     try:

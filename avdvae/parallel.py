@@ -13,6 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
+
 from avdvae.errors import UserError
 
 Item = TypeVar("Item")
@@ -29,6 +31,7 @@ _work: Callable[[Any], Any]  # of a worker: sent once to each, for it may hold a
 def _start_worker(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
+    torch.set_flush_denormal(True)  # as in the parent's process, errors.as_a_program
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -19,7 +19,8 @@ class Training:
     batch_size: int = 256  # items, of all processes together
     batch_seconds: float | None = None  # of whole utterances, padding included, in place of batch_size
     accumulate: int = 1  # batches a step
-    lr: float = 1e-3
+    lr: float = 1e-3  # root mean square of a step's change where optimiser is muon
+    optimiser: str = "muon"  # for matrices, with adam for all else; or adam
     schedule: str = "cosine"  # of lr, down to 0 over all epochs; or constant
     beta: float = 1.0  # weight of the KL terms
     warmup_epochs: int = 0  # in which beta rises from 0
@@ -70,6 +71,7 @@ class Training:
                 "two epochs such as [10, 30], or null",
                 lambda v: v is None or is_range(v, lambda e: whole(e, 0)),
             ),
+            ("optimiser", "muon or adam", ("muon", "adam").__contains__),
             ("schedule", "constant or cosine", ("constant", "cosine").__contains__),
             ("precision", "32-true or bf16-mixed", ("32-true", "bf16-mixed").__contains__),
             ("accelerator", "auto, cpu or cuda", ("auto", "cpu", "cuda").__contains__),

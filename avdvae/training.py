@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Muon
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from avdvae.audio import Stft
@@ -43,6 +44,7 @@ from avdvae.protocols import Autoregressive, Batch, is_speech_prior
 from avdvae.settings import Training
 from avdvae.weights import WEIGHTS, load_weights, save_weights
 
+MUON_LR = 5  # times the root mean square of a step's change, in torch's Muon
 _STATE = Path("last", "state.pt")
 _REMEDY = (
     "the run keeps its last good state, and a new one may do better with a smaller train.lr, train.clip_norm=1 or "
@@ -147,7 +149,7 @@ class _Loop:
         if settings.compile:
             _compile(model, self.fabric)
         self.parameters = list(model.parameters())
-        self.optimiser = torch.optim.Adam(self.parameters, fused=True)
+        self.optimisers = _optimisers(self.parameters, settings)
         self.at = _Position(steps_per_epoch=-(-len(self.loader) // settings.accumulate))
         self.pending: list[_Step] = []
         if resume:
@@ -202,8 +204,9 @@ class _Loop:
         epoch = at.step / at.steps_per_epoch
         schedule = s.step_schedule(epoch, coin=rng.random())
         self._seed(int(rng.integers(2**62)))
-        self.optimiser.param_groups[0]["lr"] = s.lr_at(epoch)
-        self.optimiser.zero_grad()
+        for optimiser in self.optimisers:
+            optimiser.param_groups[0]["lr"] = s.lr_at(epoch) * (MUON_LR if isinstance(optimiser, Muon) else 1)
+            optimiser.zero_grad()
         losses, totals, parts = [], [], ()
         for number, batch in enumerate(batches, start=1):
             waits = fabric.world_size > 1 and number < len(batches)  # gradients are exchanged once a step
@@ -222,7 +225,8 @@ class _Loop:
                 parameter.grad.mul_(scale)
         if s.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, s.clip_norm)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         if s.ema is not None:
             get_ema_multi_avg_fn(s.ema)([*self.judged.parameters()], [*self.model.parameters()], None)
             for mean, now in zip(self.judged.buffers(), self.model.buffers(), strict=True):
@@ -341,7 +345,7 @@ class _Loop:
             "at": asdict(self.at),
             "model": self.model.state_dict(),
             "average": None if self.settings.ema is None else self.judged.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "loader": self.loader.state_dict(),
         }
         (self.run / _STATE).parent.mkdir(exist_ok=True)
@@ -362,7 +366,7 @@ class _Loop:
                     raise ValueError(f"the checksum of {damaged} is wrong")
             state = torch.load(path, map_location="cpu", weights_only=True)
             at = _Position(**state["at"])
-            parts = {name: state[name] for name in ("model", "average", "optimiser", "loader")}
+            parts = {name: state[name] for name in ("model", "average", "optimisers", "loader")}
         had, has = (
             f"{steps} steps an epoch with{'' if average else 'out'} train.ema"
             for steps, average in ((at.steps_per_epoch, parts["average"]), (self.at.steps_per_epoch, self.settings.ema))
@@ -376,11 +380,21 @@ class _Loop:
         with reading(path, "state of this training", remedy):
             if self.settings.ema is not None:
                 self.judged.load_state_dict(parts["average"])
-            self.optimiser.load_state_dict(parts["optimiser"])
+            for optimiser, known in zip(self.optimisers, parts["optimisers"], strict=True):
+                optimiser.load_state_dict(known)
             self.loader.load_state_dict(parts["loader"])
         self.at = at
         if at.best_epoch == at.epoch > 0 and at.step == at.epoch * at.steps_per_epoch:
             self._save_best()  # the run may have been killed just before it did
+
+
+def _optimisers(parameters: Sequence[nn.Parameter], settings: Training) -> list[torch.optim.Optimizer]:
+    """Muon moves a matrix in all its directions alike, where Adam first learns those of the largest gradients: means of
+    spectra long before harmonics. Vectors and kernels of convolutions are Adam's in any case."""
+    matrices = [p for p in parameters if p.ndim == 2 and settings.optimiser == "muon"]
+    others = [p for p in parameters if p.ndim != 2 or settings.optimiser == "adam"]
+    muon = [Muon(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")] if matrices else []
+    return [*muon, *([torch.optim.Adam(others, fused=True)] if others else [])]
 
 
 def _launch(settings: Training):

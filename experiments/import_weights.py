@@ -31,7 +31,11 @@ def import_weights(source: Path, path: Path) -> None:
         raise UserError(f"{path} holds a run already, or something else: choose another run_dir")
     published = read_published_weights(source)
     config: Any = OmegaConf.to_container(hydra.compose("config", [f"exp={published.experiment}"]), resolve=True)
-    config |= {"run_dir": str(path), "hop": published.hop, "model": config["model"] | published.arguments}
+    config |= {
+        "run_dir": str(path),
+        "hop": published.hop,
+        "model": config["model"] | published.arguments | {"floor": None},
+    }
     model = build_model(config["model"])
     published.fill(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())

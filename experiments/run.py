@@ -220,7 +220,7 @@ def find_start(name: str, config: dict[str, Any], splits: dict[str, PreparedCorp
 def open_start(name: str, config: dict[str, Any]) -> Run:
     """The trained run in the folder `name`, of the same sizes."""
     run = open_run(Path(name))
-    if not run.trained:
+    if not run.trained and "imported" not in run.noted:
         raise UserError(f"start=[{name}]: this run is not trained to its end: go on with resume={name} first")
     for key in (run.config["model"].keys() & config["model"].keys()) - {"target"}:
         if (theirs := run.config["model"][key]) != (own := config["model"][key]):

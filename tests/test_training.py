@@ -117,7 +117,7 @@ def assert_equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], ato
 def assert_alike(*runs: Path) -> None:
     """But for rounding: single weights may differ, for of a gradient that should be zero Adam sees the sign."""
     one, two = (saved(run) for run in runs)
-    for mine, theirs in zip(*(state["optimiser"]["state"].values() for state in (one, two)), strict=True):
+    for mine, theirs in zip(*(state["optimisers"][-1]["state"].values() for state in (one, two)), strict=True):
         assert mine["step"] == theirs["step"]
         assert (mine["exp_avg"] - theirs["exp_avg"]).norm() < 1e-4 * mine["exp_avg"].norm()
     for name, weight in one["model"].items():
@@ -253,7 +253,7 @@ def test_a_loss_that_is_not_finite_stops_and_spoils_nothing(prepared, tmp_path):
 
 def test_two_processes_are_as_one(prepared, tmp_path, no_noise):
     """Whole utterances by threes: shares differ in utterances and in frames. Half of the steps freeze layers."""
-    settings = {"frames": None, "batch_size": 3, "accumulate": 2, "epochs": 3}
+    settings = {"frames": None, "batch_size": 3, "accumulate": 2, "epochs": 3, "optimiser": "adam"}
     one, two = tmp_path / "one", tmp_path / "two"
     process = start("cvae", prepared.out, two, noise=False, **settings, devices=2)
     trained = fit("cvae", prepared.out, one, **settings)
@@ -266,8 +266,8 @@ def test_two_processes_are_as_one(prepared, tmp_path, no_noise):
 
 
 def test_accumulated_batches_are_as_one(prepared, tmp_path, no_noise):
-    one = fit("vae", prepared.out, tmp_path / "one", batch_size=16)
-    two = fit("vae", prepared.out, tmp_path / "two", batch_size=8, accumulate=2)
+    one = fit("vae", prepared.out, tmp_path / "one", batch_size=16, optimiser="adam")
+    two = fit("vae", prepared.out, tmp_path / "two", batch_size=8, accumulate=2, optimiser="adam")
     assert one.steps == two.steps
     assert_alike(tmp_path / "one", tmp_path / "two")
 
@@ -275,19 +275,35 @@ def test_accumulated_batches_are_as_one(prepared, tmp_path, no_noise):
 def test_gradients_are_means_over_frames_and_clipped(prepared, tmp_path, no_noise):
     """Adam's first moment after one step is a tenth of the gradient."""
     model = Recorded()
-    fit(model, prepared.out, tmp_path / "free", epochs=1, batch_size=10_000)
-    fit("vae", prepared.out, tmp_path / "clipped", epochs=1, batch_size=10_000, clip_norm=0.5)
+    fit(model, prepared.out, tmp_path / "free", epochs=1, batch_size=10_000, optimiser="adam")
+    fit("vae", prepared.out, tmp_path / "clipped", epochs=1, batch_size=10_000, clip_norm=0.5, optimiser="adam")
     again = new_model("vae")
     elbo = again(model.batch, Schedule())
     (elbo.loss(Schedule()).sum() / elbo.n.sum()).backward()
     free, clipped = (
-        torch.cat([moments["exp_avg"].flatten() for moments in saved(tmp_path / run)["optimiser"]["state"].values()])
+        torch.cat(
+            [moments["exp_avg"].flatten() for moments in saved(tmp_path / run)["optimisers"][-1]["state"].values()]
+        )
         for run in ("free", "clipped")
     )
     gradient = torch.cat([parameter.grad.flatten() for parameter in again.parameters()])  # type: ignore[union-attr]
     torch.testing.assert_close(free, gradient / 10, rtol=1e-3, atol=1e-4)
     assert gradient.norm() > 1
     torch.testing.assert_close(clipped, gradient / gradient.norm() * 0.05, rtol=1e-3, atol=1e-6)
+
+
+def test_muon_moves_matrices_alike_in_all_directions_and_adam_the_rest(prepared, tmp_path):
+    model = Recorded()
+    fit(model, prepared.out, tmp_path, epochs=1, batch_size=10_000, lr=1e-3)
+    now = saved(tmp_path)["model"]
+    for name, before in model.before[0].items():
+        step = now[name] - before
+        if before.ndim == 2:
+            assert step.square().mean().sqrt() == pytest.approx(1e-3, rel=0.25), name  # lr is what a step moves
+            strengths = torch.linalg.svdvals(step)
+            assert strengths[0] < 3 * strengths[-1], name
+        else:
+            torch.testing.assert_close(step.abs(), torch.full_like(step, 1e-3), rtol=1e-2, atol=0)
 
 
 def test_the_average_is_the_average(prepared, tmp_path):

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, LipEncoder, Recurrent, before, mlp, silence
+from avdvae.blocks import GaussianHead, LipEncoder, Recurrent, before, mlp, same_floor, silence
 from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.models.dkf import DKF, GatedTransition, averaging
 from avdvae.models.dynamical_vae import DynamicalVAE, Path
@@ -61,8 +61,9 @@ class AVDKF(DynamicalVAE):
         narrow: Sequence[int] = (32, 64, 128, 256),
         dropout: float = 0.3,
         alpha: float = 1.0,
+        floor: float | None = None,  # of the power, for `encoder_input`
     ):
-        super().__init__(features, dim)
+        super().__init__(features, dim, floor=floor)
         self.sees = ("power", "lips")
         self.latents = (LatentSpec("z", dim, rate=1, modality="audio-visual"),)
         self.alpha = alpha
@@ -80,6 +81,7 @@ class AVDKF(DynamicalVAE):
 
     def start_from(self, dkf: DKF) -> None:
         """As a DKF whose lips say nothing yet."""
+        same_floor(self, dkf)
         for name in ("listen", "hear", "recall", "head", "transition"):
             getattr(self, name).load_state_dict(getattr(dkf, name).state_dict())
         self.want.load_state_dict(dkf.speak[:-1].state_dict())

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from avdvae.blocks import GaussianHead, LipEncoder, Recurrent, silence
+from avdvae.blocks import GaussianHead, LipEncoder, Recurrent, same_floor, silence
 from avdvae.distributions import Gaussian
 from avdvae.models.rvae import RVAE
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
@@ -33,8 +33,9 @@ class AVRVAE(RVAE):
         dim: int = 16,
         causal: bool = False,
         dropout: float = 0.3,
+        floor: float | None = None,  # of the power, for `encoder_input`
     ):
-        super().__init__(features, hidden, dim, causal)
+        super().__init__(features, hidden, dim, causal, floor=floor)
         self.sees = ("power", "lips")
         self.latents = (LatentSpec("z", dim, rate=1, modality="audio-visual"),)
         lips = LipEncoder(pixels, features=hidden, dropout=dropout)
@@ -43,6 +44,7 @@ class AVRVAE(RVAE):
         self.expect = GaussianHead(hidden, dim)
 
     def start_from(self, rvae: RVAE) -> None:
+        same_floor(self, rvae)
         self.load_state_dict(rvae.state_dict(), strict=False)
         silence(self.expect)
 

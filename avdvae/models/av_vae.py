@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, LipEncoder, silence
+from avdvae.blocks import GaussianHead, LipEncoder, encoder_input, same_floor, silence
 from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.models.frame_vae import FrameVAE
-from avdvae.models.vae import VAE, check_floor, encoder_input
+from avdvae.models.vae import VAE
 from avdvae.protocols import Batch, Context, Latents
 
 
@@ -49,7 +49,7 @@ class AVVAE(FrameVAE):
         self.sound_out = nn.Linear(hidden, frequencies)
 
     def start_from(self, vae: VAE) -> None:
-        check_floor(self, vae)
+        same_floor(self, vae)
         self.sound_in, self.head = vae.encoder[0], vae.encoder[-1]
         self.latent_out, self.sound_out = vae.decoder[0], vae.decoder[-1]
         for layer in (self.lips_in.features, self.lips_out.features):

@@ -26,11 +26,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from avdvae.blocks import GaussianHead, LipEncoder, mlp, silence
+from avdvae.blocks import GaussianHead, LipEncoder, encoder_input, mlp, same_floor, silence
 from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
-from avdvae.models.vae import VAE, check_floor, encoder_input
+from avdvae.models.vae import VAE
 from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Latents
 
@@ -63,7 +63,7 @@ class CVAE(FrameVAE):
         self.sound_out = nn.Linear(hidden, frequencies)
 
     def start_from(self, vae: VAE) -> None:
-        check_floor(self, vae)
+        same_floor(self, vae)
         self.sound_in, self.head = vae.encoder[0], vae.encoder[-1]
         self.latent_out, self.sound_out = vae.decoder[0], vae.decoder[-1]
         for layer in (self.lips_in, self.lips_out, self.prior_head[1]):

@@ -68,8 +68,9 @@ class DKF(DynamicalVAE):
         recall: int = 32,
         narrow: Sequence[int] = (32, 64, 128, 256),
         observes: Observed = "power",
+        floor: float | None = None,  # of the power, for `encoder_input`
     ):
-        super().__init__(features, dim, observes)
+        super().__init__(features, dim, observes, floor)
         self.listen = mlp([features, wide], nn.Tanh)
         self.hear = Recurrent(wide, hidden, "backward")
         self.recall = mlp([dim, recall, hidden], nn.Tanh)

@@ -35,8 +35,9 @@ class DSAE(DynamicalVAE):
         dim_v: int = 16,
         narrow: Sequence[int] = (32, 64, 128, 256),
         observes: Observed = "power",
+        floor: float | None = None,  # of the power, for `encoder_input`
     ):
-        super().__init__(features, dim, observes)
+        super().__init__(features, dim, observes, floor)
         self.latents = (replace(self.latents[0], name="v", dim=dim_v, rate=None), *self.latents)
         self.hear_v = Recurrent(features, hidden, "both")
         self.v_head = GaussianHead(2 * hidden, dim_v)

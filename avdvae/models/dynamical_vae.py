@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import before, beginning, hoisted
+from avdvae.blocks import before, beginning, check_floor, encoder_input, hoisted, same_floor
 from avdvae.distributions import Gaussian, likelihood_of
 from avdvae.errors import UserError
 from avdvae.objectives import Elbo, Schedule
@@ -41,9 +41,10 @@ Own = TypeVar("Own", bound=nn.Module)
 
 
 class DynamicalVAE(nn.Module):
-    def __init__(self, features: int, dim: int, observes: Observed = "power"):
+    def __init__(self, features: int, dim: int, observes: Observed = "power", floor: float | None = None):
         super().__init__()
-        self.features = features
+        check_floor(observes, floor)
+        self.features, self.floor = features, floor
         self.observes: Observed = observes
         self.sees: tuple[str, ...] = (observes,)
         self.latents = (LatentSpec("z", dim, rate=1, modality="motion" if observes == "pose" else "audio"),)
@@ -73,6 +74,7 @@ class DynamicalVAE(nn.Module):
         return self.prior(path.z, context), self.output(path.z, context)
 
     def start_from(self: Own, trained: Own) -> None:
+        same_floor(self, trained)
         self.load_state_dict(trained.state_dict())
 
     def context(self, batch: Batch) -> Context:
@@ -87,7 +89,11 @@ class DynamicalVAE(nn.Module):
         observed_BTF = self.observed(batch)
         if (found := observed_BTF.shape[-1]) != self.features:
             raise UserError(f"a frame of {self.observes} has {found} numbers here: give model.features={found}")
-        return self.posterior(observed_BTF, context, self._noise(context, k, mode))
+        return self.posterior(self.given(observed_BTF), context, self._noise(context, k, mode))
+
+    def given(self, observed: Float[Tensor, "*draws F"]) -> Float[Tensor, "*draws F"]:
+        """What is observed, as the networks take it."""
+        return encoder_input(observed, self.floor)
 
     def _noise(self, context: Context, k: int, mode: str) -> Latents:
         draw = torch.randn if mode == "sample" else torch.zeros
@@ -160,8 +166,8 @@ class AutoregressiveVAE(DynamicalVAE):
 
     def states(self, z: Latents, context: Context) -> Float[Tensor, "#K B T M"]:
         assert context.past is not None
-        heard = before(context.past if context.past.ndim == 4 else context.past[None])
-        return self.proceed(heard, before(z["z"]), z["z"], None)[0]
+        past = before(context.past if context.past.ndim == 4 else context.past[None])
+        return self.proceed(self.given(past), before(z["z"]), z["z"], None)[0]
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
         return {"z": self.prior_at(self.states(z, context), before(z["z"]))}
@@ -210,10 +216,11 @@ class AutoregressiveVAE(DynamicalVAE):
         said = z_KBTL.new_zeros(*z_KBTL.shape[:2], 1, self.features)
         state, past = None, []
         for t, z_now in enumerate(z_KBTL.split(1, 2)):  # views
+            heard = self.given(said)
             if t >= known:  # h is told z_t = 0, which p(z_t) does not hear
-                h, _ = self.proceed(said, z_before, z_now, state)
+                h, _ = self.proceed(heard, z_before, z_now, state)
                 z_now.copy_(self.prior_at(h, z_before).sample()[0])
-            h, state = self.proceed(said, z_before, z_now, state)
+            h, state = self.proceed(heard, z_before, z_now, state)
             if own[t]:
                 said = self.said(self.output_at(h, z_now))
             else:

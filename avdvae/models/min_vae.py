@@ -30,11 +30,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, LipEncoder, beginning, mlp
+from avdvae.blocks import GaussianHead, LipEncoder, beginning, check_floor, encoder_input, mlp, same_floor
 from avdvae.distributions import ComplexGaussian, Gaussian, Mixture
 from avdvae.errors import UserError
 from avdvae.models.v_vae import VVAE
-from avdvae.models.vae import VAE, check_floor
+from avdvae.models.vae import VAE
 from avdvae.objectives import Elbo, Schedule, Terms, mixture_elbo, responsibilities
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
@@ -55,12 +55,14 @@ class MINVAE(nn.Module):
         spoilt: float = 0.5,  # share of the training frames that are heard in noise
         loudness: float = 50.0,  # of that noise: its power is uniform between 0 and this
         responsibilities: str = "optimal",  # or per_epoch
+        floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__()
         if responsibilities not in ("optimal", "per_epoch"):
             raise UserError(f"model.responsibilities={responsibilities}: choose optimal or per_epoch")
         self.latents = (LatentSpec("sound", dim, 1, "audio"), LatentSpec("lips", dim, 1, "video"))
-        self.spoilt, self.loudness = spoilt, loudness
+        check_floor(self.observes, floor)
+        self.spoilt, self.loudness, self.floor = spoilt, loudness, floor
         self.hear = nn.Sequential(*mlp([frequencies, hidden], nn.Tanh), GaussianHead(hidden, dim))
         look = LipEncoder(pixels, features=hidden, dropout=dropout)
         self.look = nn.Sequential(look, nn.Tanh(), GaussianHead(hidden, dim))
@@ -76,7 +78,7 @@ class MINVAE(nn.Module):
             self.epoch: Tensor
 
     def start_from(self, vae: VAE, v_vae: VVAE) -> None:
-        check_floor(self, vae)
+        same_floor(self, vae)
         self.hear, self.decoder, self.look = vae.encoder, vae.decoder, v_vae.encoder
 
     def context(self, batch: Batch) -> Context:
@@ -96,7 +98,7 @@ class MINVAE(nn.Module):
         p = {name: self.prior(m, context) for m, name in enumerate(self.components)}
         q = dict(p)
         if batch.power is not None:
-            q["sound"] = self.hear(batch.power)
+            q["sound"] = self.hear(encoder_input(batch.power, self.floor))
         if batch.lips is not None:
             q["lips"] = self.look(batch.lips)
         z = {name: q[name].sample(k) if mode == "sample" else q[name].mean.expand(k, -1, -1, -1) for name in q}
@@ -134,7 +136,8 @@ class MINVAE(nn.Module):
 
     def _terms(self, heard_BTF: Tensor, batch: Batch) -> Terms:
         terms = []
-        for m, q in enumerate((self.hear(heard_BTF), self.look(batch.need("lips", self)))):
+        sound = self.hear(encoder_input(heard_BTF, self.floor))
+        for m, q in enumerate((sound, self.look(batch.need("lips", self)))):
             said = ComplexGaussian(self.decoder(q.sample())).log_prob(batch.need("power", self)).mean(0)
             terms.append((said, q.kl(Gaussian(self.prior_mean_ML[m], self.prior_log_var_M1[m]))))
         return terms

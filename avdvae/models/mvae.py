@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, LipEncoder, beginning, mlp, standardised
+from avdvae.blocks import GaussianHead, LipEncoder, beginning, check_floor, encoder_input, mlp, standardised
 from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.errors import UserError
 from avdvae.objectives import Elbo, Schedule
@@ -50,12 +50,14 @@ class MVAE(nn.Module):
         dropout: float = 0.3,
         joint: str = "poe",
         lips_weight: float = 0.1,  # of ln p(v | z) in the loss
+        floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__()
         if joint not in FAMILIES:
             raise UserError(f"model.joint={joint}: choose from {', '.join(FAMILIES)}")
         self.latents = (LatentSpec("z", dim, rate=1, modality="audio-visual"),)
-        self.joint, self.lips_weight = joint, lips_weight
+        check_floor(self.observes, floor)
+        self.joint, self.lips_weight, self.floor = joint, lips_weight, floor
         self.hear = nn.Sequential(*mlp([frequencies, hidden], nn.Tanh), GaussianHead(hidden, dim))
         look = LipEncoder(pixels, features=hidden, dropout=dropout)
         self.look = nn.Sequential(look, nn.Tanh(), GaussianHead(hidden, dim))
@@ -76,8 +78,8 @@ class MVAE(nn.Module):
 
     def posterior(self, batch: Batch, family: str) -> Gaussian:
         """q of a set: sound, lips or both."""
-        experts = [self.hear(batch.need("power", self))] if family != "lips" else []
-        return product([*experts, *([self.look(batch.need("lips", self))] if family != "sound" else [])])
+        heard = [] if family == "lips" else [self.hear(encoder_input(batch.need("power", self), self.floor))]
+        return product([*heard, *([self.look(batch.need("lips", self))] if family != "sound" else [])])
 
     def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred:
         q = self.posterior(batch, "sound" if batch.lips is None else "lips" if batch.power is None else "both")

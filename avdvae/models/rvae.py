@@ -34,8 +34,9 @@ class RVAE(DynamicalVAE):
         dim: int = 16,
         causal: bool = True,
         observes: Observed = "power",
+        floor: float | None = None,  # of the power, for `encoder_input`
     ):
-        super().__init__(features, dim, observes)
+        super().__init__(features, dim, observes, floor)
         sides = 1 if causal else 2
         self.hear = Recurrent(features, hidden, "backward" if causal else "both")
         self.remember = nn.LSTMCell(dim, hidden)

@@ -38,8 +38,9 @@ class SRNN(AutoregressiveVAE):
         wide: int = 256,
         narrow: Sequence[int] = (64, 32),
         observes: Observed = "power",
+        floor: float | None = None,  # of the power, for `encoder_input`
     ):
-        super().__init__(features, dim, observes)
+        super().__init__(features, dim, observes, floor)
         self.listen = mlp([features, wide], nn.Tanh)
         self.remember = nn.LSTM(wide, hidden, batch_first=True)
         self.hear = mlp([hidden + features, wide], nn.Tanh)

@@ -33,8 +33,9 @@ class STORN(AutoregressiveVAE):
         wide: int = 256,
         narrow: Sequence[int] = (64, 32),
         observes: Observed = "power",
+        floor: float | None = None,  # of the power, for `encoder_input`
     ):
-        super().__init__(features, dim, observes)
+        super().__init__(features, dim, observes, floor)
         self.listen = mlp([features, wide], nn.Tanh)
         self.hear = Recurrent(wide, hidden)
         self.head = nn.Sequential(*mlp([hidden, *narrow], nn.Tanh), GaussianHead(narrow[-1], dim))

@@ -17,10 +17,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, mlp
+from avdvae.blocks import GaussianHead, check_floor, encoder_input, mlp, same_floor
 from avdvae.distributions import Gaussian, likelihood_of
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
@@ -38,8 +37,7 @@ class VAE(FrameVAE):
     ):
         """Several layers are `hidden` where it names their sizes, in the order of the encoder. Poses, too, can be what
         it `observes`, with as many numbers a frame as `frequencies` says."""
-        if floor is not None and not (observes == "power" and floor > 0):
-            raise UserError(f"model.floor={floor}: give a power above 0, to models of power, or null")
+        check_floor(observes, floor)
         super().__init__(dim, "audio" if observes == "power" else "motion")
         self.observes: Observed = observes
         self.floor = floor
@@ -47,6 +45,10 @@ class VAE(FrameVAE):
         sizes = [frequencies, *([hidden] if isinstance(hidden, int) else hidden)]
         self.encoder = nn.Sequential(*mlp(sizes, nn.Tanh), GaussianHead(sizes[-1], dim))
         self.decoder = nn.Sequential(*mlp([dim, *sizes[:0:-1]], nn.Tanh), nn.Linear(sizes[1], frequencies))
+
+    def start_from(self, vae: VAE) -> None:
+        same_floor(self, vae)
+        self.load_state_dict(vae.state_dict())
 
     def posterior(self, batch: Batch, context: Context) -> Gaussian:
         observed_BTF = batch.need(self.observes, self)
@@ -56,20 +58,3 @@ class VAE(FrameVAE):
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
         return {self.observes: likelihood_of(self.observes, self.decoder(z["z"]))}
-
-
-def encoder_input(power: Float[Tensor, "*draws F"], floor: float | None) -> Float[Tensor, "*draws F"]:
-    """The power itself or, with a `floor`, ln(power + floor), brought about to mean 0 and variance 1."""
-    return power if floor is None else ((power + floor).log() + 4) / 2.5
-
-
-def check_floor(model: object, trained: object) -> None:
-    """An encoder is taken from a trained model: its input must be what it was trained on."""
-    own, theirs = (getattr(m, "floor", None) for m in (model, trained))
-    if own != theirs:
-        here, there = ("null" if floor is None else floor for floor in (own, theirs))
-        kinds, remedy = [type(m).__name__ for m in (model, trained)], " or give the same here" * hasattr(model, "floor")
-        raise UserError(
-            f"start=: {kinds[1]} was trained with model.floor={there}, and {kinds[0]} takes its encoder with "
-            f"floor={here}: start from one of that floor{remedy}"
-        )

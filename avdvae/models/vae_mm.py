@@ -25,11 +25,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import beginning
+from avdvae.blocks import beginning, same_floor
 from avdvae.distributions import Mixture
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
-from avdvae.models.vae import check_floor
 from avdvae.objectives import Elbo, Schedule, mixture_elbo, responsibilities
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
@@ -56,8 +55,8 @@ class VAEMM(nn.Module):
         return dict(self.parts.items())  # type: ignore[arg-type]
 
     def start_from(self, sound: FrameVAE, both: FrameVAE) -> None:
-        check_floor(self.parts["sound"], sound)
-        check_floor(self.parts["both"], both)
+        same_floor(self.parts["sound"], sound)
+        same_floor(self.parts["both"], both)
         self.parts = nn.ModuleDict({"sound": sound, "both": both})
 
     def context(self, batch: Batch) -> Context:

@@ -39,8 +39,9 @@ class VRNN(AutoregressiveVAE):
         wide: int = 256,
         narrow: Sequence[int] = (32, 64),
         observes: Observed = "power",
+        floor: float | None = None,  # of the power, for `encoder_input`
     ):
-        super().__init__(features, dim, observes)
+        super().__init__(features, dim, observes, floor)
         self.listen = mlp([features, wide], nn.Tanh)
         self.want = mlp([dim, *narrow], nn.Tanh)
         self.remember = nn.LSTM(wide + narrow[-1], hidden, batch_first=True)
@@ -51,7 +52,7 @@ class VRNN(AutoregressiveVAE):
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         assert context.past is not None
         now_BTM, finish = awaiting(self.q_head, self.listen(observed_BTF))
-        past_BTG, remember = hoisted_memory(self.remember, self.listen(before(context.past)))
+        past_BTG, remember = hoisted_memory(self.remember, self.listen(self.given(before(context.past))))
         nothing_NM = noise["z"].new_zeros(len(noise["z"]) * len(now_BTM), self.remember.hidden_size)
         first, state, states = self._state(nothing_NM), None, []
 

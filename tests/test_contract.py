@@ -24,7 +24,10 @@ from avdvae.runs import build_model
 STFT = Stft(533)
 SHORT, LONG = 3300, 5900  # samples of the utterances; 7 and 12 frames
 CONFIGS = Path(__file__).parent.parent / "configs/model"
-LISTED = {path.stem: OmegaConf.load(path) for path in sorted(CONFIGS.glob("*.yaml"))}
+LISTED = {
+    path.stem: OmegaConf.create({"floor": 0.001, "model": OmegaConf.load(path)}).model
+    for path in sorted(CONFIGS.glob("*.yaml"))
+}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

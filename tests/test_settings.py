@@ -60,7 +60,7 @@ def otherwise(name: str, config: Mapping[str, Any]) -> Iterator[tuple[str, set[s
         if isinstance(value, Mapping):
             yield from otherwise(f"{name}.{key}", value)
         elif key == "floor":
-            assert value == 0.001, "without it, which older runs lack, networks take the power itself"
+            assert value in ("${floor}", 0.001), "without it, which older runs lack, networks take the power itself"
         elif key != "target" and value != (list(known[key]) if isinstance(known[key], tuple) else known[key]):
             differ.add(key)
     yield name, differ

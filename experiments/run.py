@@ -224,7 +224,8 @@ def open_start(name: str, config: dict[str, Any]) -> Run:
         raise UserError(f"start=[{name}]: this run is not trained to its end: go on with resume={name} first")
     for key in (run.config["model"].keys() & config["model"].keys()) - {"target"}:
         if (theirs := run.config["model"][key]) != (own := config["model"][key]):
-            raise UserError(f"start=[{name}]: this run has model.{key}={theirs}, and here it is {own}: give them alike")
+            there, here = ("null" if value is None else value for value in (theirs, own))
+            raise UserError(f"start=[{name}]: this run has model.{key}={there}, and here it is {here}: give them alike")
     return run
 
 
@@ -297,7 +298,7 @@ def run_experiment(given: dict[str, Any]) -> None:
     if given["resume"] and "imported" in open_run(Path(given["resume"])).noted:
         raise UserError(
             f"{given['resume']} holds imported weights and no training to go on with: measure them with "
-            f"experiments/evaluate.py run={given['resume']}"
+            f"experiments/evaluate.py run={given['resume']}, or train on from them with start=[{given['resume']}]"
         )
     prepared = find_corpus(asked)
     splits = {split: PreparedCorpus(prepared, split) for split in ("train", "valid")}

@@ -314,6 +314,23 @@ def test_a_run_of_published_weights_enhances_and_does_not_train(import_weights, 
     assert done.returncode == 1 and "ours holds imported weights and no training to go on with" in done.stderr
 
 
+def test_published_weights_are_trained_on(import_weights, prepared, tmp_path):
+    publish(tmp_path / "theirs", "RVAE both ways")
+    import_weights(tmp_path / "theirs", tmp_path / "ours")
+    program = [sys.executable, str(PROJECT / "experiments" / "run.py"), "exp=rvae", f"start=[{tmp_path / 'ours'}]"]
+    program += [f"prepared={prepared.out}", "train=debug", "train.epochs=0", "evaluate.tasks=[]"]
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*program, *words], cwd=tmp_path, capture_output=True, text=True)
+
+    other_input = run(f"run_dir={tmp_path / 'no'}")
+    assert "ours]: this run has model.floor=null, and here it is 0.001: give them alike" in other_input.stderr
+    done = run("floor=null", f"run_dir={tmp_path / 'on'}")
+    assert done.returncode == 0, done.stderr
+    before, after = (open_run(tmp_path / name).load_model().state_dict() for name in ("ours", "on"))
+    torch.testing.assert_close(dict(after), dict(before), rtol=0, atol=0)  # after no epoch at all
+
+
 def test_the_program_says_what_it_misses():
     command = [sys.executable, str(PROJECT / "experiments" / "import_weights.py"), "source=theirs"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -25,7 +25,7 @@ STFT = Stft(533)
 SHORT, LONG = 3300, 5900  # samples of the utterances; 7 and 12 frames
 CONFIGS = Path(__file__).parent.parent / "configs/model"
 LISTED = {
-    path.stem: OmegaConf.create({"floor": 0.001, "model": OmegaConf.load(path)}).model
+    path.stem: OmegaConf.create({"floor": 0.03, "model": OmegaConf.load(path)}).model
     for path in sorted(CONFIGS.glob("*.yaml"))
 }
 

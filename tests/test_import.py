@@ -324,7 +324,7 @@ def test_published_weights_are_trained_on(import_weights, prepared, tmp_path):
         return subprocess.run([*program, *words], cwd=tmp_path, capture_output=True, text=True)
 
     other_input = run(f"run_dir={tmp_path / 'no'}")
-    assert "ours]: this run has model.floor=null, and here it is 0.001: give them alike" in other_input.stderr
+    assert "ours]: this run has model.floor=null, and here it is 0.03: give them alike" in other_input.stderr
     done = run("floor=null", f"run_dir={tmp_path / 'on'}")
     assert done.returncode == 0, done.stderr
     before, after = (open_run(tmp_path / name).load_model().state_dict() for name in ("ours", "on"))

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
-from avdvae.errors import UserError
+from avdvae.errors import UserError, as_a_program
 from avdvae.parallel import in_parallel
 
 
@@ -34,6 +35,20 @@ def test_what_kills_its_process_is_named_and_the_rest_is_done(tmp_path: Path) ->
     found = dict(in_parallel(work, range(14), 2, "doubling", killed=lambda item: -item))
     assert found == {item: -item if item in (3, 11) else 2 * item for item in range(14)}
     assert (tmp_path / "died").exists(), "0 was killed once, and then done"
+
+
+def tiny(_: int) -> float:
+    return (torch.full((64,), 1e-30) * 1e-10).sum().item()
+
+
+def test_numbers_next_to_0_are_0_in_programs_and_their_workers() -> None:
+    try:
+        with as_a_program():
+            assert tiny(0) == 0
+            assert dict(in_parallel(tiny, range(2), 2, "multiplying")) == {0: 0, 1: 0}
+    finally:
+        torch.set_flush_denormal(False)
+    assert tiny(0) > 0
 
 
 def test_where_nobody_says_what_then_or_no_process_lives_all_ends(tmp_path: Path) -> None:

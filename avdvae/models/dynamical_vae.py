@@ -89,9 +89,9 @@ class DynamicalVAE(nn.Module):
         observed_BTF = self.observed(batch)
         if (found := observed_BTF.shape[-1]) != self.features:
             raise UserError(f"a frame of {self.observes} has {found} numbers here: give model.features={found}")
-        return self.posterior(self.given(observed_BTF), context, self._noise(context, k, mode))
+        return self.posterior(self.network_input(observed_BTF), context, self._noise(context, k, mode))
 
-    def given(self, observed: Float[Tensor, "*draws F"]) -> Float[Tensor, "*draws F"]:
+    def network_input(self, observed: Float[Tensor, "*draws F"]) -> Float[Tensor, "*draws F"]:
         """What is observed, as the networks take it."""
         return encoder_input(observed, self.floor)
 
@@ -167,7 +167,7 @@ class AutoregressiveVAE(DynamicalVAE):
     def states(self, z: Latents, context: Context) -> Float[Tensor, "#K B T M"]:
         assert context.past is not None
         past = before(context.past if context.past.ndim == 4 else context.past[None])
-        return self.proceed(self.given(past), before(z["z"]), z["z"], None)[0]
+        return self.proceed(self.network_input(past), before(z["z"]), z["z"], None)[0]
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
         return {"z": self.prior_at(self.states(z, context), before(z["z"]))}
@@ -216,7 +216,7 @@ class AutoregressiveVAE(DynamicalVAE):
         said = z_KBTL.new_zeros(*z_KBTL.shape[:2], 1, self.features)
         state, past = None, []
         for t, z_now in enumerate(z_KBTL.split(1, 2)):  # views
-            heard = self.given(said)
+            heard = self.network_input(said)
             if t >= known:  # h is told z_t = 0, which p(z_t) does not hear
                 h, _ = self.proceed(heard, z_before, z_now, state)
                 z_now.copy_(self.prior_at(h, z_before).sample()[0])

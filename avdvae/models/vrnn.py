@@ -52,7 +52,7 @@ class VRNN(AutoregressiveVAE):
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         assert context.past is not None
         now_BTM, finish = awaiting(self.q_head, self.listen(observed_BTF))
-        past_BTG, remember = hoisted_memory(self.remember, self.listen(self.given(before(context.past))))
+        past_BTG, remember = hoisted_memory(self.remember, self.listen(self.network_input(before(context.past))))
         nothing_NM = noise["z"].new_zeros(len(noise["z"]) * len(now_BTM), self.remember.hidden_size)
         first, state, states = self._state(nothing_NM), None, []
 

@@ -36,10 +36,9 @@ def same_floor(model: object, trained: object) -> None:
     if own != theirs:
         here, there = ("null" if floor is None else floor for floor in (own, theirs))
         kinds = [type(m).__name__ for m in (model, trained)]
-        remedy = " or give the same here" * hasattr(model, "floor")
         raise UserError(
             f"start=: {kinds[1]} was trained with model.floor={there}, and {kinds[0]} takes its encoder with "
-            f"floor={here}: start from one of that floor{remedy}"
+            f"floor={here}: start from one of that floor or give the same here"
         )
 
 

@@ -98,9 +98,8 @@ def as_a_program(*mistakes: type[Exception], interrupted: str = "interrupted") -
     was pressed."""
     import torch
 
-    torch.set_flush_denormal(
-        True
-    )  # the slopes of saturated gates are so close to 0 that a CPU takes far longer for them
+    # The slopes of saturated gates are so close to 0 that a CPU takes far longer for them.
+    torch.set_flush_denormal(True)
     sys.path.insert(0, str(Path.cwd()))
     program = Path(sys.argv[0]).name
     try:

@@ -84,21 +84,21 @@ def control(config: Mapping[str, Any]) -> None:
         changed_N = controller.say(controller.generate(targets))
         changed_N *= 0.9 / changed_N.abs().max()
     else:
-        heard = controller.listen(wave_N)
-        voiced_T = (controller.pitch(heard) > 0) | bool(config["everywhere"])
+        encoded = controller.encode(wave_N)
+        voiced_T = (controller.pitch(encoded) > 0) | bool(config["everywhere"])
         if not voiced_T.any():
-            raise UserError(f"{type(model).__name__} hears no voice in {config['input']}: everywhere=true moves it all")
-        seconds_T = torch.arange(len(heard.z)) * run.stft.hop / RATE
-        subspaces = controller.space(heard.level).subspaces
+            raise UserError(f"{type(model).__name__} finds no voice in {config['input']}: everywhere=true moves it all")
+        seconds_T = torch.arange(len(encoded.z)) * run.stft.hop / RATE
+        subspaces = controller.space(encoded.level).subspaces
         targets = {
-            factor: read_target(factor, value, seconds_T, nearest(subspaces[factor], heard.z)[0])
+            factor: read_target(factor, value, seconds_T, nearest(subspaces[factor], encoded.z)[0])
             for factor, value in asked.items()
         }
         if config["whisper"]:
             targets["f0"] = torch.zeros_like(seconds_T)
         targets = {factor: target_T.where(voiced_T, torch.nan) for factor, target_T in targets.items()}
         fits = "f0" not in targets if config["phase"] is None else config["phase"] == "input"
-        changed_N = controller.say(controller.move(heard, targets), heard, griffin_lim=not fits)
+        changed_N = controller.say(controller.move(encoded, targets), encoded, griffin_lim=not fits)
         signals["before"] = wave_N.numpy()
         print(
             f"moved      {', '.join(targets)} in {100 * voiced_T.float().mean():.0f} % of the frames, the voiced ones"

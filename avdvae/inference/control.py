@@ -127,7 +127,7 @@ class Relation(NamedTuple):
     cosine: tuple[float, float, float]
 
 
-def relations(heard: Mapping[str, Float[Tensor, "S N L"]], draws: int = 50) -> dict[tuple[str, str], Relation]:
+def relations(encoded: Mapping[str, Float[Tensor, "S N L"]], draws: int = 50) -> dict[tuple[str, str], Relation]:
     """Of all pairs, in subspaces of the published size. The settings of each factor are drawn anew, with replacement,
     in each of the `draws`."""
     rng = np.random.default_rng(0)
@@ -140,13 +140,13 @@ def relations(heard: Mapping[str, Float[Tensor, "S N L"]], draws: int = 50) -> d
         ]
 
     drawn = [
-        measure({factor: mu_SNL[rng.integers(len(mu_SNL), size=len(mu_SNL))] for factor, mu_SNL in heard.items()})
+        measure({factor: mu_SNL[rng.integers(len(mu_SNL), size=len(mu_SNL))] for factor, mu_SNL in encoded.items()})
         for _ in range(draws)
     ]
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0).tolist()
     return {
         pair: Relation(*zip(value, below, above, strict=True))
-        for pair, value, below, above in zip(combinations(heard, 2), measure(heard), low, high, strict=True)
+        for pair, value, below, above in zip(combinations(encoded, 2), measure(encoded), low, high, strict=True)
     }
 
 
@@ -160,17 +160,17 @@ def latents_of(model: LatentModel, power_VTF: Float[Tensor, "V T F"], level: flo
     return _infer(model, level**2 * power_VTF)[latent_a_frame(model)][0].mean(1)
 
 
-def listen_to_factors(model: LatentModel, stft: Stft, levels: Sequence[float]) -> list[dict[str, Tensor]]:
+def encode_factors(model: LatentModel, stft: Stft, levels: Sequence[float]) -> list[dict[str, Tensor]]:
     """The latents of the vowels along each factor's grid, S N L for its settings, at each level."""
-    samples, heard = 2 * MARGIN + (FRAMES - 1) * stft.hop, [dict[str, Tensor]() for _ in levels]
+    samples, encoded = 2 * MARGIN + (FRAMES - 1) * stft.hop, [dict[str, Tensor]() for _ in levels]
     for factor, settings in SETTINGS.items():
         powers = [
             vowels_of(model, stft, [sound(vowel, samples) for vowel in trajectory(factor, setting)])
             for setting in settings
         ]
-        for level, found in zip(levels, heard, strict=True):
+        for level, found in zip(levels, encoded, strict=True):
             found[factor] = torch.stack([latents_of(model, power_NTF, level) for power_NTF in powers])
-    return heard
+    return encoded
 
 
 @torch.no_grad()
@@ -193,7 +193,7 @@ def _device(model: LatentModel) -> torch.device:
 
 
 @dataclass(frozen=True)
-class Heard:
+class Encoded:
     """Latents to be moved, those of a recording or others.
 
     level    root mean square of the loud frames, where the recording peaks at 1
@@ -260,9 +260,9 @@ class Controller:
         rng, samples = np.random.default_rng(0), 2 * MARGIN + (FRAMES - 1) * stft.hop
         breaths = [whispered(setting, samples, rng) for setting in SETTINGS["f0"] for _ in range(25)]
         breaths_VTF, spaces = vowels_of(model, stft, breaths), []
-        for level, heard in zip(LEVELS, listen_to_factors(model, stft, LEVELS), strict=True):
-            subspaces = {name: fit_subspace(name, mu_SNL, share or SHARES[name]) for name, mu_SNL in heard.items()}
-            spoken = nearest(subspaces["f0"], heard["f0"].flatten(end_dim=1))[1]
+        for level, encoded in zip(LEVELS, encode_factors(model, stft, LEVELS), strict=True):
+            subspaces = {name: fit_subspace(name, mu_SNL, share or SHARES[name]) for name, mu_SNL in encoded.items()}
+            spoken = nearest(subspaces["f0"], encoded["f0"].flatten(end_dim=1))[1]
             breathed = nearest(subspaces["f0"], latents_of(model, breaths_VTF, level))[1]
             # Where as large a share of the spoken lies beyond as of the whispered lies within.
             bounds = torch.cat([spoken, breathed]).sort().values
@@ -274,7 +274,7 @@ class Controller:
         """The one whose level is nearest."""
         return min(self.spaces, key=lambda space: abs(math.log(space.level / level)))
 
-    def listen(self, waveform_N: Float[Tensor, " N"]) -> Heard:
+    def encode(self, waveform_N: Float[Tensor, " N"]) -> Encoded:
         peak = waveform_N.abs().max().clamp_min(SILENCE).item()
         spectrum_TF = self.stft.analyse(waveform_N[None] / peak)[0]
         power_1TF, name = spectrum_TF.abs().square()[None], latent_a_frame(self.model)
@@ -282,26 +282,26 @@ class Controller:
         z_TL, power_T = others.pop(name)[0, 0], power_1TF[0].sum(-1) / MARGIN**2  # Parseval, of the sine window
         loud_T = power_T >= LOUD * power_T.max()
         level = power_T[loud_T].mean().clamp_min(SILENCE).sqrt().item()
-        return Heard(z_TL, level, others, spectrum_TF.angle(), len(waveform_N), peak)
+        return Encoded(z_TL, level, others, spectrum_TF.angle(), len(waveform_N), peak)
 
-    def pitch(self, heard: Heard) -> Float[Tensor, " T"]:
+    def pitch(self, encoded: Encoded) -> Float[Tensor, " T"]:
         """f0, and 0 where nothing is voiced."""
-        space = self.space(heard.level)
-        hertz_T, distance_T = nearest(space.subspaces["f0"], heard.z)
-        power_T = self.decode(heard.z, heard.others).sum(-1)
+        space = self.space(encoded.level)
+        hertz_T, distance_T = nearest(space.subspaces["f0"], encoded.z)
+        power_T = self.decode(encoded.z, encoded.others).sum(-1)
         return hertz_T * (distance_T <= space.voiced_within) * (power_T >= QUIET * power_T.max())
 
-    def move(self, heard: Heard, targets: Mapping[str, Float[Tensor, " T"]]) -> Float[Tensor, "T L"]:
+    def move(self, encoded: Encoded, targets: Mapping[str, Float[Tensor, " T"]]) -> Float[Tensor, "T L"]:
         """Each factor to its target, in the space of the recording's level."""
-        return self.space(heard.level).move(heard.z, targets)
+        return self.space(encoded.level).move(encoded.z, targets)
 
     def translate(
-        self, heard: Heard, factor: str, source_T: Float[Tensor, " T"], target_T: Float[Tensor, " T"]
+        self, encoded: Encoded, factor: str, source_T: Float[Tensor, " T"], target_T: Float[Tensor, " T"]
     ) -> Float[Tensor, "T L"]:
         """z - mu(source) + mu(target), where the target is not nan."""
-        moved_TL, here = heard.z.clone(), ~target_T.isnan()
-        subspace = self.space(heard.level).subspaces[factor]
-        moved_TL[here] = subspace.translated(heard.z[here], source_T[here], target_T[here])
+        moved_TL, here = encoded.z.clone(), ~target_T.isnan()
+        subspace = self.space(encoded.level).subspaces[factor]
+        moved_TL[here] = subspace.translated(encoded.z[here], source_T[here], target_T[here])
         return moved_TL
 
     def generate(self, targets: Mapping[str, Float[Tensor, " T"]]) -> Float[Tensor, "T L"]:
@@ -322,18 +322,18 @@ class Controller:
         return self.model.decode(z, context, feedback=past)["power"].components(nothing_1TF).mean()[0]
 
     def say(
-        self, z_TL: Float[Tensor, "T L"], heard: Heard | None = None, griffin_lim: bool = True
+        self, z_TL: Float[Tensor, "T L"], encoded: Encoded | None = None, griffin_lim: bool = True
     ) -> Float[Tensor, " N"]:
-        """The sound of latents, as long and as loud as what was `heard`. Its phase, which fits where neither pitch nor
-        voice have changed, is taken where that of Griffin and Lim is not asked for."""
-        power_1TF = self.decode(z_TL, None if heard is None else heard.others)[None]
-        if heard is None:
+        """The sound of latents, as long and as loud as what was `encoded`. The original's phase, which fits where
+        neither pitch nor voice have changed, is taken where that of Griffin and Lim is not asked for."""
+        power_1TF = self.decode(z_TL, None if encoded is None else encoded.others)[None]
+        if encoded is None:
             return self.stft.griffin_lim(power_1TF, (len(z_TL) - 1) * self.stft.hop)[0]
         if griffin_lim:
-            return heard.peak * self.stft.griffin_lim(power_1TF, heard.samples)[0]
-        assert heard.phase is not None
-        spectrum_1TF = torch.polar(power_1TF.sqrt(), heard.phase[None])
-        return heard.peak * self.stft.synthesise(spectrum_1TF, heard.samples)[0]
+            return encoded.peak * self.stft.griffin_lim(power_1TF, encoded.samples)[0]
+        assert encoded.phase is not None
+        spectrum_1TF = torch.polar(power_1TF.sqrt(), encoded.phase[None])
+        return encoded.peak * self.stft.synthesise(spectrum_1TF, encoded.samples)[0]
 
 
 def nearest(

@@ -36,7 +36,7 @@ from jaxtyping import Bool, Float
 
 from avdvae.data.talker.vowels import FACTORS, GRIDS
 from avdvae.errors import UserError
-from avdvae.inference.control import LEVEL, Controller, listen_to_factors, relations
+from avdvae.inference.control import LEVEL, Controller, encode_factors, relations
 from avdvae.metrics import INPUT, naturalness
 from avdvae.phonetics import RATE, formants, move_by_psola, move_by_world, pitch_praat, pitch_world
 from avdvae.protocols import is_speech_prior
@@ -127,7 +127,7 @@ class Control:
         target: float,
     ) -> Iterator[tuple[str, np.ndarray]]:
         """What it sounds like afterwards."""
-        heard = controller.listen(torch.from_numpy(wave_N))
+        heard = controller.encode(torch.from_numpy(wave_N))
         frames = np.arange(len(heard.z)) * controller.stft.hop / RATE
         looks = np.rint(frames / STEP - 1).astype(int).clip(0, len(moves_T) - 1)
         target_T = torch.full((len(looks),), float(target)).where(torch.from_numpy(moves_T[looks]), torch.nan)
@@ -152,7 +152,7 @@ class Control:
         return scores
 
     def _show(self, subject: Subject, part: Part, item: str, controller: Controller, wave_N: np.ndarray) -> dict:
-        heard = controller.listen(torch.from_numpy(wave_N))
+        heard = controller.encode(torch.from_numpy(wave_N))
         voiced_T = controller.pitch(heard) > 0
         signals = {"before": wave_N}
         for name, hertz in {**{f"{hertz} Hz": float(hertz) for hertz in SHOWN}, "whispered": 0.0}.items():
@@ -168,7 +168,7 @@ def controller_of(subject: Subject) -> Controller:
 
 def draw(subject: Subject, controller: Controller) -> None:
     """The latent space, for the report."""
-    related = relations(listen_to_factors(subject.model, subject.stft, [LEVEL])[0])
+    related = relations(encode_factors(subject.model, subject.stft, [LEVEL])[0])
     for (one, other), relation in related.items():
         angle, cosine = ("{:.2f} [{:.2f}, {:.2f}]".format(*interval) for interval in relation)
         print(f"{one} and {other}: smallest angle {angle} degrees, largest cosine {cosine}", flush=True)

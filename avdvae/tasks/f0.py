@@ -56,7 +56,7 @@ class F0:
             if part.noise != CLEAN:
                 condition = Condition(subject.corpus, part.noise, part.snr, seed=subject.settings.seed)
                 wave_N = condition(utterance, 0, wave_N, None)[0].astype(np.float32)
-            heard_T = controller.pitch(controller.listen(torch.from_numpy(wave_N))).cpu().numpy()
+            heard_T = controller.pitch(controller.encode(torch.from_numpy(wave_N))).cpu().numpy()
             times_T = np.arange(len(heard_T)) * subject.stft.hop / RATE
             truth = truth_of(subject, utterance.id)
             looks = np.rint(times_T / truth["step"]).astype(int).clip(max=len(truth["f0"]) - 1)

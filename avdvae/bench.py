@@ -1,6 +1,7 @@
 """How fast models train and enhance on this machine, and what share of its arithmetic they make use of.
 
 step     forward, backward and Adam, of a batch that lies on the device, which is waited for after each of the three
+corpus   the same step, of batches that the loader cuts from a prepared corpus as it does in training
 turns    all that is compared trains in turns, a round each: what else the machine does meets all alike. A time is the
          median over the rounds, and a ratio that of the ratios within a round
 memory   the most bytes of tensors that a step holds at a time, beside the weights and what Adam keeps: a growth that
@@ -14,9 +15,9 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, chain, repeat
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -70,12 +71,12 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def our_trainee(model: nn.Module, batch: Batch) -> Trainee:
-    """All layers are trained, also those that an experiment leaves as they are."""
-    schedule = Schedule()
+def our_trainee(model: nn.Module, batches: Iterable[Batch]) -> Trainee:
+    """On one batch after another, again and again. All layers are trained, also those that an experiment freezes."""
+    schedule, endless = Schedule(), chain.from_iterable(repeat(batches))
 
     def loss() -> Tensor:
-        elbo = model(batch, schedule)
+        elbo = model(next(endless), schedule)
         return elbo.loss(schedule).sum() / elbo.n.sum()
 
     return Trainee(model, loss, fused=True)

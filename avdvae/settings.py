@@ -38,7 +38,9 @@ class Training:
     workers: int = 0  # processes that load
     freeze: Sequence[str] = ()  # parts of the model that stay as they are
     level_db: Sequence[float] | None = None  # (low, high): the range of random levels to train at
+    augment: bool = False  # mouth crops, by data/augment.py
     trim_db: float | None = 30.0
+    best_by: str = "loss"  # what the weights that are kept have best in validation; or si_sdr, of resynthesis
     log_every: int = 20  # steps
     save_every: float = 60.0  # seconds; the end of an epoch saves too
     seed: int = 0
@@ -72,11 +74,12 @@ class Training:
                 lambda v: v is None or is_range(v, lambda e: whole(e, 0)),
             ),
             ("optimiser", "muon or adam", ("muon", "adam").__contains__),
+            ("best_by", "loss or si_sdr", ("loss", "si_sdr").__contains__),
             ("schedule", "constant or cosine", ("constant", "cosine").__contains__),
             ("precision", "32-true or bf16-mixed", ("32-true", "bf16-mixed").__contains__),
             ("accelerator", "auto, cpu or cuda", ("auto", "cpu", "cuda").__contains__),
             ("strategy", "auto or ddp", ("auto", "ddp").__contains__),
-            ("compile", "true or false", lambda v: type(v) is bool),
+            ("compile augment", "true or false", lambda v: type(v) is bool),
         )
         checks = ((name, allowed, fits) for names, allowed, fits in rules for name in names.split())
         if wrong := [

@@ -27,6 +27,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -35,10 +36,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from avdvae.audio import Stft
 from avdvae.curves import Curves, progress_bar
-from avdvae.data.loader import Loader
+from avdvae.data.augment import augmented
+from avdvae.data.loader import Loader, seen_by
 from avdvae.data.mixing import stream
 from avdvae.data.shards import PreparedCorpus, replacing
 from avdvae.errors import UserError, reading
+from avdvae.inference.resynth import resynthesise
+from avdvae.metrics import score
 from avdvae.objectives import Elbo
 from avdvae.protocols import Autoregressive, Batch, is_speech_prior
 from avdvae.settings import Training
@@ -56,7 +60,7 @@ _REMEDY = (
 class Trained:
     model: nn.Module  # with the best weights, in eval mode
     best_epoch: int
-    best_loss: float  # of validation, in nats per frame
+    best_loss: float  # of validation, in nats per frame; with train.best_by=si_sdr, SI-SDR in dB, negative
     epochs: int
     steps: int
     seconds: float  # since the run began, without the time between interruption and resumption
@@ -138,6 +142,10 @@ class _Loop:
         if settings.own_past is not None and not isinstance(model, Autoregressive):
             given = list(settings.own_past)
             raise UserError(f"train.own_past={given}: {type(model).__name__} does not hear the past, so give null")
+        if settings.best_by == "si_sdr" and not is_speech_prior(model):
+            raise UserError(
+                f"train.best_by=si_sdr: {type(model).__name__} resynthesises no speech from latents, so give loss"
+            )
         self.fabric = _launch(settings)
         share = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
         level_db = None if settings.level_db is None else tuple(settings.level_db)
@@ -162,12 +170,12 @@ class _Loop:
 
     def _load(self, corpus: PreparedCorpus, frames: int | None, **how: Any) -> Loader:
         s = self.settings
+        how = {"batch_size": s.batch_size, **how}
         how |= {"seed": s.seed, "workers": s.workers, "trim_db": s.trim_db, "device": self.fabric.device}
-        how |= {"faces": "face" in getattr(self.model, "sees", ())}
-        how |= {"pcm": getattr(self.model, "observes", None) == "waveform"}
+        how |= seen_by(self.model)
         if s.batch_seconds is not None:
             how |= {"batch_frames": round(s.batch_seconds * corpus.utterances[0].rate / self.stft.hop)}
-        return Loader(corpus, self.stft, frames, s.batch_size, **how)
+        return Loader(corpus, self.stft, frames, **how)
 
     def run_epochs(self, interrupted: threading.Event) -> None:
         s, at = self.settings, self.at
@@ -209,6 +217,8 @@ class _Loop:
             optimiser.zero_grad()
         losses, totals, parts = [], [], ()
         for number, batch in enumerate(batches, start=1):
+            if s.augment and batch.lips is not None:
+                batch = replace(batch, lips=augmented(batch.lips))
             waits = fabric.world_size > 1 and number < len(batches)  # gradients are exchanged once a step
             with self.parallel.no_sync() if waits else nullcontext():
                 with fabric.autocast():
@@ -287,8 +297,12 @@ class _Loop:
         loss = means["loss"]
         if not math.isfinite(loss):
             raise UserError(f"the validation loss is not finite after step {at.step} of epoch {epoch}: {_REMEDY}")
-        if better := loss < at.best_loss:
-            at.best_epoch, at.best_loss = epoch, loss
+        judged = loss
+        if self.settings.best_by == "si_sdr":
+            means["si_sdr"] = self._validate_resynthesis()
+            judged = -means["si_sdr"]
+        if better := judged < at.best_loss:
+            at.best_epoch, at.best_loss = epoch, judged
         at.epoch, at.stale = epoch, 0 if better or epoch <= self.settings.settled else at.stale + 1
         at.seconds = time.monotonic() - self.started
         if self.curves:
@@ -316,6 +330,22 @@ class _Loop:
         for sums in self._gather(mine):
             totals.update(sums)
         return _per_frame(totals)
+
+    def _validate_resynthesis(self) -> float:
+        """SI-SDR of the first utterance of each validation speaker, with the same noise every time."""
+        model: Any = self.judged
+        firsts = copy(self.valid)
+        rate = firsts.utterances[0].rate
+        firsts.utterances = list({u.speaker: u for u in reversed(self.valid.utterances)}.values())
+        self._seed(self.settings.seed)
+        scores = [
+            score(clean[:length].numpy(), speech[:length].numpy(), rate, ("si_sdr",))["si_sdr"]
+            for batch in self._load(firsts, None, shuffle=False, batch_size=8)
+            for clean, speech, length in zip(
+                batch.waveform.cpu(), resynthesise(model, batch, self.stft).cpu(), batch.lengths, strict=True
+            )
+        ]
+        return self._gather(float(np.mean(scores)))[0]
 
     @torch.inference_mode()
     def _illustrate(self, curves: Curves) -> None:

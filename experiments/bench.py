@@ -5,6 +5,7 @@ python experiments/bench.py models=[rvae,dkf] device=cpu out=speed.csv
 python experiments/bench.py peer=PATH            beside a checkout of a public benchmark, in turns: see avdvae/peer.py
 python experiments/bench.py models=[cw_vae_paper] batch=4 frames=64 peer=PATH    a second of sound, four times
 python experiments/bench.py models=[cw_vae_paper] 'overrides=["model.layers=3"]'      any setting of the experiments
+python experiments/bench.py models=[vae] batch=256 frames=1 prepared=PATH    beside the same from a corpus
 OMP_NUM_THREADS=2 python experiments/bench.py    on so many threads
 
 What the columns mean is told in avdvae/bench.py. Medians, with the quartiles in brackets.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from copy import deepcopy
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ from avdvae.bench import (
     train_in_turns,
     training_cost,
 )
+from avdvae.data.loader import Loader, seen_by
+from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError, as_a_program, whole_numbers
 from avdvae.peer import Peer, open_peer
 from avdvae.protocols import Batch, why_not_enhancing
@@ -47,6 +51,7 @@ from avdvae.runs import build_model, build_vem
 COSTS = [field.name for field in fields(TrainingCost)]
 RATIOS = ["ratio", "ratio_low", "ratio_high"]
 COLUMNS = ["model", "device", "threads", "batch", "frames", "matmul_gflops", *COSTS, "em_rtf"]
+COLUMNS += ["corpus_steps_per_s", *(f"corpus_{name}" for name in RATIOS)]
 COLUMNS += [f"peer_{name}" for name in COSTS] + RATIOS
 SHOWN = (  # what is printed, its unit, its width
     ("", "", 12),
@@ -69,7 +74,7 @@ def check(given: dict[str, Any]) -> torch.device:
     known = GlobalHydra.instance().config_loader().get_group_options("exp")
     if unknown := sorted(set(given["models"]) - set(known)):
         raise UserError(f"models: no experiment is called {', '.join(unknown)}: choose from {', '.join(known)}")
-    whole_numbers("", given, batch=1, frames=2, em_iterations=2)
+    whole_numbers("", given, batch=1, frames=1, em_iterations=2)
     for name in ("seconds", "utterance"):
         if type(given[name]) not in (int, float) or not given[name] > 0:
             raise UserError(f"{name}={given[name]}: give a number of seconds above 0")
@@ -89,15 +94,24 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
     torch.manual_seed(0)
     batch = random_batch(given["batch"], given["frames"], pixels, given["hop"], device)
     model: Any = build_model(config["model"]).to(device)
-    trainees = [our_trainee(model, batch)]
-    if peer:
-        trainees += tried(peer, name, batch, config["model"])
-    times = train_in_turns(trainees, given["seconds"])
-    costs = [asdict(training_cost(t, seconds, rate)) for t, seconds in zip(trainees, times, strict=True)]
-    row = {"model": name, **costs[0]}
-    if len(costs) > 1:
-        ratios = np.quantile(times[1][:, 2] / times[0][:, 2], [0.5, 0.25, 0.75])
-        row |= {f"peer_{column}": value for column, value in costs[1].items()} | dict(zip(RATIOS, ratios, strict=True))
+    trainees = {"": our_trainee(model, [batch])}
+    if given["prepared"]:
+        corpus, stft = PreparedCorpus(Path(given["prepared"]), "train"), Stft(given["hop"])
+        how = {"seed": 0, "shuffle": True, "trim_db": config["train"]["trim_db"], "device": device, **seen_by(model)}
+        loader = Loader(corpus, stft, given["frames"], given["batch"], **how)
+        trainees["corpus"] = our_trainee(deepcopy(model), loader)
+    if peer and (counterpart := tried(peer, name, batch, config["model"])):
+        trainees["peer"] = counterpart
+    times = dict(zip(trainees, train_in_turns([*trainees.values()], given["seconds"]), strict=True))
+    row: dict[str, Any] = {"model": name, **asdict(training_cost(trainees[""], times[""], rate))}
+    ratios = {kind: np.quantile(t[:, 2] / times[""][:, 2], [0.5, 0.25, 0.75]) for kind, t in times.items()}
+    if "corpus" in times:
+        row["corpus_steps_per_s"] = 1 / np.median(times["corpus"][:, 2])
+        row |= {f"corpus_{name}": 1 / ratio for name, ratio in zip(RATIOS, ratios["corpus"][[0, 2, 1]], strict=True)}
+    if "peer" in times:
+        cost = asdict(training_cost(trainees["peer"], times["peer"], rate))
+        row |= {f"peer_{column}": value for column, value in cost.items()}
+        row |= dict(zip(RATIOS, ratios["peer"], strict=True))
     model.eval().requires_grad_(False)
     if why_not_enhancing(model):
         return row | {"em_rtf": math.nan}
@@ -106,23 +120,27 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
     return row
 
 
-def tried(peer: Peer, name: str, batch: Batch, config: dict[str, Any]) -> list[Trainee]:
+def tried(peer: Peer, name: str, batch: Batch, config: dict[str, Any]) -> Trainee | None:
     """The peer's counterpart, if it has one, after a first step: its code may not be up to every shape."""
     try:
         if (counterpart := peer.trainee(name, batch, config)) is None:
-            return []
+            return None
         counterpart.step()
     except Exception as error:
         frames = f"batch={len(batch.ids)} frames={batch.mask.shape[1]}"
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"peer=: its code fails at {name} with {frames} ({said}): change these or models=") from error
-    return [counterpart]
+    return counterpart
 
 
 def lines(row: dict[str, Any]) -> str:
     """As they are printed: a model, and under it the peer's."""
     rtf = f"{row['em_rtf']:7.2f}" if math.isfinite(row["em_rtf"]) else " " * 7
     printed = [f"{row['model']:12}{cost_line(row)}{rtf}"]
+    if "corpus_ratio" in row:
+        of, low, high = (100 * row[f"corpus_{name}"] for name in RATIOS)
+        steps = f"{row['corpus_steps_per_s']:.2f}"
+        printed.append(f"{'  corpus':12}{'':29}{steps:>26}  {of:.0f} % of this ({low:.0f} to {high:.0f})")
     if "ratio" in row:
         ratio = f"  ours {row['ratio']:.2f} times as fast ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
         costs = {name: row[f"peer_{name}"] for name in COSTS}

@@ -66,6 +66,7 @@ def test_every_column_is_measured_and_the_work_is_that_counted_by_hand(peer: Pat
         rows = {row.pop("model"): row for row in csv.DictReader(file)}
     for row in rows.values():
         assert row.pop("device") == "cpu"
+        assert not any(row.pop(name) for name in [*row] if name.startswith("corpus_"))
         assert all(math.isfinite(float(value)) and float(value) > 0 for value in row.values()), row
     # Each weight is multiplied with its inputs, and backward with its outputs' slopes twice: once for the weight's
     # slope, once for the inputs'. What is heard needs no slope.
@@ -80,6 +81,16 @@ def test_every_column_is_measured_and_the_work_is_that_counted_by_hand(peer: Pat
         speed = float(row["step_gflop"]) * float(row["steps_per_s"])
         assert float(row["matmul_share"]) == pytest.approx(speed / float(row["matmul_gflops"]))
     assert [int(rows[name]["peer_parameters"]) for name in rows] == [2 * 513 * 4 + 517, 2 * 513 * 8 + 521]
+
+
+def test_training_from_a_corpus_is_timed_beside_batches_in_memory(prepared, tmp_path: Path) -> None:
+    out = tmp_path / "speed.csv"
+    words = ["models=[cvae]", *TINY, "frames=1", "hop=533", f"prepared={prepared.out}", f"out={out}"]
+    assert "% of this" in run("bench.py", *words)
+    with out.open() as file:
+        (row,) = csv.DictReader(file)
+    low, middle, high = (float(row[f"corpus_{name}"]) for name in ("ratio_low", "ratio", "ratio_high"))
+    assert 0 < low <= middle <= high and float(row["corpus_steps_per_s"]) > 0 and not row["peer_parameters"]
 
 
 def test_models_of_waveforms_are_timed_beside_a_peer_of_their_size(tmp_path: Path) -> None:
@@ -132,4 +143,4 @@ def test_what_cannot_be_timed_is_refused_in_a_sentence(peer: Path, tmp_path: Pat
     assert "no experiment is called nothing" in refuse("bench.py", *TINY, "models=[vae,nothing]")
     assert "write models=[vae]" in refuse("bench.py", *TINY, "models=vae")
     assert "Could not override 'model.nothing'" in refuse("bench.py", *TINY, 'overrides=["model.nothing=1"]')
-    assert "frames=1" in refuse("bench.py", *TINY, "frames=1")
+    assert "frames=0" in refuse("bench.py", *TINY, "frames=0")

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from avdvae.audio import Stft, trim_silence
-from avdvae.data.loader import Loader
+from avdvae.data.loader import Loader, seen_by
 from avdvae.data.shards import PreparedClip, PreparedCorpus, Utterance, read_shard, write_manifest, write_shard
 from avdvae.errors import UserError
+from avdvae.models.cvae import CVAE
+from avdvae.models.vae import VAE
 from avdvae.protocols import Batch
 
 RATE, FPS = 16_000, 30_000 / 1001
@@ -451,3 +453,10 @@ def test_faces_come_with_the_lips_where_asked_for(tmp_path, corpus):
     assert next(iter(load(faced))).face is None
     with pytest.raises(UserError, match="no faces: prepare a corpus of videos"):
         load(corpus, faces=True)
+
+
+def test_what_a_model_does_not_use_is_not_gathered(corpus):
+    everything, sound = (list(load(corpus, frames=7, **seen_by(model))) for model in (CVAE(hidden=4), VAE(hidden=4)))
+    for one, other in zip(everything, sound, strict=True):
+        assert one.lips is not None and other.lips is other.sure is other.face is None
+        assert torch.equal(one.power, other.power) and one.ids == other.ids

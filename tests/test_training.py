@@ -1,6 +1,7 @@
 """Training is exact: the same run, however it is interrupted, split over processes or over accumulated batches."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ from torch import nn
 
 from avdvae import training
 from avdvae.audio import Stft
+from avdvae.data.augment import augmented
 from avdvae.data.mixing import stream
 from avdvae.data.shards import PreparedCorpus
 from avdvae.distributions import Gaussian
@@ -188,7 +190,8 @@ def test_it_learns_and_shows_how(prepared, tmp_path):
     assert [event.value for event in board.Scalars("valid/loss")] == pytest.approx(losses)
     for tag in ("speech/clean", "speech/resynthesis"):
         assert [event.step for event in board.Images(tag)] == [event.step for event in board.Audio(tag)]
-    assert [event.step for event in board.Images("lips")] == [rows[-1]["step"] // 3 * epoch for epoch in (1, 2)]
+    assert [event.step for event in board.Images("speech/clean")] == [rows[-1]["step"] // 3 * e for e in (1, 2)]
+    assert board.Tags()["images"] == ["speech/clean", "speech/resynthesis"]  # no lips: it does not use them
 
 
 def test_the_best_weights_are_kept_and_patience_ends(prepared, tmp_path):
@@ -203,6 +206,52 @@ def test_the_best_weights_are_kept_and_patience_ends(prepared, tmp_path):
     assert patient.epochs == 5
     longer = fit(Scripted(*[2] * 9), prepared.out, tmp_path / "b", resume=True, epochs=9, patience=4, warmup_epochs=3)
     assert (longer.epochs, longer.best_epoch) == (7, 1)
+
+
+def test_the_best_weights_are_those_of_the_best_resynthesis_where_so_asked(prepared, tmp_path, monkeypatch):
+    speakers = {u.speaker for u in PreparedCorpus(prepared.out, "valid").utterances}
+    scores, score = (
+        iter([value for epoch in (1.0, 3.0, 2.0, 4.0, 0.0) for value in [epoch] * len(speakers)]),
+        training.score,
+    )
+
+    def scripted(clean, speech, rate, names):
+        assert math.isfinite(score(clean, speech, rate, names)["si_sdr"])
+        return {"si_sdr": next(scores)}
+
+    monkeypatch.setattr(training, "score", scripted)
+    with pytest.raises(UserError, match=r"train.best_by=si_sdr: Scripted resynthesises no speech"):
+        fit(Scripted(1), prepared.out, tmp_path / "no", best_by="si_sdr")
+    trained = fit("vae", prepared.out, tmp_path, best_by="si_sdr", epochs=5)
+    assert (trained.best_epoch, trained.best_loss) == (4, -4.0) and not [*scores]
+    assert [row["valid/si_sdr"] for row in records(tmp_path) if "valid/loss" in row] == [1, 3, 2, 4, 0]
+
+
+def test_crops_are_changed_in_training_alone_and_a_seed_says_how(prepared, tmp_path):
+    lips_BTHW = torch.randint(0, 256, (5, 1, 20, 20), dtype=torch.uint8).expand(-1, 3, -1, -1)
+    torch.manual_seed(1)
+    changed_BTHW = augmented(lips_BTHW)
+    assert changed_BTHW.shape == lips_BTHW.shape and changed_BTHW.dtype == torch.uint8
+    assert (changed_BTHW == changed_BTHW[:, :1]).all() and all((changed_BTHW != lips_BTHW).any((1, 2, 3)))
+    torch.manual_seed(1)
+    assert torch.equal(augmented(lips_BTHW), changed_BTHW)
+
+    seen: list[bool] = []
+
+    class Watched(CVAE):
+        def forward(self, batch, schedule):
+            rows = {u.id: u for u in corpora[self.training].utterances}
+            known = {crop.tobytes() for name in batch.ids for crop in corpora[self.training].lips(rows[name])}
+            of_items = zip(batch.lips[batch.mask].numpy(), strict=True)
+            seen.append(self.training == any(crop.tobytes() in known for (crop,) in of_items))
+            return super().forward(batch, schedule)
+
+    corpora = {split == "train": PreparedCorpus(prepared.out, split) for split in ("train", "valid")}
+    for name in ("once", "again"):
+        torch.manual_seed(0)
+        fit(Watched(hidden=16, dim=4), prepared.out, tmp_path / name, epochs=1, augment=True)
+    assert_alike(tmp_path / "once", tmp_path / "again")
+    assert not any(seen)  # in training no crop is one of the corpus, in validation each is
 
 
 @pytest.mark.parametrize("how", ["killed", "interrupted"])

@@ -38,6 +38,13 @@ from avdvae.protocols import Batch
 Condition = Callable[[Utterance, int, np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray | None]]
 
 
+def seen_by(model: object) -> dict[str, bool]:
+    """What a Loader is to bring for a model, and nothing else."""
+    sees = getattr(model, "sees", ("lips",))
+    pcm = getattr(model, "observes", None) == "waveform"
+    return {"lips": "lips" in sees, "faces": "face" in sees, "pcm": pcm}
+
+
 class Loader:
     """Iterating once gives the batches of one epoch; their order follows from the seed and the number of the epoch.
 
@@ -52,8 +59,8 @@ class Loader:
     first frame, spans `frames * hop` samples at most, and is zero from `lengths` on. `trim_db` cuts silence off both
     ends of the sound; the lips follow by the clock. A `condition` (whole utterances only) adds `mixture` and `noisy`,
     in the scale of the clean waveform. A `level_db` of (low, high) then scales every item, its mixture alike, by a
-    random level in that range, drawn anew each epoch. `faces`: with the pictures of faces, which are large and
-    which few models look at, and what their mouths do.
+    random level in that range, drawn anew each epoch. `lips`: with the mouth crops, where the corpus has any;
+    `faces`: with the pictures of faces, and what their mouths do. Pictures take longer to gather than sound.
 
     Poses come as they are, without spectra, silence or noise: `stft` and `trim_db` do not matter to them.
 
@@ -77,6 +84,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         level_db: tuple[float, float] | None = None,
+        lips: bool = True,
         faces: bool = False,
         pcm: bool = False,
         batch_frames: int | None = None,
@@ -112,7 +120,7 @@ class Loader:
         self.cutter = (
             _PoseCutter(corpus, frames)
             if corpus.has_poses
-            else _Cutter(corpus, stft, frames, trim_db, condition, faces, pcm)
+            else _Cutter(corpus, stft, frames, trim_db, condition, lips, faces, pcm)
         )
         if frames is None:
             self.windows = np.ones_like(self.cutter.counts)
@@ -288,16 +296,17 @@ class _Cutter(Dataset[Batch]):
         frames: int | None,
         trim_db: float | None,
         condition: Condition | None,
+        lips: bool,
         faces: bool,
         pcm: bool,
     ):
-        self.faces = faces
+        self.lips, self.faces = lips, faces
         self.corpus, self.hop, self.frames, self.condition = corpus, stft.hop, frames, condition
         self.ids = np.array([u.id for u in corpus.utterances], dtype=object)
         self.labels = np.array([{"speaker": u.speaker, **u.labels} for u in corpus.utterances], dtype=object)
         shards, self.shard = np.unique([u.shard for u in corpus.utterances], return_inverse=True)
         self.shards = shards.tolist()
-        has_lips = corpus.has_lips
+        has_lips = corpus.has_lips and (lips or faces)
         origin, length, peak, pictures = [], [], [], []
         for u in corpus.utterances:
             audio = corpus.audio(u)
@@ -326,8 +335,9 @@ class _Cutter(Dataset[Batch]):
         picture_BT = lips_BTHW = sure_BT = face_BTHW3 = mouth_BT2 = None
         if self.pictures is not None:
             picture_BT = self.pictures[self.edges[utterance, None] + frame_BT * mask_BT]
-            lips_BTHW = self._gather_pictures("lips", utterance, picture_BT)
-            sure_BT = self._gather_pictures("confidence", utterance, picture_BT) * mask_BT / np.float32(255)
+            if self.lips:
+                lips_BTHW = self._gather_pictures("lips", utterance, picture_BT)
+                sure_BT = self._gather_pictures("confidence", utterance, picture_BT) * mask_BT / np.float32(255)
             if self.faces:
                 face_BTHW3 = self._gather_pictures("face", utterance, picture_BT)
                 face_BTHW3[~mask_BT] = 0

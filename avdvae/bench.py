@@ -163,7 +163,7 @@ def em_real_time_factor(
     ends: list[float] = []
     separate_long(model, sound_N, stft, few, pictures, progress=lambda share: ends.append(now(device)))
     total, each = now(device) - began, median(np.diff(ends))
-    return (total + (settings.iterations - few.iterations) * each) / seconds
+    return (total + (settings.iterations / few.iterations - 1) * len(ends) * each) / seconds
 
 
 @dataclass(frozen=True)

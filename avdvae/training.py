@@ -142,7 +142,8 @@ class _Loop:
         if settings.own_past is not None and not isinstance(model, Autoregressive):
             given = list(settings.own_past)
             raise UserError(f"train.own_past={given}: {type(model).__name__} does not hear the past, so give null")
-        if settings.best_by == "si_sdr" and not is_speech_prior(model):
+        judged: Any = model
+        if settings.best_by == "si_sdr" and not is_speech_prior(judged):
             raise UserError(
                 f"train.best_by=si_sdr: {type(model).__name__} resynthesises no speech from latents, so give loss"
             )
@@ -333,18 +334,17 @@ class _Loop:
 
     def _validate_resynthesis(self) -> float:
         """SI-SDR of the first utterance of each validation speaker, with the same noise every time."""
-        model: Any = self.judged
-        firsts = copy(self.valid)
-        rate = firsts.utterances[0].rate
+        judged: Any = self.judged
+        firsts: Any = copy(self.valid)
         firsts.utterances = list({u.speaker: u for u in reversed(self.valid.utterances)}.values())
+        rate, scores = firsts.utterances[0].rate, []
         self._seed(self.settings.seed)
-        scores = [
-            score(clean[:length].numpy(), speech[:length].numpy(), rate, ("si_sdr",))["si_sdr"]
-            for batch in self._load(firsts, None, shuffle=False, batch_size=8)
-            for clean, speech, length in zip(
-                batch.waveform.cpu(), resynthesise(model, batch, self.stft).cpu(), batch.lengths, strict=True
-            )
-        ]
+        for batch in self._load(firsts, None, shuffle=False, batch_size=8):
+            assert batch.waveform is not None and batch.lengths is not None
+            again_BN = resynthesise(judged, batch, self.stft).cpu().numpy()
+            for b, length in enumerate(batch.lengths.tolist()):
+                clean = batch.waveform[b, :length].cpu().numpy()
+                scores.append(score(clean, again_BN[b, :length], rate, ("si_sdr",))["si_sdr"])
         return self._gather(float(np.mean(scores)))[0]
 
     @torch.inference_mode()

@@ -240,6 +240,7 @@ def test_crops_are_changed_in_training_alone_and_a_seed_says_how(prepared, tmp_p
 
     class Watched(CVAE):
         def forward(self, batch, schedule):
+            assert batch.lips is not None
             rows = {u.id: u for u in corpora[self.training].utterances}
             known = {crop.tobytes() for name in batch.ids for crop in corpora[self.training].lips(rows[name])}
             of_items = zip(batch.lips[batch.mask].numpy(), strict=True)

@@ -18,7 +18,7 @@ def augmented(lips_BTHW: UInt8[Tensor, "B T H W"]) -> UInt8[Tensor, "B T H W"]:
         [
             v2.RandomHorizontalFlip(),
             v2.Pad(edge, padding_mode="edge"),
-            v2.RandomAffine(10, (0.05, 0.05), (0.8, 1.25), interpolation=InterpolationMode.BILINEAR),
+            v2.RandomAffine((-10, 10), (0.05, 0.05), (0.8, 1.25), interpolation=InterpolationMode.BILINEAR),
             v2.CenterCrop(lips_BTHW.shape[-2:]),
             v2.ColorJitter(brightness=0.4, contrast=0.4),
             v2.RandomApply([v2.GaussianBlur(5, (0.3, 2.0))]),

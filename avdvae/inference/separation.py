@@ -42,7 +42,7 @@ def separate(
     batch: Batch,
     stft: Stft,
     settings: Vem,
-    progress: Callable[[int], None] = lambda iteration: None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Separated:
     """The speech in `batch.mixture`, of whose spectrum `batch.noisy` is the power."""
     mixture_BN, noisy_BTF = batch.need("mixture", model), batch.need("noisy", model)
@@ -119,8 +119,8 @@ def separate_long(
         chosen = starts[first : first + batch_size]
         ids = [str(first + b) for b in range(len(chosen))]
         batch = _windows(waveform_N, ids, chosen, length, stft, pictures)
-        share = len(chosen) / count / settings.iterations
-        separated = separate(model, batch, stft, settings, lambda _, share=share: progress(share))
+        share = len(chosen) / count
+        separated = separate(model, batch, stft, settings, lambda part, share=share: progress(part * share))
         for start, padded in zip(chosen, separated.speech, strict=True):
             window_N = padded[: len(waveform_N) - start]
             if start:

@@ -20,6 +20,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -29,7 +30,7 @@ from avdvae.distributions import Components, SpeechLikelihood
 from avdvae.errors import UserError, whole_numbers
 from avdvae.inference.esteps import Climb, Draws, EStep, followed
 from avdvae.inference.noise import Noise, subtraction, weighted_mean
-from avdvae.protocols import Batch, Context, Latents, SpeechPrior
+from avdvae.protocols import Batch, Context, Latents, SpeechPrior, indispensable
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,10 @@ class Vem:
     The EM finds the optimum nearest to its start. Here the noise starts at the spectrum that the quieter frames have,
     and the latents at what the encoder makes of the rest; with `paper`, the noise starts anywhere and the encoder hears
     the mixture, as published, which may end with speech and noise in each other's place; nor does `smoothness`, the
-    weight of a prior by which noise changes slowly, count then. Models that can do with some of the modalities may
-    begin from those of `begin_from` alone, where they are given: noise does not mislead the lips.
+    weight of a prior by which noise changes slowly, count then. Models that can do without some of the modalities may
+    begin from those of `begin_from` alone, where they are given. Without it, one that can do without lips begins twice,
+    from all that is given and from the sound alone, and an utterance keeps the better end by the bound: lips of a face
+    unlike those of the training lead astray.
     """
 
     estep: EStep
@@ -72,6 +75,16 @@ class Enhanced:
     cost: Float[Tensor, "I B"]
     switch: Float[Tensor, "B T M"] | None = None
 
+    def better(self, other: Enhanced) -> Enhanced:
+        """Of each utterance, what ended at the lower cost."""
+        lower_B = other.cost[-1] < self.cost[-1]
+
+        def chosen(own: Tensor, others: Tensor) -> Tensor:
+            return torch.where(lower_B[:, None, None], others, own)
+
+        switch = None if self.switch is None or other.switch is None else chosen(self.switch, other.switch)
+        return Enhanced(chosen(self.filter, other.filter), torch.where(lower_B, other.cost, self.cost), switch)
+
 
 @dataclass(frozen=True)
 class NoisySpeech:
@@ -101,9 +114,21 @@ class NoisySpeech:
 
 @torch.no_grad()
 def enhance(
-    model: SpeechPrior, batch: Batch, settings: Vem, progress: Callable[[int], None] = lambda iteration: None
+    model: SpeechPrior, batch: Batch, settings: Vem, progress: Callable[[float], None] = lambda share: None
 ) -> Enhanced:
-    """Separate the speech of `batch.noisy` from its noise. An utterance gets the same alone as in any batch."""
+    """Separate the speech of `batch.noisy` from its noise. An utterance gets the same alone as in any batch. `progress`
+    is called with the share of the work that each iteration is."""
+    begins = [tuple(settings.begin_from or ())]
+    if settings.begin_from is None and batch.lips is not None and "lips" in {*model.sees} - indispensable(model):
+        begins += [("power",)]
+    share = 1 / (len(begins) * settings.iterations)
+    ends = [_enhance(model, batch, settings, begin, lambda: progress(share)) for begin in begins]
+    return reduce(Enhanced.better, ends)
+
+
+def _enhance(
+    model: SpeechPrior, batch: Batch, settings: Vem, begin: Sequence[str], progress: Callable[[], None]
+) -> Enhanced:
     noisy_BTF = batch.need("noisy", model).contiguous()  # as an STFT leaves it, frequencies lie far apart
     frames = batch.mask.sum(1)
     draws = Draws([_generator(name, settings.seed) for name in batch.ids], frames.tolist())
@@ -113,7 +138,7 @@ def enhance(
         level_B1F, filter_BTF = subtraction(noisy_BTF, batch.mask)
         noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))  # V is this level on average
         heard = replace(batch, power=noisy_BTF * filter_BTF.square())
-    begin = [name for name in settings.begin_from or () if getattr(heard, name) is not None]
+    begin = [name for name in begin if getattr(heard, name) is not None]
     context = model.context(heard)
 
     def target() -> NoisySpeech:
@@ -122,7 +147,7 @@ def enhance(
     costs = []
     with _recurrent_layers_training(model):
         state = settings.estep.start(model, heard.only(*begin) if begin else heard, draws)
-        for iteration in range(settings.iterations):
+        for _ in range(settings.iterations):
             state, likelihood = settings.estep.step(target(), state, draws)
             likely = likelihood.components(noisy_BTF)
             if likely.switch and context.learns:
@@ -131,7 +156,7 @@ def enhance(
             if context.past is not None:  # |s|^2 by the present estimate, without the gain
                 past_BTF = _wiener(noise, likely).square().mul_(noisy_BTF).div_(noise.gain_BT1)
                 context = replace(context, past=past_BTF)
-            progress(iteration)
+            progress()
         likely = settings.estep.final(target(), state, draws).components(noisy_BTF)
 
     cost_IB = (torch.stack(costs) * batch.mask).sum(2) / (frames * noisy_BTF.shape[2])

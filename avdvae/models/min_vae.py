@@ -11,8 +11,8 @@ M. Sadeghi, X. Alameda-Pineda, "Mixture of inference networks for VAE-based audi
 For a share of the training frames the network that hears gets a spectrum with noise added, so that there are frames
 which the other wins. With responsibilities="per_epoch", r is that of the weights with which the epoch began, as in
 the paper, and not that of the present ones. Enhancement keeps q(z | m), one z for each network, and starts each from
-what its network tells, for noise cannot mislead the eye, nor a hand the ear; the published code has one z for both
-and starts from the lips. A network that gets nothing is off.
+its own network, or both from that of the sound, whichever ends better (inference/vem.py); the published code has one z
+for both and starts from the lips. A network that gets nothing is off.
 
     s_t       speech spectrum             power_BTF holds |s_t|^2
     v_t       mouth crop                  lips_BTHW
@@ -93,14 +93,15 @@ class MINVAE(nn.Module):
         return Gaussian(mean_BTL, self.prior_log_var_M1[component])
 
     def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred:
-        """Of a network that gets nothing, the prior."""
+        """The latent of a network that gets nothing is inferred by the other: in the paper both share one z."""
         context = self.context(batch)
         p = {name: self.prior(m, context) for m, name in enumerate(self.components)}
-        q = dict(p)
+        q = {}
         if batch.power is not None:
             q["sound"] = self.hear(encoder_input(batch.power, self.floor))
         if batch.lips is not None:
             q["lips"] = self.look(batch.lips)
+        q = {name: q.get(name, next(iter(q.values()))) for name in self.components}
         z = {name: q[name].sample(k) if mode == "sample" else q[name].mean.expand(k, -1, -1, -1) for name in q}
         return Inferred(z, q, p)
 

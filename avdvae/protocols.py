@@ -120,6 +120,7 @@ class Context:
     mask    B T    true where a frame holds data
     video   B T M  features of the lips, for models that are conditioned on them
     switch  B S C  prior of the switch between components, for mixtures; an EM run `learns` it anew, or does not
+    temper  exponent of a prior that is conditioned on the lips, in (0, 1]: below 1 it is wider
     past    B T F  for models that hear the past of what they explain: that itself, or what is taken for it;
                    K B T F where each draw has a past of its own; fewer frames, or None, where what the model says
                    itself is to stand for the others (`sample_prior`, `own_past`)
@@ -129,6 +130,7 @@ class Context:
     video: Float[Tensor, "B T M"] | None = None
     switch: Float[Tensor, "B S C"] | None = None
     learns: bool = True
+    temper: float = 1.0
     past: Float[Tensor, "*draws B _ F"] | None = None
 
 

@@ -28,7 +28,7 @@ PROGRAM = Path(__file__).parent.parent / "experiments" / "enhance.py"
 STFT = Stft(256)
 QUICK = Vem(Langevin(chains=2), iterations=3, rank=2)
 OVERRIDES: dict[str, Any] = dict.fromkeys(
-    ("iterations", "rank", "smoothness", "paper", "begin_from", "seed", "batch_size"), MISSING
+    ("iterations", "rank", "smoothness", "temper", "paper", "begin_from", "seed", "batch_size"), MISSING
 ) | {"estep": {"name": MISSING}}
 
 

@@ -1,6 +1,7 @@
 """What the papers say of single models."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise, product
 from typing import Any
@@ -13,6 +14,8 @@ from torch.distributions import Normal, kl_divergence
 from avdvae.blocks import silence, standardised
 from avdvae.distributions import VARIANCE_FLOOR, ComplexGaussian, Gaussian
 from avdvae.errors import UserError
+from avdvae.inference.esteps import FreeGaussian
+from avdvae.inference.vem import Vem, enhance
 from avdvae.models.av_dkf import AVDKF
 from avdvae.models.av_rvae import AVRVAE
 from avdvae.models.av_vae import AVVAE
@@ -158,6 +161,39 @@ def test_the_sound_layers_of_the_cvae_stand_still_in_its_share_of_the_batches(ba
     for setting in ({"alpha": 1.1}, {"freeze_sound": -0.1}):
         with pytest.raises(UserError, match=rf"model\.{next(iter(setting))}=.* from 0 to 1"):
             cvae(**setting)
+
+
+def test_enhancement_tempers_the_prior_from_the_lips_and_training_does_not(batch, monkeypatch):
+    """p(z | v) to the power of the temper, normalised; alone and in a mixture."""
+    model, z = cvae().eval(), {"z": torch.randn(3, *batch.mask.shape, 4)}
+    context = model.context(batch)
+    log_p, tempered = (model.log_prior(z, replace(context, temper=temper)) for temper in (1.0, 0.2))
+    grid = torch.linspace(-40, 40, 20_001, dtype=torch.float64)
+    p = model.prior(context)
+    powers = [
+        ((grid - mean) ** 2 / -2 * 0.2 / variance).exp()
+        for mean, variance in zip(p.mean[0, 0], p.log_var[0, 0].exp(), strict=True)
+    ]
+    constant = sum(power.sum().mul(grid[1] - grid[0]).log() for power in powers)
+    expected = -0.2 * ((z["z"] - p.mean).square() / p.log_var.exp()).sum(-1)[:, 0, 0] / 2 - constant
+    torch.testing.assert_close(tempered[:, 0, 0], expected.float(), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(log_p, tempered)
+
+    tempers: list[float] = []
+    prior = CVAE.prior
+    monkeypatch.setattr(CVAE, "prior", lambda self, context: tempers.append(context.temper) or prior(self, context))
+    model(batch, PLAIN)
+    assert {*tempers} == {1.0}
+    noisy = Batch(batch.ids, batch.mask, noisy=batch.power, lips=batch.lips)
+    mixture = VAEMM(VAE(frequencies=33, hidden=12, dim=4), model).requires_grad_(False)
+    enhancing: Any
+    for enhancing in (model.requires_grad_(False), mixture):
+        for paper, temper in ((False, 0.3), (True, 1.0)):
+            tempers.clear()
+            enhance(enhancing, noisy, Vem(FreeGaussian(), iterations=1, temper=0.3, paper=paper))
+            assert tempers[-1] == temper
+    with pytest.raises(UserError, match=r"enhance.temper=0: give a number above 0"):
+        Vem(FreeGaussian(), temper=0)
 
 
 @pytest.mark.parametrize("model", [VAE(51, 8, 3, observes="pose"), DKF(51, 8, 3, 8, 8, [8], observes="pose")])

@@ -35,21 +35,23 @@ from avdvae.protocols import Batch, Context, Latents, SpeechPrior, indispensable
 
 @dataclass(frozen=True)
 class Vem:
-    """The settings of an enhancement.
+    """The settings of an enhancement. The EM finds the optimum nearest to its start.
 
-    The EM finds the optimum nearest to its start. Here the noise starts at the spectrum that the quieter frames have,
-    and the latents at what the encoder makes of the rest; with `paper`, the noise starts anywhere and the encoder hears
-    the mixture, as published, which may end with speech and noise in each other's place; nor does `smoothness`, the
-    weight of a prior by which noise changes slowly, count then. Models that can do without some of the modalities may
-    begin from those of `begin_from` alone, where they are given. Without it, one that can do without lips begins twice,
-    from all that is given and from the sound alone, and an utterance keeps the better end by the bound: lips of a face
-    unlike those of the training lead astray.
+    smoothness  weight of a prior by which noise changes slowly; 0: none
+    temper      exponent of the prior of an AV-CVAE, alone or in a mixture, from the lips: below 1 it is wider
+    paper       as published: the noise starts at random, the encoder gets the mixture, smoothness and temper are off.
+                Otherwise the noise starts at the spectrum of the quieter frames, and the encoder gets what is left
+                of the mixture; from a random start, speech and noise may end in each other's place
+    begin_from  modalities that the encoder gets first, for models that can do without some. None: a model that can do
+                without lips runs twice, with and without them, and an utterance keeps the end with the better bound,
+                for a face unlike those of the training leads astray; all other models get what is given
     """
 
     estep: EStep
     iterations: int = 100
     rank: int = 8
     smoothness: float = 200.0
+    temper: float = 0.2
     paper: bool = False
     begin_from: Sequence[str] | None = None
     seed: int = 0
@@ -63,6 +65,8 @@ class Vem:
         whole_numbers("enhance.", vars(self), iterations=1, rank=1)
         if type(self.smoothness) not in (int, float) or not self.smoothness >= 0:
             raise UserError(f"enhance.smoothness={self.smoothness}: give 0 or more")
+        if type(self.temper) not in (int, float) or not 0 < self.temper <= 1:
+            raise UserError(f"enhance.temper={self.temper}: give a number above 0, and 1 at most")
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def _enhance(
         noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))  # V is this level on average
         heard = replace(batch, power=noisy_BTF * filter_BTF.square())
     begin = [name for name in begin if getattr(heard, name) is not None]
-    context = model.context(heard)
+    context = replace(model.context(heard), temper=1.0 if settings.paper else settings.temper)
 
     def target() -> NoisySpeech:
         return NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BT1)

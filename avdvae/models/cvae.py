@@ -12,6 +12,9 @@ Encoder, decoder and prior share one look at the lips. The second term of the mo
 in which the layers that carry sound stand still, keep the model from ignoring them. Training may start from an A-VAE,
 to which the lips add nothing at first; from scratch, the latent ends up telling less.
 
+From a face unlike those of the training, p(z | v) is narrow at a wrong place. Enhancement takes its power `temper`,
+normalised.
+
     s_t     speech spectrum    power_BTF holds |s_t|^2
     v_t     mouth crop         lips_BTHW; its features: context.video_BTM
     z_t     latent             z_KBTL
@@ -19,6 +22,7 @@ to which the lips add nothing at first; from scratch, the latent ends up telling
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -73,7 +77,8 @@ class CVAE(FrameVAE):
         return self.look(batch.need("lips", self))
 
     def prior(self, context: Context) -> Gaussian:
-        return self.prior_head(context.video)
+        p = self.prior_head(context.video)
+        return Gaussian(p.mean, p.log_var - math.log(context.temper))
 
     def posterior(self, batch: Batch, context: Context) -> Gaussian:
         sound = self.sound_in(encoder_input(batch.need("power", self), self.floor))

@@ -20,6 +20,7 @@ from avdvae.errors import UserError, one_line
 
 WINDOW = 1024
 MARGIN = WINDOW // 2  # what a frame sees on either side of its centre
+SILENCE = 1e-8  # a peak that no scaling lifts
 LONGEST_HOP = 533  # as in the AVSE-VAE line: 30.02 frames a second at 16 kHz
 
 
@@ -88,6 +89,12 @@ class Stft:
             for pieces in (frames_BWT, weights_W1.expand(1, -1, frames_BWT.shape[2]))
         )
         return overlapped_BN / weight_1N.clip(1e-3)
+
+    def with_phase(
+        self, power_BTF: Float[Tensor, "B T F"], phase_BTF: Float[Tensor, "B T F"], length: int
+    ) -> Float[Tensor, "B N"]:
+        """Signals of this power and the phase of others, in radians."""
+        return self.synthesise(torch.polar(power_BTF.sqrt(), phase_BTF), length)
 
     def griffin_lim(
         self, power_BTF: Float[Tensor, "B T F"], length: int, iterations: int = 200, momentum: float = 0.99

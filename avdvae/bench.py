@@ -30,7 +30,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from avdvae.audio import Stft
-from avdvae.inference.separation import RATE, Pictures, separate_long
+from avdvae.data.clock import RATE
+from avdvae.inference.separation import Pictures, separate_long
 from avdvae.inference.vem import Vem
 from avdvae.objectives import Schedule
 from avdvae.pcm import CODES

@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -39,8 +38,7 @@ class Curves:
         from avdvae.viz import lip_strip, spectrogram
 
         assert batch.waveform is not None and batch.power is not None
-        spec_BTF = torch.polar(again_BTF.sqrt(), stft.analyse(batch.waveform).angle())
-        again_BN = stft.synthesise(spec_BTF, batch.waveform.shape[1])
+        again_BN = stft.with_phase(again_BTF, stft.analyse(batch.waveform).angle(), batch.waveform.shape[1])
         for name, wave_BN, power_BTF in (("clean", batch.waveform, batch.power), ("resynthesis", again_BN, again_BTF)):
             self.board.add_audio(f"speech/{name}", wave_BN.clamp(-1, 1), step, rate)
             self.board.add_image(f"speech/{name}", spectrogram(power_BTF[0].cpu().numpy()), step, dataformats="HWC")

@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from avdvae.data.corpora import ensure_prepared
-from avdvae.data.shards import PreparedCorpus, replacing
+from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError, known_settings
+from avdvae.files import replacing
 from avdvae.parallel import in_parallel, one_thread_each
 from avdvae.report import write_report
 from avdvae.results import (

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from avdvae.data.clock import RATE
 from avdvae.errors import UserError
 
-RATE = 16_000
 FLOOR, CEILING = 70.0, 420.0  # of f0, Hz
 _STEP = 0.005  # seconds between the frames of an analysis
 

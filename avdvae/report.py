@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from avdvae.curves import read_curves
-from avdvae.data.shards import replacing
 from avdvae.errors import UserError, reading
+from avdvae.files import replacing
 from avdvae.metrics import FAILED, INPUT, LOOKS, Look
 from avdvae.published import published_on
 from avdvae.results import ALL_NOISES, NOISE_GROUPS, ranking, read_examples, read_results, read_summary

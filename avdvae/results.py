@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from avdvae.data.shards import read_table, replacing
+from avdvae.data.shards import read_table
 from avdvae.errors import UserError, reading
+from avdvae.files import replacing
 from avdvae.metrics import INPUT, LOW_IS_GOOD, OF_EACH_SAMPLE
 
 ALL_NOISES = "all"

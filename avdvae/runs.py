@@ -24,8 +24,8 @@ import yaml
 from torch import nn
 
 from avdvae.audio import Stft
-from avdvae.data.shards import replacing
 from avdvae.errors import UserError, check_settings, known_settings, reading, said_of, whole_numbers
+from avdvae.files import replacing
 from avdvae.inference.esteps import build_estep
 from avdvae.inference.vem import Vem
 from avdvae.protocols import SpeechPrior, why_not_enhancing

@@ -24,6 +24,7 @@ from jaxtyping import Float, UInt8
 
 from avdvae.audio import write_wav
 from avdvae.data.clips import Clip
+from avdvae.data.clock import RATE
 from avdvae.data.loader import Loader
 from avdvae.data.poses import FPS, SKELETONS
 from avdvae.data.prepare import prepare_alone
@@ -33,7 +34,6 @@ from avdvae.errors import UserError
 from avdvae.evaluation import find_corpus
 from avdvae.faces import find_face_model
 from avdvae.inference.recordings import Enhancer
-from avdvae.inference.separation import RATE
 from avdvae.inference.transfer import Made, generate, has_latents
 from avdvae.protocols import PICTURES, Batch
 from avdvae.runs import Run, build_vem
@@ -160,8 +160,7 @@ class Stage:
         if phase == "source":
             assert source is not None and source.waveform is not None
             waveform_1N = source.waveform[:, :samples]
-            spectrum_1TF = torch.polar(power_1TF.sqrt(), self.stft.analyse(waveform_1N).angle())
-            sound_1N = self.stft.synthesise(spectrum_1TF, waveform_1N.shape[1])
+            sound_1N = self.stft.with_phase(power_1TF, self.stft.analyse(waveform_1N).angle(), waveform_1N.shape[1])
         else:
             ends = [source.waveform.shape[1]] if source and source.waveform is not None else []
             sound_1N = self.stft.griffin_lim(power_1TF, min(samples, *ends) if ends else samples)

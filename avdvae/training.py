@@ -38,13 +38,14 @@ from avdvae.audio import Stft
 from avdvae.curves import Curves, progress_bar
 from avdvae.data.augment import augmented
 from avdvae.data.loader import Loader, seen_by
-from avdvae.data.mixing import stream
-from avdvae.data.shards import PreparedCorpus, replacing
+from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError, reading
+from avdvae.files import replacing
 from avdvae.inference.resynth import resynthesise
 from avdvae.metrics import score
 from avdvae.objectives import Elbo
 from avdvae.protocols import Autoregressive, Batch, is_speech_prior
+from avdvae.randomness import stream
 from avdvae.settings import Training
 from avdvae.weights import WEIGHTS, load_weights, save_weights
 

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, UInt8
 
 from avdvae.audio import Stft
 from avdvae.data.poses import Skeleton
-from avdvae.data.shards import PreparedCorpus, replacing
+from avdvae.data.shards import PreparedCorpus
+from avdvae.files import replacing
 from avdvae.metrics import INPUT, Look
 from avdvae.results import ALL_NOISES
 

@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from avdvae.data.shards import replacing
 from avdvae.errors import UserError, one_line, reading
+from avdvae.files import replacing
 
 WEIGHTS = "weights.safetensors"  # in the folder of a run
 _CHECKSUM = "sha256"

@@ -25,11 +25,11 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from avdvae.audio import read_wav, write_wav
-from avdvae.data.shards import replacing
+from avdvae.data.clock import RATE
 from avdvae.data.talker.vowels import FACTORS
 from avdvae.errors import UserError, as_a_program
+from avdvae.files import replacing
 from avdvae.inference.control import Controller, nearest
-from avdvae.inference.separation import RATE
 from avdvae.protocols import is_speech_prior
 from avdvae.runs import open_run
 from avdvae.viz import triptych

@@ -6,8 +6,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avdvae.data.mixing import CORRUPTIONS, NOISES, RATE, NoiseFolder, corrupt_lips, make_noise, mix, stream
+from avdvae.data.clock import RATE
+from avdvae.data.mixing import CORRUPTIONS, NOISES, NoiseFolder, corrupt_lips, make_noise, mix
 from avdvae.errors import UserError
+from avdvae.randomness import stream
 
 SEEDS = range(4)
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from avdvae.data import shards
+from avdvae import files
 from avdvae.data.shards import (
     PreparedClip,
     PreparedCorpus,
@@ -203,9 +203,9 @@ def test_equal_clips_give_equal_bytes(tmp_path, clips):
     for name in ("one", "two"):
         relabelled = [replace(clip, labels=dict(reversed(clip.labels.items()))) for clip in clips]
         write_corpus(tmp_path / name, clips if name == "one" else relabelled)
-    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
-    assert len(files) == 4  # three shards, the manifest, and nothing temporary
-    for file in files:
+    written = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    assert len(written) == 4  # three shards, the manifest, and nothing temporary
+    for file in written:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
@@ -213,7 +213,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, clips, monkeypatch):
     path = tmp_path / "00000.safetensors"
     write_shard(path, clips[:1], {})
     before = path.read_bytes()
-    monkeypatch.setattr(shards.os, "fsync", lambda file: (_ for _ in ()).throw(OSError("the disk is full")))
+    monkeypatch.setattr(files.os, "fsync", lambda file: (_ for _ in ()).throw(OSError("the disk is full")))
     with pytest.raises(OSError, match="full"):
         write_shard(path, clips, {})
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == before

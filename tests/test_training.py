@@ -19,7 +19,6 @@ from torch import nn
 from avdvae import training
 from avdvae.audio import Stft
 from avdvae.data.augment import augmented
-from avdvae.data.mixing import stream
 from avdvae.data.shards import PreparedCorpus
 from avdvae.distributions import Gaussian
 from avdvae.errors import UserError
@@ -27,6 +26,7 @@ from avdvae.models.cvae import CVAE
 from avdvae.models.vae import VAE
 from avdvae.objectives import Elbo, Schedule
 from avdvae.protocols import Batch
+from avdvae.randomness import stream
 from avdvae.settings import Training
 from avdvae.training import Trained, train
 

@@ -4,7 +4,8 @@ import numpy as np
 import parselmouth
 import pytest
 
-from avdvae.data.talker.vowels import FACTORS, GRIDS, RATE, SETTINGS, Vowel, sound, trajectory, whispered
+from avdvae.data.clock import RATE
+from avdvae.data.talker.vowels import FACTORS, GRIDS, SETTINGS, Vowel, sound, trajectory, whispered
 
 
 def some_vowels() -> list[Vowel]:

@@ -1,8 +1,10 @@
-"""The frame clock: which picture belongs to a moment of sound."""
+"""Time: the sample rate of all sound, and which picture belongs to a moment of sound."""
 
 from __future__ import annotations
 
 import numpy as np
+
+RATE = 16_000  # samples a second
 
 
 def nearest_frames(times: np.ndarray, fps: float, count: int) -> np.ndarray:

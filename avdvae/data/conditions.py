@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from avdvae.data.mixing import NoiseFolder, corrupt_lips, make_noise, mix, stream
+from avdvae.data.mixing import NoiseFolder, corrupt_lips, make_noise, mix
 from avdvae.data.shards import PreparedCorpus, Utterance
 from avdvae.data.twins import NoisyTwins
 from avdvae.errors import UserError
+from avdvae.randomness import stream
 
 _TALKERS = 12  # as many voices as any noise is made of
 

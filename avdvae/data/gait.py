@@ -19,8 +19,8 @@ from jaxtyping import Float, Float32
 
 from avdvae.data.clips import Clip, Unreadable, split_of
 from avdvae.data.poses import FPS, SKELETONS
-from avdvae.data.shards import replacing
 from avdvae.errors import UserError
+from avdvae.files import replacing
 
 _VERSION = 1  # goes up when the same parameters give other bytes
 

@@ -7,8 +7,6 @@ The six noises bear the names of those in NTCD-TIMIT, which may not be redistrib
 and LR (living room) are stationary; Babble, Cafe and Street are not. Recorded noise comes from a `NoiseFolder`.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,16 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy.random import Generator
 
+from avdvae.data.clock import RATE
 from avdvae.errors import UserError
-
-RATE = 16_000  # Hz, of every waveform here
-
-
-def stream(*key: str | int) -> Generator:
-    """The random generator that belongs to `key`, the same in every process and on every machine."""
-    digest = hashlib.sha256(json.dumps(key).encode()).digest()
-    return Generator(np.random.PCG64(int.from_bytes(digest, "big")))
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Mixing

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from avdvae.data.clips import Clip, Corpus, Unreadable
+from avdvae.data.clock import RATE
 from avdvae.data.crops import FPS, read_crops
 from avdvae.data.poses import FPS as POSES_PER_SECOND
 from avdvae.data.poses import read_poses
@@ -45,7 +46,6 @@ from avdvae.viz import contact_sheet, write_png
 CLIPS_PER_SHARD = 64
 TABLES = ("quality.csv", "manifest.csv")
 OUTPUTS = (*TABLES, "contact_sheet.png", "overlay.png")
-RATE = 16000
 MIN_SECONDS = 0.25  # of a clip that has only sound
 MIN_PEAK = 33  # of it, -60 dB of full scale: a loader would make noise of full scale out of less
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)

@@ -18,15 +18,12 @@ import csv
 import hashlib
 import io
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from uuid import uuid4
 
 import numpy as np
 import safetensors.numpy
@@ -34,6 +31,7 @@ from jaxtyping import Float32, Int16, UInt8
 from safetensors import safe_open
 
 from avdvae.errors import UserError, reading
+from avdvae.files import replacing
 
 PREPARE = "python preprocessing/lips.py"
 _REMEDY = f"delete it and run `{PREPARE}` again"
@@ -194,19 +192,6 @@ def write_manifest(path: Path, rows: Iterable[Utterance]) -> None:
         table.writeheader()
         for row in rows:
             table.writerow(asdict(row) | {"labels": json.dumps(row.labels, sort_keys=True, ensure_ascii=False)})
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A new file that takes the place of `path` once it is complete and on the disk, and vanishes on failure."""
-    new = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        yield new
-        with new.open("rb") as file:
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _checksum(*arrays: np.ndarray) -> str:

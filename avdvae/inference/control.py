@@ -41,7 +41,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from avdvae.audio import MARGIN, Stft
+from avdvae.audio import MARGIN, SILENCE, Stft
 from avdvae.data.talker.vowels import GRIDS, SETTINGS, sound, trajectory, whispered
 from avdvae.errors import UserError
 from avdvae.protocols import Autoregressive, Batch, LatentModel, Latents
@@ -52,7 +52,6 @@ SEGMENTS = 100  # of a trajectory; published: 20, but that of f0 winds once in e
 FRAMES = 8  # of an artificial vowel
 LEVEL = 0.2  # its root mean square, where there is no recording that has one
 LEVELS = [LEVEL * 10 ** (db / 20) for db in range(-16, 7, 2)]  # 0.03 to 0.4: speech that peaks at 1
-SILENCE = 1e-8  # a peak that no scaling lifts
 LOUD = 1e-2  # of the loudest frame's power: frames above it make the level of a recording
 QUIET = 1e-3  # of the loudest frame's power: below, nothing is voiced
 
@@ -332,8 +331,7 @@ class Controller:
         if griffin_lim:
             return encoded.peak * self.stft.griffin_lim(power_1TF, encoded.samples)[0]
         assert encoded.phase is not None
-        spectrum_1TF = torch.polar(power_1TF.sqrt(), encoded.phase[None])
-        return encoded.peak * self.stft.synthesise(spectrum_1TF, encoded.samples)[0]
+        return encoded.peak * self.stft.with_phase(power_1TF, encoded.phase[None], encoded.samples)[0]
 
 
 def nearest(

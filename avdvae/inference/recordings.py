@@ -19,10 +19,11 @@ from scipy.io import wavfile
 from scipy.signal import resample_poly
 
 from avdvae.audio import Stft
+from avdvae.data.clock import RATE
 from avdvae.data.readers.folder import VIDEOS
-from avdvae.data.shards import replacing
 from avdvae.errors import UserError, one_line
-from avdvae.inference.separation import RATE, Pictures, separate_long
+from avdvae.files import replacing
+from avdvae.inference.separation import Pictures, separate_long
 from avdvae.inference.vem import Vem
 from avdvae.lips import extract_lips
 from avdvae.protocols import PICTURES, SpeechPrior, indispensable

@@ -24,13 +24,12 @@ def resynthesise(model: LatentModel, batch: Batch, stft: Stft, true_past: bool =
     waveform_BN = batch.need("waveform", model)
     inferred, said = _decoded(model, batch, true_past)
     likelihood = said["power"].drawn(inferred.z, inferred.q)
-    magnitude_BTF = likelihood.components(batch.need("power", model)).mean().sqrt()
+    power_BTF = likelihood.components(batch.need("power", model)).mean()
     speech_BN = torch.zeros_like(waveform_BN)
     assert batch.lengths is not None
     for b, length in enumerate(batch.lengths.tolist()):
-        spectrum_1TF = stft.analyse(waveform_BN[b : b + 1, :length])
-        decoded_1TF = torch.polar(magnitude_BTF[b : b + 1, : spectrum_1TF.shape[1]], spectrum_1TF.angle())
-        speech_BN[b, :length] = stft.synthesise(decoded_1TF, length)[0]
+        phase_1TF = stft.analyse(waveform_BN[b : b + 1, :length]).angle()
+        speech_BN[b, :length] = stft.with_phase(power_BTF[b : b + 1, : phase_1TF.shape[1]], phase_1TF, length)[0]
     return speech_BN
 
 

@@ -16,14 +16,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from avdvae.audio import Stft
-from avdvae.data.clock import nearest_frames
+from avdvae.audio import SILENCE, Stft
+from avdvae.data.clock import RATE, nearest_frames
 from avdvae.errors import UserError
 from avdvae.inference.vem import Vem, enhance, subtraction
 from avdvae.protocols import Batch, SpeechPrior
-
-RATE = 16_000
-SILENCE = 1e-8  # a peak that no scaling lifts
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from avdvae.data.clock import RATE
 from avdvae.data.talker.vowels import FACTORS, GRIDS
 from avdvae.errors import UserError
 from avdvae.inference.control import LEVEL, Controller, encode_factors, relations
 from avdvae.metrics import INPUT, naturalness
-from avdvae.phonetics import RATE, formants, move_by_psola, move_by_world, pitch_praat, pitch_world
+from avdvae.phonetics import formants, move_by_psola, move_by_world, pitch_praat, pitch_world
 from avdvae.protocols import is_speech_prior
 from avdvae.tasks.task import Measured, Part, Subject
 from avdvae.viz import factor_relations, latent_trajectories, variance_curves

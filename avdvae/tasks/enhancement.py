@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avdvae.data.clock import RATE
 from avdvae.data.conditions import Condition
 from avdvae.data.mixing import NOISES, NoiseFolder
 from avdvae.data.shards import PreparedCorpus
 from avdvae.data.twins import NoisyTwins
 from avdvae.errors import UserError
-from avdvae.inference.separation import RATE, Separated, separate
+from avdvae.inference.separation import Separated, separate
 from avdvae.metrics import FAILED, INPUT, failed, score
 from avdvae.protocols import Batch, indispensable, why_not_enhancing
 from avdvae.tasks.task import Measured, Part, Subject

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from avdvae.data.clock import RATE
 from avdvae.data.conditions import Condition
 from avdvae.data.shards import PREPARE
 from avdvae.errors import UserError, reading
-from avdvae.phonetics import RATE, pitch_praat, pitch_world
+from avdvae.phonetics import pitch_praat, pitch_world
 from avdvae.protocols import is_speech_prior
 from avdvae.tasks.control import controller_of
 from avdvae.tasks.task import Measured, Part, Subject

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avdvae.data.clock import RATE
 from avdvae.errors import UserError
 from avdvae.inference.likelihood import bound_bits, fitted_dmol, flac_bits, importance_bits
-from avdvae.inference.separation import RATE
 from avdvae.pcm import CODES
 from avdvae.protocols import Batch, LatentModel
 from avdvae.tasks.task import Measured, Part, Subject

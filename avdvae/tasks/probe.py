@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from avdvae.data.clock import RATE
 from avdvae.errors import UserError
 from avdvae.inference.neighbours import neighbours_right
-from avdvae.inference.separation import RATE
 from avdvae.protocols import LatentModel, LatentSpec
 from avdvae.results import summarise
 from avdvae.tasks.task import Measured, Part, Subject, file_name

@@ -10,9 +10,9 @@ from typing import Literal
 
 import torch
 
+from avdvae.data.clock import RATE
 from avdvae.errors import UserError
 from avdvae.inference.resynth import resynthesise
-from avdvae.inference.separation import RATE
 from avdvae.metrics import FAILED, failed, score
 from avdvae.protocols import Autoregressive, is_speech_prior
 from avdvae.tasks.task import Measured, Part, Subject

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from avdvae.audio import Stft, write_wav
+from avdvae.data.clock import RATE
 from avdvae.data.loader import Condition, Loader
 from avdvae.data.mixing import CORRUPTIONS, NOISES
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
-from avdvae.inference.separation import RATE
 from avdvae.inference.vem import Vem
 from avdvae.metrics import METRICS, check_names
 from avdvae.results import Result

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from avdvae.data.clips import Clip, Holdings, Unreadable
+from avdvae.data.clock import RATE
 from avdvae.data.readers.tree import Tree
 from avdvae.errors import one_line
-
-RATE = 16_000
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Complex, Float
 
-RATE = 16_000
+from avdvae.data.clock import RATE
+
 FACTORS = ("f0", "f1", "f2", "f3")
 GRIDS = {  # in Hz
     "f0": np.arange(100.0, 301, 1),

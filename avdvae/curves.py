@@ -1,4 +1,4 @@
-"""What is shown of a training: its curves, on the disk and in TensorBoard, and how far it has come."""
+"""The curves of a training, on the disk and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -55,20 +55,6 @@ class Curves:
     def close(self) -> None:
         self.file.close()
         self.board.close()
-
-
-def progress_bar(shown: bool):
-    from rich import progress
-
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        progress.TextColumn("left"),
-        progress.TimeRemainingColumn(),
-        disable=not shown,
-    )
 
 
 def read_curves(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from avdvae.errors import UserError
+from avdvae.progress import progress_bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -60,33 +61,16 @@ def in_parallel(
     Where a worker is killed, as by a system that has no memory left, what was being worked on is tried again, an item
     at a time. Of an item that is killed alone, too, `killed` says what is yielded; without it, it ends all.
     """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     if not items:
         return
-    columns = (
-        TextColumn(label),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
     workers = min(workers, len(items))
     if workers == 1:
-        with Progress(*columns) as progress:
+        with progress_bar() as progress:
             yield from ((item, work(item)) for item in progress.track(items, description=label))
         return
     waiting, suspects = deque(items), deque[Item]()
     finished = lost = 0
-    with Progress(*columns) as progress:
+    with progress_bar() as progress:
         task = progress.add_task(label, total=len(items))
         while waiting or suspects:
             alone = bool(suspects)

@@ -35,7 +35,7 @@ from torch.optim import Muon
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from avdvae.audio import Stft
-from avdvae.curves import Curves, progress_bar
+from avdvae.curves import Curves
 from avdvae.data.augment import augmented
 from avdvae.data.loader import Loader, seen_by
 from avdvae.data.shards import PreparedCorpus
@@ -44,6 +44,7 @@ from avdvae.files import replacing
 from avdvae.inference.resynth import resynthesise
 from avdvae.metrics import score
 from avdvae.objectives import Elbo
+from avdvae.progress import progress_bar
 from avdvae.protocols import Autoregressive, Batch, is_speech_prior
 from avdvae.randomness import stream
 from avdvae.settings import Training

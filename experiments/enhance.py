@@ -24,11 +24,11 @@ import hydra
 from av.error import FFmpegError
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.errors import UserError, as_a_program, said_of
 from avdvae.inference.recordings import Enhancer, Job
+from avdvae.progress import progress_bar
 from avdvae.protocols import PICTURES, indispensable
 from avdvae.runs import build_vem, changed, open_run
 from avdvae.stage import build_enhancer
@@ -107,16 +107,8 @@ def enhance(config: Mapping[str, Any]) -> None:
 
 def enhance_all(jobs: list[Job], enhancer: Enhancer) -> list[str]:
     """What could not be enhanced, with reasons."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
     failed = []
-    with Progress(*columns) as progress:
+    with progress_bar(percent=True) as progress:
         task = progress.add_task("enhancing", total=len(jobs))
         for number, job in enumerate(jobs):
             began = time.monotonic()

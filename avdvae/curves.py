@@ -35,7 +35,7 @@ class Curves:
 
     def illustrate(self, batch: Batch, again_BTF: Float[Tensor, "B T F"], stft: Stft, step: int, rate: int) -> None:
         """Spectrograms and sounds of an utterance and of its resynthesis, and its lips."""
-        from avdvae.viz import lip_strip, spectrogram
+        from avdvae.pictures.stills import lip_strip, spectrogram
 
         assert batch.waveform is not None and batch.power is not None
         again_BN = stft.with_phase(again_BTF, stft.analyse(batch.waveform).angle(), batch.waveform.shape[1])

@@ -22,6 +22,7 @@ from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError, known_settings
 from avdvae.files import replacing
 from avdvae.parallel import in_parallel, one_thread_each
+from avdvae.pictures.figures import cost_curves
 from avdvae.report import write_report
 from avdvae.results import (
     Result,
@@ -36,7 +37,6 @@ from avdvae.results import compare as compare_rows
 from avdvae.runs import Run, build_vem, open_run
 from avdvae.tasks import TASKS
 from avdvae.tasks.task import Evaluation, Measured, Part, Subject
-from avdvae.viz import cost_curves
 
 _LESS = "give fewer evaluate.workers= or a smaller enhance.batch_size="
 _WRITE_EVERY = 20.0  # seconds

@@ -17,9 +17,9 @@ from avdvae.curves import read_curves
 from avdvae.errors import UserError, reading
 from avdvae.files import replacing
 from avdvae.metrics import FAILED, INPUT, LOOKS, Look
+from avdvae.pictures.figures import difference_curves, metric_curves, training_curves
 from avdvae.published import published_on
 from avdvae.results import ALL_NOISES, NOISE_GROUPS, ranking, read_examples, read_results, read_summary
-from avdvae.viz import difference_curves, metric_curves, training_curves
 
 if TYPE_CHECKING:
     import matplotlib.figure

@@ -35,10 +35,11 @@ from avdvae.evaluation import find_corpus
 from avdvae.faces import find_face_model
 from avdvae.inference.recordings import Enhancer
 from avdvae.inference.transfer import Made, generate, has_latents
+from avdvae.pictures.films import film_of_clips, stick_figures
+from avdvae.pictures.stills import pose_strip, triptych, write_png
 from avdvae.protocols import PICTURES, Batch
 from avdvae.runs import Run, build_vem
 from avdvae.video import write_mp4
-from avdvae.viz import film_of_clips, pose_strip, stick_figures, triptych, write_png
 
 PHASES = ("griffin_lim", "source")
 FILM_FPS = 30  # about: a film has every picture of its clips, or every second one

@@ -30,9 +30,9 @@ from avdvae.data.talker.vowels import FACTORS
 from avdvae.errors import UserError, as_a_program
 from avdvae.files import replacing
 from avdvae.inference.control import Controller, nearest
+from avdvae.pictures.stills import triptych
 from avdvae.protocols import is_speech_prior
 from avdvae.runs import open_run
-from avdvae.viz import triptych
 
 
 def read_target(factor: str, asked: str, seconds_T: Tensor, was_T: Tensor | None) -> Tensor:

@@ -24,10 +24,10 @@ from avdvae.models.stcn import STCN
 from avdvae.models.vae import VAE
 from avdvae.objectives import Schedule
 from avdvae.pcm import CODES, DMoL
+from avdvae.pictures.figures import probe_curves
 from avdvae.protocols import why_not_enhancing
 from avdvae.results import Result, summarise
 from avdvae.tasks.task import Evaluation, Subject
-from avdvae.viz import probe_curves
 
 
 def test_flac_counts_frames_alone():

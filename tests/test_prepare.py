@@ -21,7 +21,6 @@ import soundfile
 from PIL import Image
 
 import avdvae.data.prepare as preparation
-from avdvae import viz
 from avdvae.data.clips import Clip
 from avdvae.data.corpora import ensure_prepared, open_corpus
 from avdvae.data.prepare import OUTPUTS, Summary, prepare
@@ -30,8 +29,8 @@ from avdvae.data.shards import PreparedCorpus
 from avdvae.data.talker.corpus import Talker
 from avdvae.errors import UserError
 from avdvae.faces import find_face_model
+from avdvae.pictures.sheet import _strip, contact_sheet
 from avdvae.video import read_pictures, read_sound, write_mp4
-from avdvae.viz import contact_sheet
 
 PROJECT = Path(__file__).parent.parent
 MODEL = find_face_model()
@@ -527,6 +526,6 @@ def test_long_names_stay_in_their_picture(prepared: Summary) -> None:
     for name in ("a speaker with a name that is far too long", "ě" * 200):
         rows = [replace(u, speaker=name if u.speaker == corpus.speakers[0] else u.speaker) for u in corpus.utterances]
         renamed = corpus.only(sorted(rows, key=lambda u: u.speaker != name))
-        sheet = np.vstack([viz._strip(renamed, name, 14)])
+        sheet = np.vstack([_strip(renamed, name, 14)])
         np.testing.assert_array_equal(sheet[:, 145:], plain[: len(sheet), 145:])
         assert (sheet[:25, 100:140] < 128).any(), "as much of the name as there is room for"

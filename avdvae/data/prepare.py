@@ -40,8 +40,9 @@ from avdvae.errors import UserError, one_line, reading
 from avdvae.faces import find_face_model
 from avdvae.lips import MIN_PICTURES, draw_overlay, extract_lips
 from avdvae.parallel import in_parallel
+from avdvae.pictures.sheet import contact_sheet
+from avdvae.pictures.stills import write_png
 from avdvae.video import ClipSound, probe, read_clip_sound, read_pictures, read_sound
-from avdvae.viz import contact_sheet, write_png
 
 CLIPS_PER_SHARD = 64
 TABLES = ("quality.csv", "manifest.csv")

@@ -40,9 +40,9 @@ from avdvae.errors import UserError
 from avdvae.inference.control import LEVEL, Controller, encode_factors, relations
 from avdvae.metrics import INPUT, naturalness
 from avdvae.phonetics import formants, move_by_psola, move_by_world, pitch_praat, pitch_world
+from avdvae.pictures.figures import factor_relations, latent_trajectories, variance_curves
 from avdvae.protocols import is_speech_prior
 from avdvae.tasks.task import Measured, Part, Subject
-from avdvae.viz import factor_relations, latent_trajectories, variance_curves
 
 TARGETS = {"f0": (130, 180, 240), "f1": (350, 600), "f2": (1300, 1900), "f3": (2350, 2750)}  # Hz
 APART = 250  # Hz at least between a formant that moves and its neighbours

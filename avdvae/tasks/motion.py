@@ -12,10 +12,11 @@ from avdvae.data.poses import FPS, SKELETONS
 from avdvae.distributions import Joints
 from avdvae.errors import UserError
 from avdvae.inference.resynth import move_again
+from avdvae.pictures.films import stick_figures
+from avdvae.pictures.stills import pose_strip, write_png
 from avdvae.protocols import Autoregressive
 from avdvae.tasks.task import Measured, Part, Subject, file_name
 from avdvae.video import write_mp4
-from avdvae.viz import pose_strip, stick_figures, write_png
 
 
 class Motion:

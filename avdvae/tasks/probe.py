@@ -26,10 +26,10 @@ from jaxtyping import Float
 from avdvae.data.clock import RATE
 from avdvae.errors import UserError
 from avdvae.inference.neighbours import neighbours_right
+from avdvae.pictures.figures import probe_curves
 from avdvae.protocols import LatentModel, LatentSpec
 from avdvae.results import summarise
 from avdvae.tasks.task import Measured, Part, Subject, file_name
-from avdvae.viz import probe_curves
 
 MOST = 1500  # phonemes, drawn from all
 MEL_HOP = 64

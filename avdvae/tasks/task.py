@@ -23,8 +23,8 @@ from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
 from avdvae.inference.vem import Vem
 from avdvae.metrics import METRICS, check_names
+from avdvae.pictures.stills import triptych
 from avdvae.results import Result
-from avdvae.viz import triptych
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Subject:
         scores: Mapping[str, float],
         seen: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Sounds to hear, at one level, and their picture, with what there is `seen` beside them: see viz.triptych."""
+        """Sounds to hear, at one level, and their picture, with what there is `seen` beside them: see triptych."""
         key = file_name(item, part.noise or part.task, "" if part.snr is None else f"{part.snr:g}dB", lips)
         loudest = max(np.abs(signal).max() for signal in signals.values())
         audio = {name: f"audio/{key}.{name}.wav" for name in signals}

@@ -1,0 +1,217 @@
+"""Curves of metrics, trainings, EM runs, probes and subspaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from avdvae.metrics import INPUT, Look
+from avdvae.pictures.style import GREY, LINES, STYLE, legend_above, panels
+from avdvae.results import ALL_NOISES
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+    from avdvae.inference.control import Relation, Subspace
+
+
+def metric_curves(summary: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:
+    """A metric against the SNR: a panel for each noise, a line with its interval for each model and lips condition, the
+    unprocessed input dashed. `summary` holds what `results.summarise` makes."""
+    from matplotlib import rc_context
+
+    shown = [item for item in summary if item["snr"] is not None and "compared_with" not in item]
+    outputs = [item for item in shown if item["metric"] == metric]
+    lines = list(dict.fromkeys((item["model"], item["lips"]) for item in outputs))
+    noises = list(dict.fromkeys(item["noise"] for item in outputs if item["noise"] != ALL_NOISES))
+    with rc_context(STYLE):
+        figure, axes = panels(len(noises), sharey=True)
+        for ax, noise in zip(axes, noises, strict=True):
+            here = [item for item in shown if item["noise"] == noise]
+            if inputs := [item for item in here if item["metric"] == INPUT + metric]:
+                snrs, means, _, _ = _curve(inputs)
+                ax.plot(snrs, means, color=GREY, linestyle=(0, (4, 3)), label="unprocessed input")
+            for colour, (model, lips) in zip(cycle(LINES), lines, strict=False):
+                own = [i for i in here if (i["metric"], i["model"], i["lips"]) == (metric, model, lips)]
+                snrs, means, lows, highs = _curve(own)
+                ax.fill_between(snrs, lows, highs, color=colour, alpha=0.2, linewidth=0)
+                label = f"{model}, lips {lips}" if lips else model
+                ax.plot(snrs, means, color=colour, marker="o", markersize=4, label=label)
+            ax.set(title=noise, xticks=sorted({item["snr"] for item in outputs}))
+        legend_above(figure, axes[0])
+        look = Look.of(metric)
+        figure.supxlabel("SNR of the input in dB", fontsize=10)
+        figure.supylabel(f"{look.name} in {look.unit}" if look.unit else look.name, fontsize=10)
+    return figure
+
+
+def difference_curves(compared: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:
+    """How far models lie above one, on the same mixtures of all noises, against the SNR: a panel for each state of the
+    lips, a line with its interval for each model. `compared`: items of a summary, all compared with the one."""
+    from matplotlib import rc_context
+
+    shown = [item for item in compared if item["metric"] == metric and item["snr"] is not None]
+    pooled = [item for item in shown if item["noise"] == ALL_NOISES] or shown
+    states, models = (list(dict.fromkeys(item[key] for item in pooled)) for key in ("lips", "model"))
+    with rc_context(STYLE):
+        figure, axes = panels(len(states), sharey=True)
+        for ax, lips in zip(axes, states, strict=True):
+            ax.axhline(0, color=GREY, linestyle=(0, (4, 3)))
+            for colour, model in zip(cycle(LINES), models, strict=False):
+                own = [item for item in pooled if (item["lips"], item["model"]) == (lips, model)]
+                snrs, means, lows, highs = _curve(own)
+                ax.fill_between(snrs, lows, highs, color=colour, alpha=0.2, linewidth=0)
+                ax.plot(snrs, means, color=colour, marker="o", markersize=4, label=model)
+            ax.set(title=f"lips {lips}" if lips else "", xticks=sorted({item["snr"] for item in pooled}))
+        legend_above(figure, axes[0])
+        look = Look.of(metric)
+        figure.supxlabel("SNR of the input in dB", fontsize=10)
+        base = Path(pooled[0]["compared_with"]).name
+        figure.supylabel(f"{look.name} above {base}{f', {look.unit}' if look.unit else ''}", fontsize=10)
+    return figure
+
+
+def _curve(items: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "4 snrs"]:
+    """SNRs, means, lower and upper ends. The input is the same for all lips, so the first of each SNR will do."""
+    first = {item["snr"]: item for item in reversed(items)}
+    keys = ("snr", "mean", "ci_low", "ci_high")
+    return np.array([[item[key] for key in keys] for _, item in sorted(first.items())], float).reshape(-1, 4).T
+
+
+def training_curves(records: Sequence[Mapping[str, Any]]) -> matplotlib.figure.Figure:
+    """A panel for each quantity that was logged as train/... or valid/..., the loss first: means over each epoch."""
+    from matplotlib import rc_context
+    from matplotlib.ticker import MaxNLocator
+
+    series: dict[str, dict[str, dict[float, list[float]]]] = {"loss": {}}
+    for record in records:
+        for key, value in record.items():
+            part, _, quantity = key.partition("/")
+            if quantity:
+                epochs = series.setdefault(quantity, {}).setdefault(part, {})
+                epochs.setdefault(record["epoch"], []).append(value)
+    with rc_context(STYLE):
+        figure, axes = panels(len(series))
+        for ax, (quantity, parts) in zip(axes, series.items(), strict=True):
+            for part, colour in zip(("train", "valid"), LINES, strict=False):
+                epochs = parts.get(part, {})
+                ax.plot(
+                    list(epochs), [sum(values) / len(values) for values in epochs.values()], color=colour, label=part
+                )
+            ax.set(title=quantity)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend_above(figure, axes[0])
+        figure.supxlabel("epoch", fontsize=10)
+    return figure
+
+
+def cost_curves(costs: Mapping[str, Sequence[float]]) -> matplotlib.figure.Figure:
+    """The cost in each iteration. More lines than colours are all grey, without names."""
+    from matplotlib import rc_context
+    from matplotlib.ticker import MaxNLocator
+
+    named = len(costs) <= len(LINES)
+    with rc_context(STYLE):
+        figure, (ax,) = panels(1)
+        figure.set_size_inches(6.4, 3.4)
+        for colour, (label, values) in zip(cycle(LINES if named else [GREY]), costs.items(), strict=False):
+            ax.plot(range(1, len(values) + 1), values, color=colour, alpha=1 if named else 0.4, label=label)
+        ax.set(xlabel="iteration", ylabel="cost")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if named:
+            legend_above(figure, ax)
+    return figure
+
+
+def probe_curves(summary: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> matplotlib.figure.Figure:
+    """What share neighbours tell right, over how many are asked, with intervals: a panel a label, a line a latent."""
+    from matplotlib import rc_context
+
+    curves: dict[str, dict[str, list[tuple[int, float, float, float]]]] = {}
+    for item in summary:
+        name, _, k = item["metric"].rpartition("_k")
+        label = next(label for label in labels if name.startswith(f"{label}_"))
+        latent = name.removeprefix(f"{label}_")
+        curves.setdefault(label, {}).setdefault(latent, []).append(
+            (int(k), item["mean"], item["ci_low"], item["ci_high"])
+        )
+    most = max(k for lines in curves.values() for points in lines.values() for k, *_ in points)
+    with rc_context(STYLE):
+        figure, axes = panels(len(curves))
+        colours = dict(zip(dict.fromkeys(latent for lines in curves.values() for latent in lines), cycle(LINES)))
+        for ax, (label, lines) in zip(axes, curves.items(), strict=True):
+            for latent, points in lines.items():
+                k, mean, low, high = np.array(sorted(points)).T
+                ax.plot(k, mean, "o-", color=colours[latent], label=latent)
+                ax.fill_between(k, low, high, color=colours[latent], alpha=0.15)
+            ax.set(title=label.replace("_", " "), xlabel="neighbours", xlim=(0, most + 1), ylim=(0, 1))
+        axes[0].set_ylabel("told right")
+        legend_above(figure, *axes)
+    return figure
+
+
+def latent_trajectories(subspaces: Mapping[str, Subspace]) -> matplotlib.figure.Figure:
+    """The way of each factor through the first dimensions of its subspace, from low, blue, to high, yellow. Points are
+    the means of artificial vowels, the line is what was fitted to them."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(3.4 * len(subspaces), 3.6), layout="constrained")
+        for number, (factor, subspace) in enumerate(subspaces.items(), start=1):
+            ax: Any = figure.add_subplot(1, len(subspaces), number, projection="3d")
+            points, line = (
+                np.pad(coordinates.cpu().numpy()[:, :3], ((0, 0), (0, max(0, 3 - coordinates.shape[1]))))
+                for coordinates in (subspace.of(subspace.along_NL), subspace.coordinates_JM)
+            )
+            ax.scatter(*points.T, c=subspace.hertz_N.cpu().numpy(), cmap="viridis", s=6)
+            ax.plot(*line.T, color=GREY)
+            low, high = subspace.range
+            ax.set(title=f"{factor}, {low:g} to {high:g} Hz", xticklabels=[], yticklabels=[], zticklabels=[])
+    return figure
+
+
+def variance_curves(subspaces: Mapping[str, Subspace]) -> matplotlib.figure.Figure:
+    """How much of the variance that each factor makes lies in how many dimensions."""
+    from matplotlib import rc_context
+
+    with rc_context(STYLE):
+        figure, (ax,) = panels(1)
+        figure.set_size_inches(6.4, 3.4)
+        for colour, (factor, subspace) in zip(cycle(LINES), subspaces.items(), strict=False):
+            shares = subspace.shares_L.cpu().numpy()
+            ax.plot(range(1, len(shares) + 1), 100 * shares, color=colour, marker="o", markersize=4, label=factor)
+        ax.axhline(80, color=GREY, linestyle=(0, (4, 3)))
+        ax.set(xlabel="dimensions", ylabel="% of the variance", ylim=(0, 102), xticks=range(1, len(shares) + 1))
+        legend_above(figure, ax)
+    return figure
+
+
+def factor_relations(related: Mapping[tuple[str, str], Relation]) -> matplotlib.figure.Figure:
+    """Each pair of factors: above the diagonal the smallest angle between their subspaces, below it the largest cosine
+    between vectors of their bases, with intervals over the settings of the other factors."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    factors = list(dict.fromkeys(factor for pair in related for factor in pair))
+    shades = np.ones((len(factors), len(factors)))
+    with rc_context(STYLE), rc_context({"axes.grid": False}):
+        figure = Figure(figsize=(1.7 * len(factors), 1.3 * len(factors)), layout="constrained")
+        ax = figure.subplots()
+        for (one, other), relation in related.items():
+            row, column = factors.index(one), factors.index(other)
+            for (y, x), (mean, low, high), text, share in (
+                ((row, column), relation.angle, "{:.0f}°\n[{:.0f}, {:.0f}]", relation.angle[0] / 90),
+                ((column, row), relation.cosine, "cos {:.2f}\n[{:.2f}, {:.2f}]", 1 - relation.cosine[0]),
+            ):
+                shades[y, x] = share
+                ax.text(x, y, text.format(mean, low, high), ha="center", va="center", fontsize=9)
+        ax.imshow(shades, cmap="Blues_r", vmin=-1, vmax=1.2)
+        ax.set(xticks=range(len(factors)), yticks=range(len(factors)), xticklabels=factors, yticklabels=factors)
+        ax.set(title="smallest angle (above) and largest cosine (below) between factors")
+    return figure

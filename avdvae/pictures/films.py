@@ -1,0 +1,74 @@
+"""Films of clips beside their spectrograms, and of stick figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from avdvae.data.poses import Skeleton
+from avdvae.pictures.stills import decibels
+from avdvae.pictures.style import COLOURS, FAINT, INK, PAPER, RANGE_DB, RIGHT
+
+
+def film_of_clips(
+    clips: Mapping[str, tuple[UInt8[np.ndarray, "M H W 3"] | None, Float[np.ndarray, "T F"]]],
+    every: int = 1,
+    mark: float | None = None,
+    side: int = 256,
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Pictures and power spectra of clips beside each other, a line moving along the spectrogram of each.
+
+    One of `every` frames of the last clip is shown; what is shorter holds its last picture, and where there are none
+    the spectrogram takes their room. `mark` is a frame.
+    """
+    from matplotlib import colormaps
+
+    loudest = max(float(power.max()) for _, power in clips.values())
+    top, seen = 28, side * any(pictures is not None for pictures, _ in clips.values())
+    stills, longest = [], max(len(power) for _, power in clips.values())
+    tops = [top + (0 if pictures is None else side) for pictures, _ in clips.values()]  # of the spectrograms
+    for (name, (_, power_TF)), above in zip(clips.items(), tops, strict=True):
+        shades = 1 + decibels(power_TF, loudest).T[::-1] / RANGE_DB
+        width = max(1, round(side * len(power_TF) / longest))  # all on one scale of time
+        still = np.full((top + seen + side // 2, side, 3), PAPER, np.uint8)
+        cv2.putText(still, name, (6, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA)
+        colours = np.ascontiguousarray(colormaps[COLOURS](shades, bytes=True)[..., :3])
+        still[above:, :width] = cv2.resize(colours, (width, len(still) - above), interpolation=cv2.INTER_AREA)
+        if mark is not None:
+            still[above:, min(round(side * mark / longest), side - 1)] = FAINT
+        stills.append(still)
+    *_, (_, last) = clips.values()
+    for t in range(0, len(last), every):
+        columns = [still.copy() for still in stills]
+        for column, above, (pictures, power_TF) in zip(columns, tops, clips.values(), strict=True):
+            if pictures is not None:
+                picture = np.ascontiguousarray(pictures[min(t, len(pictures) - 1)])
+                column[top : top + side] = cv2.resize(picture, (side, side), interpolation=cv2.INTER_CUBIC)
+            now = round(side * min(t, len(power_TF) - 1) / longest)
+            column[above:, now : now + 2] = PAPER
+        yield np.hstack(columns)
+
+
+def stick_figures(
+    figures: Mapping[str, Float[np.ndarray, "T J 3"]], skeleton: Skeleton, side: int = 320
+) -> UInt8[np.ndarray, "T h w 3"]:
+    """A film of figures beside each other, seen from before them and a little from the side; what is right is red."""
+    everything = np.concatenate(list(figures.values()))
+    turn = np.deg2rad(25)
+    across, up = np.array([-np.cos(turn), -np.sin(turn), 0]), np.array([0, 0, 1])
+    reach = 1.1 * np.abs(everything).max()
+    columns = []
+    for name, poses_TJ3 in figures.items():
+        flat_TJ2 = np.stack([poses_TJ3 @ across, -(poses_TJ3 @ up)], -1)
+        pixels_TJ2 = np.rint((flat_TJ2 / reach + 1) * side / 2).astype(int)
+        column = np.full((len(poses_TJ3), side, side, 3), PAPER, np.uint8)
+        for picture, joints in zip(column, pixels_TJ2, strict=True):
+            for parent, child in skeleton.bones:
+                right = skeleton.joints[child].startswith("right")
+                cv2.line(picture, tuple(joints[parent]), tuple(joints[child]), RIGHT if right else INK, 2, cv2.LINE_AA)
+            cv2.putText(picture, name, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, FAINT, 1, cv2.LINE_AA)
+        columns.append(column)
+    return np.concatenate(columns, 2)

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from avdvae.distributions import Gaussian, SpeechLikelihood
 from avdvae.errors import UserError
-from avdvae.objectives import Elbo, Schedule
+from avdvae.probability.distributions import Gaussian, SpeechLikelihood
+from avdvae.probability.objectives import Elbo, Schedule
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ import torch
 import yaml
 from torch import nn
 
-from avdvae.audio import Stft
+from avdvae.enhancement.esteps import build_estep
+from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError, check_settings, known_settings, reading, said_of, whole_numbers
 from avdvae.files import replacing
-from avdvae.inference.esteps import build_estep
-from avdvae.inference.vem import Vem
+from avdvae.nn.weights import WEIGHTS, load_weights
 from avdvae.protocols import SpeechPrior, why_not_enhancing
-from avdvae.weights import WEIGHTS, load_weights
+from avdvae.signals.audio import Stft
 
 
 @dataclass(frozen=True)

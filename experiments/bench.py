@@ -30,8 +30,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.progress import track
 
-from avdvae.audio import Stft
-from avdvae.bench import (
+from avdvae.data.loader import Loader, seen_by
+from avdvae.data.shards import PreparedCorpus
+from avdvae.errors import UserError, as_a_program, whole_numbers
+from avdvae.others.bench import (
     Trainee,
     TrainingCost,
     em_real_time_factor,
@@ -41,12 +43,10 @@ from avdvae.bench import (
     train_in_turns,
     training_cost,
 )
-from avdvae.data.loader import Loader, seen_by
-from avdvae.data.shards import PreparedCorpus
-from avdvae.errors import UserError, as_a_program, whole_numbers
-from avdvae.peer import Peer, open_peer
+from avdvae.others.peer import Peer, open_peer
 from avdvae.protocols import Batch, why_not_enhancing
 from avdvae.runs import build_model, build_vem
+from avdvae.signals.audio import Stft
 
 COSTS = [field.name for field in fields(TrainingCost)]
 RATIOS = ["ratio", "ratio_low", "ratio_high"]

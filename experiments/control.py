@@ -24,15 +24,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from avdvae.audio import read_wav, write_wav
-from avdvae.data.clock import RATE
 from avdvae.data.talker.vowels import FACTORS
 from avdvae.errors import UserError, as_a_program
 from avdvae.files import replacing
-from avdvae.inference.control import Controller, nearest
+from avdvae.latents.control import Controller, nearest
 from avdvae.pictures.stills import triptych
 from avdvae.protocols import is_speech_prior
 from avdvae.runs import open_run
+from avdvae.signals.audio import read_wav, write_wav
+from avdvae.signals.clock import RATE
 
 
 def read_target(factor: str, asked: str, seconds_T: Tensor, was_T: Tensor | None) -> Tensor:

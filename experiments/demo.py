@@ -21,13 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
+from avdvae.enhancement.recordings import Enhancer, Job, read_sound, write_sound
 from avdvae.errors import UserError, as_a_program
-from avdvae.inference.recordings import Enhancer, Job, read_sound, write_sound
-from avdvae.inference.transfer import find_latents, transfer
+from avdvae.latents.stage import PHASES, Stage, build_enhancer
+from avdvae.latents.transfer import find_latents, transfer
 from avdvae.protocols import PICTURES, Batch, indispensable, is_speech_prior
 from avdvae.runs import changed, open_run
-from avdvae.stage import PHASES, Stage, build_enhancer
-from avdvae.video import lasts
+from avdvae.signals.video import lasts
 
 NOTHING_FROM_ELSEWHERE = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "

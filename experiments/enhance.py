@@ -26,12 +26,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
+from avdvae.enhancement.recordings import Enhancer, Job
 from avdvae.errors import UserError, as_a_program, said_of
-from avdvae.inference.recordings import Enhancer, Job
+from avdvae.latents.stage import build_enhancer
 from avdvae.progress import progress_bar
 from avdvae.protocols import PICTURES, indispensable
 from avdvae.runs import build_vem, changed, open_run
-from avdvae.stage import build_enhancer
 
 
 def find_jobs(source: Path, video: Path | None, output: Path) -> list[Job]:

@@ -18,10 +18,11 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from avdvae.data.corpora import find_corpus
 from avdvae.errors import UserError, as_a_program, check_settings, said_of
-from avdvae.evaluation import evaluate_run, find_corpus, find_other_runs, settings_of
+from avdvae.evaluation.measure import evaluate_run, find_other_runs, settings_of
+from avdvae.evaluation.tasks.task import Evaluation
 from avdvae.runs import Configuration, Run, build_vem, changed, create_run, open_run
-from avdvae.tasks.task import Evaluation
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")

@@ -23,8 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.errors import UserError, as_a_program
+from avdvae.latents.stage import Stage
 from avdvae.runs import open_run
-from avdvae.stage import Stage
 
 
 def generate_clips(config: Mapping[str, Any]) -> None:

@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.errors import UserError, as_a_program
-from avdvae.published_weights import read_published_weights
+from avdvae.nn.weights import WEIGHTS, save_weights
+from avdvae.others.published_weights import read_published_weights
 from avdvae.runs import build_model, create_run
-from avdvae.weights import WEIGHTS, save_weights
 
 
 def import_weights(source: Path, path: Path) -> None:

@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.errors import UserError, as_a_program
-from avdvae.inference.transfer import find_latents, transfer
+from avdvae.latents.stage import Stage, check_phase
+from avdvae.latents.transfer import find_latents, transfer
 from avdvae.runs import open_run
-from avdvae.stage import Stage, check_phase
 
 
 def interpolate_clips(config: Mapping[str, Any]) -> None:

@@ -28,20 +28,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from avdvae.curves import read_curves
+from avdvae.data.corpora import find_corpus
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError, as_a_program, known_settings, said_of
-from avdvae.evaluation import (
+from avdvae.evaluation.measure import (
     check_tasks,
     evaluate_run,
-    find_corpus,
     find_other_runs,
     join_evaluations,
     settings_of,
     subject_of,
 )
-from avdvae.metrics import FAILED, Look
-from avdvae.results import ranking
+from avdvae.evaluation.results import ranking
 from avdvae.runs import (
     MISSING,
     NO_MATTER,
@@ -54,8 +52,10 @@ from avdvae.runs import (
     find_runs,
     open_run,
 )
-from avdvae.settings import Training
-from avdvae.training import train
+from avdvae.signals.metrics import FAILED, Look
+from avdvae.training.curves import read_curves
+from avdvae.training.loop import train
+from avdvae.training.settings import Training
 
 MAIN = int(os.environ.get("RANK", 0)) == int(os.environ.get("LOCAL_RANK", 0)) == 0  # one of all processes
 MAY_CHANGE = ("train.epochs", "train.patience", *(f"train.{name}" for name in NO_MATTER), "compare")

@@ -27,7 +27,7 @@ from avdvae.data.prepare import Summary, prepare
 from avdvae.data.readers.folder import Folder
 from avdvae.data.readers.tree import Tree
 from avdvae.errors import as_a_program, whole_numbers
-from avdvae.faces import find_face_model
+from avdvae.signals.faces import find_face_model
 
 
 def tell(summary: Summary) -> None:

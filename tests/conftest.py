@@ -6,7 +6,7 @@ import pytest
 
 from avdvae.data.prepare import Summary, prepare
 from avdvae.data.talker.corpus import Talker
-from avdvae.faces import find_face_model
+from avdvae.signals.faces import find_face_model
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

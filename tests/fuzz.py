@@ -36,7 +36,7 @@ from av.container import OutputContainer
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.data.shards import PreparedCorpus
 from avdvae.data.talker.corpus import Talker
-from avdvae.video import read_pictures, read_sound
+from avdvae.signals.video import read_pictures, read_sound
 
 PROJECT = Path(__file__).parent.parent
 BATCH = 100  # files that a program is given at a time

@@ -41,11 +41,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "build/mutants"
 MODULES = (
-    "avdvae/inference/*.py",
+    "avdvae/enhancement/*.py",
+    "avdvae/latents/*.py",
     "avdvae/models/*.py",
-    "avdvae/distributions.py",
-    "avdvae/objectives.py",
-    "avdvae/results.py",
+    "avdvae/probability/distributions.py",
+    "avdvae/probability/objectives.py",
+    "avdvae/evaluation/results.py",
 )
 # Test files of what comes before a batch, and of programs, which run in processes of their own
 ELSEWHERE = {"audio", "conditions", "corpora", "demo", "lips", "loader", "mixing", "prepare", "project", "shards"}

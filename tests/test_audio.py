@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avdvae.audio import MARGIN, WINDOW, Stft, read_wav, sine_window, trim_silence, write_wav
 from avdvae.data.talker.articulation import perform
 from avdvae.data.talker.people import speaker
 from avdvae.data.talker.phones import sentence
 from avdvae.data.talker.voice import speak
 from avdvae.errors import UserError
+from avdvae.signals.audio import MARGIN, WINDOW, Stft, read_wav, sine_window, trim_silence, write_wav
 
 HOPS = pytest.mark.parametrize("hop", [256, 533])
 

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_run import EXPERIMENTS, PROJECT, refuse, run
 
-from avdvae.bench import random_batch
-from avdvae.peer import open_peer
+from avdvae.others.bench import random_batch
+from avdvae.others.peer import open_peer
 
 TINY = ["device=cpu", "batch=2", "frames=30", "seconds=0.01", "em_iterations=2", "utterance=0.5"]
 PEER = {

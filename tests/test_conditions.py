@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from avdvae.audio import Stft
 from avdvae.data.conditions import Condition
 from avdvae.data.loader import Loader
 from avdvae.data.mixing import NOISES
 from avdvae.data.prepare import Summary
 from avdvae.data.shards import PreparedCorpus, read_shard, write_manifest, write_shard
 from avdvae.errors import UserError
+from avdvae.signals.audio import Stft
 
 
 def noisy(corpus: PreparedCorpus, condition: Condition, batch_size: int, workers: int = 0) -> dict:

@@ -12,14 +12,14 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from avdvae.audio import Stft
-from avdvae.distributions import VARIANCE_FLOOR, ComplexGaussian, Mixture, SpeechLikelihood
+from avdvae.enhancement.esteps import FreeGaussian
+from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
-from avdvae.inference.esteps import FreeGaussian
-from avdvae.inference.vem import Vem, enhance
-from avdvae.objectives import Elbo, Schedule
+from avdvae.probability.distributions import VARIANCE_FLOOR, ComplexGaussian, Mixture, SpeechLikelihood
+from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, LatentModel, Model, indispensable, is_speech_prior
 from avdvae.runs import build_model
+from avdvae.signals.audio import Stft
 
 STFT = Stft(533)
 SHORT, LONG = 3300, 5900  # samples of the utterances; 7 and 12 frames

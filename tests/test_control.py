@@ -13,12 +13,13 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from avdvae.audio import Stft
 from avdvae.data.prepare import Summary
 from avdvae.data.talker.vowels import GRIDS, SETTINGS, Vowel, sound
-from avdvae.distributions import Gaussian
 from avdvae.errors import UserError
-from avdvae.inference.control import (
+from avdvae.evaluation.results import read_results
+from avdvae.evaluation.tasks.control import Control
+from avdvae.evaluation.tasks.f0 import errors
+from avdvae.latents.control import (
     LEVEL,
     Controller,
     Encoded,
@@ -31,15 +32,14 @@ from avdvae.inference.control import (
     principal_angles,
     vowels_of,
 )
-from avdvae.metrics import NISQA, naturalness
 from avdvae.models.dsae import DSAE
 from avdvae.models.rvae import RVAE
 from avdvae.models.vae import VAE, encoder_input
-from avdvae.phonetics import move_by_psola, move_by_world, pitch_praat, pitch_world
+from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Batch
-from avdvae.results import read_results
-from avdvae.tasks.control import Control
-from avdvae.tasks.f0 import errors
+from avdvae.signals.audio import Stft
+from avdvae.signals.metrics import NISQA, naturalness
+from avdvae.signals.phonetics import move_by_psola, move_by_world, pitch_praat, pitch_world
 
 PROJECT = Path(__file__).parent.parent
 STFT = Stft(256)

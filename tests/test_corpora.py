@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from avdvae.audio import Stft
 from avdvae.data.check import check
 from avdvae.data.clips import SPLITS
 from avdvae.data.corpora import READERS, open_corpus
@@ -15,18 +14,19 @@ from avdvae.data.fixtures import MINIATURES, takes
 from avdvae.data.prepare import prepare
 from avdvae.data.shards import PreparedCorpus
 from avdvae.data.talker.corpus import Talker
+from avdvae.enhancement.esteps import PointEstimate
+from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError
-from avdvae.evaluation import measure
-from avdvae.inference.esteps import PointEstimate
-from avdvae.inference.vem import Vem
+from avdvae.evaluation.measure import measure
+from avdvae.evaluation.report import write_report
+from avdvae.evaluation.results import Result, read_results, summarise, write_summary
+from avdvae.evaluation.tasks.task import Evaluation, Subject
 from avdvae.models.av_vae import AVVAE
 from avdvae.models.rvae import RVAE
 from avdvae.models.vae import VAE
-from avdvae.report import write_report
-from avdvae.results import Result, read_results, summarise, write_summary
-from avdvae.settings import Training
-from avdvae.tasks.task import Evaluation, Subject
-from avdvae.training import train
+from avdvae.signals.audio import Stft
+from avdvae.training.loop import train
+from avdvae.training.settings import Training
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from avdvae.blocks import Recurrent, backwards
-from avdvae.distributions import VARIANCE_FLOOR
+from avdvae.enhancement.esteps import build_estep
+from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
-from avdvae.inference.esteps import build_estep
-from avdvae.inference.resynth import move_again
-from avdvae.inference.vem import Vem, enhance
+from avdvae.latents.resynthesis import move_again
 from avdvae.models import dkf, rvae, srnn, vrnn
 from avdvae.models.av_dkf import AVDKF
 from avdvae.models.av_rvae import AVRVAE
@@ -24,7 +22,9 @@ from avdvae.models.srnn import SRNN
 from avdvae.models.storn import STORN
 from avdvae.models.vae import VAE
 from avdvae.models.vrnn import VRNN
-from avdvae.objectives import Schedule
+from avdvae.nn.blocks import Recurrent, backwards
+from avdvae.probability.distributions import VARIANCE_FLOOR
+from avdvae.probability.objectives import Schedule
 from avdvae.protocols import Batch
 
 SMALL: Any = {"features": 17, "hidden": 8, "dim": 3}

@@ -12,17 +12,17 @@ import pytest
 import soundfile
 import torch
 
-from avdvae.audio import Stft
+from avdvae.enhancement import recordings, separation
+from avdvae.enhancement.esteps import Langevin
+from avdvae.enhancement.separation import Pictures, separate, separate_long
+from avdvae.enhancement.vem import Enhanced, Vem
 from avdvae.errors import UserError
-from avdvae.inference import recordings, separation
-from avdvae.inference.esteps import Langevin
-from avdvae.inference.separation import Pictures, separate, separate_long
-from avdvae.inference.vem import Enhanced, Vem
 from avdvae.models.vae import VAE
+from avdvae.nn.weights import WEIGHTS, save_weights
 from avdvae.protocols import Batch
 from avdvae.runs import MISSING, build_model, create_run
-from avdvae.video import probe, read_clip_sound, read_sound, write_mp4
-from avdvae.weights import WEIGHTS, save_weights
+from avdvae.signals.audio import Stft
+from avdvae.signals.video import probe, read_clip_sound, read_sound, write_mp4
 
 PROGRAM = Path(__file__).parent.parent / "experiments" / "enhance.py"
 STFT = Stft(256)

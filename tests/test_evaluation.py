@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from avdvae.audio import Stft
 from avdvae.data.prepare import Summary
 from avdvae.data.shards import PreparedCorpus
+from avdvae.enhancement.esteps import FreeGaussian
+from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError
-from avdvae.evaluation import Unmeasured, measure, settings_of
-from avdvae.inference.esteps import FreeGaussian
-from avdvae.inference.vem import Vem
+from avdvae.evaluation.measure import Unmeasured, measure, settings_of
+from avdvae.evaluation.results import Result, read_results, write_results
+from avdvae.evaluation.tasks.task import Evaluation, Part, Subject
 from avdvae.models.cvae import CVAE
 from avdvae.models.vae import VAE
 from avdvae.models.vae_mm import VAEMM
-from avdvae.results import Result, read_results, write_results
 from avdvae.runs import Configuration, build_model, build_vem
-from avdvae.tasks.task import Evaluation, Part, Subject
+from avdvae.signals.audio import Stft
 
 RVAE_CONFIG = {"target": "avdvae.models.rvae.RVAE"}
 

@@ -14,22 +14,22 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from avdvae.audio import Stft
 from avdvae.data.shards import PreparedClip, PreparedCorpus, write_manifest, write_shard
-from avdvae.distributions import ComplexGaussian, Gaussian, Picture
+from avdvae.enhancement.esteps import PointEstimate
+from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError
-from avdvae.evaluation import check_tasks, measure
-from avdvae.inference.esteps import PointEstimate
-from avdvae.inference.probes import Classes, Line, Speakers, correlation
-from avdvae.inference.vem import Vem
-from avdvae.metrics import psnr, ssim
+from avdvae.evaluation.measure import check_tasks, measure
+from avdvae.evaluation.results import read_results
+from avdvae.evaluation.tasks.task import Evaluation, Subject
+from avdvae.latents.probes import Classes, Line, Speakers, correlation
 from avdvae.models.mdvae import MDVAE
 from avdvae.models.vae import VAE
-from avdvae.objectives import Elbo, Schedule
+from avdvae.probability.distributions import ComplexGaussian, Gaussian, Picture
+from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, LatentSpec
-from avdvae.results import read_results
 from avdvae.runs import build_model, open_run
-from avdvae.tasks.task import Evaluation, Subject
+from avdvae.signals.audio import Stft
+from avdvae.signals.metrics import psnr, ssim
 
 PROJECT = Path(__file__).parent.parent
 MOODS = ("happy", "sad")

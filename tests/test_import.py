@@ -16,10 +16,10 @@ from hydra import initialize_config_dir
 from published import LAYERS, publish
 from torch import Tensor
 
+from avdvae.enhancement.separation import separate_long
 from avdvae.errors import UserError
-from avdvae.inference.separation import separate_long
+from avdvae.others.published_weights import read_published_weights
 from avdvae.protocols import Batch
-from avdvae.published_weights import read_published_weights
 from avdvae.runs import build_model, build_vem, open_run
 
 PROJECT = Path(__file__).parent.parent

@@ -9,25 +9,25 @@ import torch
 from test_contract import utterances
 from test_waveforms import small
 
-from avdvae.audio import Stft
 from avdvae.data.prepare import Summary
 from avdvae.data.shards import PreparedCorpus
+from avdvae.enhancement.esteps import PointEstimate
+from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError
-from avdvae.evaluation import measure
-from avdvae.inference.esteps import PointEstimate
-from avdvae.inference.likelihood import bound_bits, fitted_dmol, flac_bits, importance_bits
-from avdvae.inference.neighbours import neighbours_right
-from avdvae.inference.vem import Vem
+from avdvae.evaluation.measure import measure
+from avdvae.evaluation.results import Result, summarise
+from avdvae.evaluation.tasks.task import Evaluation, Subject
+from avdvae.latents.likelihood import bound_bits, fitted_dmol, flac_bits, importance_bits
+from avdvae.latents.neighbours import neighbours_right
 from avdvae.models.cw_vae import CWVAE
 from avdvae.models.lstm import LSTM
 from avdvae.models.stcn import STCN
 from avdvae.models.vae import VAE
-from avdvae.objectives import Schedule
-from avdvae.pcm import CODES, DMoL
 from avdvae.pictures.figures import probe_curves
+from avdvae.probability.objectives import Schedule
+from avdvae.probability.pcm import CODES, DMoL
 from avdvae.protocols import why_not_enhancing
-from avdvae.results import Result, summarise
-from avdvae.tasks.task import Evaluation, Subject
+from avdvae.signals.audio import Stft
 
 
 def test_flac_counts_frames_alone():
@@ -60,7 +60,7 @@ def test_the_fitted_mixture_is_a_distribution_and_fits():
 
 def test_pieces_cost_what_the_whole_costs(monkeypatch):
     batch = utterances(3300, 5900)
-    monkeypatch.setattr("avdvae.inference.likelihood.PIECE", 1000)
+    monkeypatch.setattr("avdvae.latents.likelihood.PIECE", 1000)
     model = small(LSTM)
     whole = -model(batch, Schedule()).bound / np.log(2)
     torch.testing.assert_close(bound_bits(model, batch), whole.float(), rtol=1e-5, atol=0)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from drawn_faces import blank, draw_face, similarity
 
-from avdvae import faces, lips, video
 from avdvae.errors import UserError
+from avdvae.signals import faces, lips, video
 
 FPS = Fraction(30_000, 1001)
 COUNT = 60

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from avdvae.audio import Stft, trim_silence
 from avdvae.data.loader import Loader, seen_by
 from avdvae.data.shards import PreparedClip, PreparedCorpus, Utterance, read_shard, write_manifest, write_shard
 from avdvae.errors import UserError
 from avdvae.models.cvae import CVAE
 from avdvae.models.vae import VAE
 from avdvae.protocols import Batch
+from avdvae.signals.audio import Stft, trim_silence
 
 RATE, FPS = 16_000, 30_000 / 1001
 HOPS = pytest.mark.parametrize("hop", [256, 533])

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from avdvae.blocks import silence
 from avdvae.errors import UserError
 from avdvae.models.mdvae import MDVAE, average
 from avdvae.models.vq_mdvae import VQMDVAE, Standard
 from avdvae.models.vqvae import Codebook, FaceVQ, SoundVQ, use_of
-from avdvae.objectives import Schedule
+from avdvae.nn.blocks import silence
+from avdvae.probability.objectives import Schedule
 from avdvae.protocols import Batch
 
 

@@ -6,7 +6,7 @@ import pytest
 from jaxtyping import Float
 
 from avdvae.errors import UserError
-from avdvae.metrics import LOOKS, METRICS, RANGES, failed, rmse, score, sdr, si_sdr
+from avdvae.signals.metrics import LOOKS, METRICS, RANGES, failed, rmse, score, sdr, si_sdr
 
 RATE = 16_000
 RNG = np.random.default_rng(0)

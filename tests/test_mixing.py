@@ -6,10 +6,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avdvae.data.clock import RATE
 from avdvae.data.mixing import CORRUPTIONS, NOISES, NoiseFolder, corrupt_lips, make_noise, mix
 from avdvae.errors import UserError
 from avdvae.randomness import stream
+from avdvae.signals.clock import RATE
 
 SEEDS = range(4)
 

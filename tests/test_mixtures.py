@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from avdvae.distributions import ComplexGaussian, Gaussian, MarkovMixture, Mixture
+from avdvae.enhancement.esteps import FreeGaussian, PointEstimate, build_estep
+from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
-from avdvae.inference.esteps import FreeGaussian, PointEstimate, build_estep
-from avdvae.inference.vem import Vem, enhance
 from avdvae.models.av_vae import AVVAE
 from avdvae.models.min_vae import MINVAE
 from avdvae.models.mvae import MVAE, product
@@ -21,7 +20,8 @@ from avdvae.models.sw_vae import SwVAE
 from avdvae.models.v_vae import VVAE
 from avdvae.models.vae import VAE
 from avdvae.models.vae_mm import VAEMM
-from avdvae.objectives import Schedule, mixture_elbo, responsibilities
+from avdvae.probability.distributions import ComplexGaussian, Gaussian, MarkovMixture, Mixture
+from avdvae.probability.objectives import Schedule, mixture_elbo, responsibilities
 from avdvae.protocols import Batch, Context
 
 SMALL: Any = {"frequencies": 33, "hidden": 12, "dim": 4}

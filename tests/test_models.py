@@ -11,11 +11,9 @@ import torch
 from test_contract import utterances
 from torch.distributions import Normal, kl_divergence
 
-from avdvae.blocks import silence, standardised
-from avdvae.distributions import VARIANCE_FLOOR, ComplexGaussian, Gaussian
+from avdvae.enhancement.esteps import FreeGaussian
+from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
-from avdvae.inference.esteps import FreeGaussian
-from avdvae.inference.vem import Vem, enhance
 from avdvae.models.av_dkf import AVDKF
 from avdvae.models.av_rvae import AVRVAE
 from avdvae.models.av_vae import AVVAE
@@ -31,7 +29,9 @@ from avdvae.models.v_vae import VVAE
 from avdvae.models.vae import VAE
 from avdvae.models.vae_mm import VAEMM
 from avdvae.models.vrnn_wave import VRNNWave
-from avdvae.objectives import Schedule
+from avdvae.nn.blocks import silence, standardised
+from avdvae.probability.distributions import VARIANCE_FLOOR, ComplexGaussian, Gaussian
+from avdvae.probability.objectives import Schedule
 from avdvae.protocols import Batch, is_speech_prior, why_not_enhancing
 
 SIZES: Any = {"frequencies": 33, "pixels": 16, "hidden": 12, "dim": 4, "dropout": 0.0}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from avdvae.pcm import CODES, DMoL, compand
+from avdvae.probability.pcm import CODES, DMoL, compand
 
 SEEDS = st.integers(0, 10_000)
 ALL_CODES = torch.arange(-CODES, CODES, dtype=torch.float64) / CODES

@@ -22,15 +22,15 @@ from PIL import Image
 
 import avdvae.data.prepare as preparation
 from avdvae.data.clips import Clip
+from avdvae.data.contact_sheet import _strip, contact_sheet
 from avdvae.data.corpora import ensure_prepared, open_corpus
 from avdvae.data.prepare import OUTPUTS, Summary, prepare
 from avdvae.data.readers.folder import Folder
 from avdvae.data.shards import PreparedCorpus
 from avdvae.data.talker.corpus import Talker
 from avdvae.errors import UserError
-from avdvae.faces import find_face_model
-from avdvae.pictures.sheet import _strip, contact_sheet
-from avdvae.video import read_pictures, read_sound, write_mp4
+from avdvae.signals.faces import find_face_model
+from avdvae.signals.video import read_pictures, read_sound, write_mp4
 
 PROJECT = Path(__file__).parent.parent
 MODEL = find_face_model()
@@ -91,7 +91,7 @@ def test_faces_lie_in_a_folder_of_their_own_with_the_same_mouths(talker: Talker,
 
 
 def test_the_mouth_that_mediapipe_measures_follows_the_drawn_one(talker: Talker) -> None:
-    from avdvae.lips import extract_lips
+    from avdvae.signals.lips import extract_lips
 
     clips, _ = talker.clips(workers=1)
     for speaker in sorted({clip.speaker for clip in clips}):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.fft import dct
 
-from avdvae.inference.neighbours import discriminants, neighbours_right
-from avdvae.inference.probes import Classes, Line, cepstra_of, correlation, face_of, loudness, mouth_of, voice_of
+from avdvae.latents.neighbours import discriminants, neighbours_right
+from avdvae.latents.probes import Classes, Line, cepstra_of, correlation, face_of, loudness, mouth_of, voice_of
 
 
 @pytest.fixture

@@ -46,9 +46,9 @@ def test_the_core_imports_with_four_packages_only() -> None:
 import sys
 for name in {sorted(blocked | {"torchaudio", "torchvision", "pesq", "pystoi"})}:
     sys.modules[name] = None  # importing it raises ImportError
-import avdvae, avdvae.protocols, avdvae.audio
+import avdvae, avdvae.protocols, avdvae.signals.audio
 import avdvae.data.loader, avdvae.data.shards, avdvae.data.mixing, avdvae.data.conditions
-import avdvae.models.cvae, avdvae.models.nmf, avdvae.inference.vem, avdvae.inference.resynth
+import avdvae.models.cvae, avdvae.models.nmf, avdvae.enhancement.vem, avdvae.latents.resynthesis
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -60,6 +60,38 @@ def test_the_library_knows_nothing_of_configs() -> None:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [name for name in names if name.split(".")[0] in ("hydra", "omegaconf")], path
+
+
+def test_rooms_import_what_the_documented_table_says_and_nothing_upwards() -> None:
+    table = (PROJECT / "docs/architecture.md").read_text().split("| room,")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [[set(re.findall(r"`(\w+)[/`]", cell)) for cell in row.split("|")[1:4:2]] for row in table]
+    commons, allowed = cells[0][0], {room: may for rooms, may in cells for room in rooms}
+    order = list(allowed)
+    assert all(order.index(other) < order.index(room) for room, may in allowed.items() for other in may)
+    imported: dict[str, set[str]] = {room: set() for room in allowed}
+    for path in PROJECT.glob("avdvae/*/**/*.py"):
+        imported[path.relative_to(PROJECT / "avdvae").parts[0]] |= rooms_imported(path)
+    for path in PROJECT.glob("avdvae/[a-z]*.py"):
+        imported[path.stem] |= rooms_imported(path)
+    for room, others in imported.items():
+        assert others - commons - {room} == allowed[room], room
+    assert not set.union(*(imported[room] for room in commons)) - commons
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """But for imports that only type checkers read."""
+    unread = [
+        n
+        for n in ast.walk(ast.parse(path.read_text()))
+        if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)
+    ]
+    hidden = {inner.lineno for node in unread for inner in ast.walk(node) if isinstance(inner, ast.ImportFrom)}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.lineno not in hidden and (node.module or "").startswith("avdvae"):
+            parts = (node.module or "").split(".")
+            found |= {parts[1]} if parts[1:] else {alias.name for alias in node.names}
+    return found
 
 
 def test_environment_and_makefile_agree_with_pyproject() -> None:

@@ -13,12 +13,12 @@ import pytest
 import torch
 import yaml
 
-from avdvae.audio import write_wav
 from avdvae.errors import UserError
+from avdvae.evaluation.report import write_report
+from avdvae.evaluation.results import Result, compare, summarise, write_results, write_summary
 from avdvae.pictures.figures import cost_curves, difference_curves, metric_curves, training_curves
 from avdvae.pictures.stills import lip_strip, spectrogram, triptych, write_png
-from avdvae.report import write_report
-from avdvae.results import Result, compare, summarise, write_results, write_summary
+from avdvae.signals.audio import write_wav
 
 HOSTILE = "<script>alert('x')</script>\"&"
 RNG = np.random.default_rng(0)

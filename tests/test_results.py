@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from avdvae.errors import UserError
-from avdvae.results import Result, compare, read_results, summarise, write_results, write_summary
+from avdvae.evaluation.results import Result, compare, read_results, summarise, write_results, write_summary
 
 NOISES = ("Babble", "Cafe", "Car", "LR", "Street", "White")
 RNG = np.random.default_rng(0)

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from avdvae.data.gait import Gait
 from avdvae.data.prepare import Summary, prepare
+from avdvae.evaluation.results import read_results
 from avdvae.protocols import Autoregressive
-from avdvae.results import read_results
 from avdvae.runs import build_model, open_run
-from avdvae.video import probe
+from avdvae.signals.video import probe
 
 PROJECT = Path(__file__).parent.parent
 SEVERAL = {"own", "robustness", "dvae_benchmark", "likelihood_benchmark"}

@@ -11,10 +11,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from avdvae.inference.vem import Vem
+from avdvae.enhancement.vem import Vem
+from avdvae.evaluation.tasks.task import Evaluation, Subject
 from avdvae.runs import find_runs
-from avdvae.settings import Training
-from avdvae.tasks.task import Evaluation, Subject
+from avdvae.training.settings import Training
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MODELS = sorted(path.stem for path in CONFIGS.glob("model/*.yaml") if path.stem != "own")

@@ -18,9 +18,9 @@ from avdvae.data.gait import Gait
 from avdvae.data.prepare import Summary, prepare
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
+from avdvae.nn.weights import WEIGHTS, save_weights
 from avdvae.runs import build_model, create_run
-from avdvae.video import probe, write_mp4
-from avdvae.weights import WEIGHTS, save_weights
+from avdvae.signals.video import probe, write_mp4
 
 PROJECT = Path(__file__).parent.parent
 A, B = "01M/tk001", "06F/tk002"

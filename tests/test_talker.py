@@ -11,13 +11,13 @@ import pytest
 import soundfile
 
 from avdvae.data.clips import split_of
-from avdvae.data.clock import RATE as SAMPLE_RATE
 from avdvae.data.talker.articulation import Performance, perform
 from avdvae.data.talker.corpus import Talker, record
 from avdvae.data.talker.people import EMOTIONS, Voice, speaker
 from avdvae.data.talker.phones import PHONES, VISEMES, VOWELS, Spoken, sentence
 from avdvae.data.talker.voice import speak
 from avdvae.errors import UserError
+from avdvae.signals.clock import RATE as SAMPLE_RATE
 
 SILENCE = Spoken(PHONES["sil"], stressed=False, word=-1)
 

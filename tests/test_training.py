@@ -16,19 +16,19 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from avdvae import training
-from avdvae.audio import Stft
 from avdvae.data.augment import augmented
 from avdvae.data.shards import PreparedCorpus
-from avdvae.distributions import Gaussian
 from avdvae.errors import UserError
 from avdvae.models.cvae import CVAE
 from avdvae.models.vae import VAE
-from avdvae.objectives import Elbo, Schedule
+from avdvae.probability.distributions import Gaussian
+from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch
 from avdvae.randomness import stream
-from avdvae.settings import Training
-from avdvae.training import Trained, train
+from avdvae.signals.audio import Stft
+from avdvae.training import loop as training
+from avdvae.training.loop import Trained, train
+from avdvae.training.settings import Training
 
 STFT = Stft(533)
 PROGRAM = """

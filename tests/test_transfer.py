@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from avdvae.errors import UserError
-from avdvae.inference.transfer import find_latents, generate, has_latents, transfer
+from avdvae.latents.transfer import find_latents, generate, has_latents, transfer
 from avdvae.models.av_dkf import AVDKF
 from avdvae.models.cvae import CVAE
 from avdvae.models.dkf import DKF

@@ -13,19 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from avdvae.audio import Stft
-from avdvae.distributions import ComplexGaussian, Components, Gaussian, Slopes, SpeechLikelihood
+from avdvae.enhancement.esteps import ESTEPS, Draws, EStep, Target, _total_variation_slope, build_estep
+from avdvae.enhancement.noise import Noise
+from avdvae.enhancement.separation import _filtered, separate
+from avdvae.enhancement.vem import NoisySpeech, Vem, enhance
 from avdvae.errors import UserError
-from avdvae.inference.esteps import ESTEPS, Draws, EStep, Target, _total_variation_slope, build_estep
-from avdvae.inference.noise import Noise
-from avdvae.inference.separation import _filtered, separate
-from avdvae.inference.vem import NoisySpeech, Vem, enhance
-from avdvae.metrics import si_sdr
 from avdvae.models.cvae import CVAE
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.rvae import RVAE
 from avdvae.models.vae import VAE
+from avdvae.probability.distributions import ComplexGaussian, Components, Gaussian, Slopes, SpeechLikelihood
 from avdvae.protocols import Batch, Context, LatentModel, Latents, is_speech_prior
+from avdvae.signals.audio import Stft
+from avdvae.signals.metrics import si_sdr
 
 STFT = Stft(533)
 EVERY_ESTEP = pytest.mark.parametrize("name", list(ESTEPS))
@@ -689,7 +689,7 @@ def test_the_speech_in_a_mixture_is_heard_at_the_level_of_training(monkeypatch, 
     assert batch.mixture is not None
     mixture = voices + (batch.mixture - voices) * 10 ** (-snr / 20)
     batch, heard = replace(batch, mixture=mixture, noisy=STFT.power(mixture)), []
-    monkeypatch.setattr("avdvae.inference.separation.enhance", lambda *args: heard.append(args[1]) or enhance(*args))
+    monkeypatch.setattr("avdvae.enhancement.separation.enhance", lambda *args: heard.append(args[1]) or enhance(*args))
     separate(model, batch, STFT, Vem(build_estep("point"), iterations=1, paper=paper))
     ratio = (heard[0].noisy / batch.need("noisy", model)).sqrt().mean().item()
     decibels = 20 * math.log10(ratio * voices.abs().max().item())  # of the voice's peak

@@ -9,9 +9,9 @@ import av
 import numpy as np
 import pytest
 
-from avdvae import video as film
-from avdvae.data.clock import nearest_frames
 from avdvae.errors import UserError
+from avdvae.signals import video as film
+from avdvae.signals.clock import nearest_frames
 
 RATE = 16_000
 NTSC = Fraction(30_000, 1001)

@@ -9,7 +9,7 @@ from avdvae.data.corpora import open_corpus
 from avdvae.data.fixtures import MINIATURES
 from avdvae.data.fixtures.miniature import Take
 from avdvae.errors import UserError
-from avdvae.video import read_sound
+from avdvae.signals.video import read_sound
 
 SAMPLES = (3000 * np.sin(np.arange(8000) ** 1.3)).astype(np.int16)
 

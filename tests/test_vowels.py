@@ -4,8 +4,8 @@ import numpy as np
 import parselmouth
 import pytest
 
-from avdvae.data.clock import RATE
 from avdvae.data.talker.vowels import FACTORS, GRIDS, SETTINGS, Vowel, sound, trajectory, whispered
+from avdvae.signals.clock import RATE
 
 
 def some_vowels() -> list[Vowel]:

@@ -9,7 +9,6 @@ import torch
 from test_contract import utterances
 from torch import Tensor, nn
 
-from avdvae.distributions import Gaussian
 from avdvae.errors import UserError
 from avdvae.models.cw_vae import CWVAE, Block, Told
 from avdvae.models.lstm import LSTM
@@ -17,9 +16,10 @@ from avdvae.models.srnn_wave import SRNNWave
 from avdvae.models.stcn import STCN
 from avdvae.models.vrnn_wave import VRNNWave
 from avdvae.models.wavenet import WaveNet
-from avdvae.objectives import Schedule, divergence
+from avdvae.nn.sliding import Sliding, SlidingBack
+from avdvae.probability.distributions import Gaussian
+from avdvae.probability.objectives import Schedule, divergence
 from avdvae.protocols import Batch, Context
-from avdvae.sliding import Sliding, SlidingBack
 
 SMALL: dict[Any, dict[str, Any]] = {
     WaveNet: {"stride": 16, "channels": 6, "stacks": 2, "layers": 3},

@@ -10,7 +10,7 @@ from torch import nn
 
 from avdvae.errors import UserError
 from avdvae.models.vae import VAE
-from avdvae.weights import load_weights, save_weights
+from avdvae.nn.weights import load_weights, save_weights
 
 
 class Tied(nn.Module):

@@ -73,3 +73,10 @@ def ensure_prepared(
     """The folder of the prepared corpus; what is missing there is prepared first."""
     corpus = open_corpus(config)
     return prepare(corpus, prepared_folder(corpus, root, face), size=size, workers=workers, face=face).usable()
+
+
+def find_corpus(config: Mapping[str, Any]) -> Path:
+    """The folder of the prepared corpus that a run's configuration asks for; it is prepared if it is not yet."""
+    if config.get("prepared"):
+        return Path(config["prepared"])
+    return ensure_prepared(config["data"], size=config["lips"]["size"], face=config["lips"].get("face"))

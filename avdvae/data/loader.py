@@ -24,13 +24,13 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from avdvae.audio import MARGIN, WINDOW, Stft, reflected, trim_silence
-from avdvae.data.clock import nearest_frames
 from avdvae.data.shards import PreparedCorpus, Utterance
 from avdvae.errors import UserError
-from avdvae.pcm import CODES
+from avdvae.probability.pcm import CODES
 from avdvae.protocols import Batch
 from avdvae.randomness import stream
+from avdvae.signals.audio import MARGIN, WINDOW, Stft, reflected, trim_silence
+from avdvae.signals.clock import nearest_frames
 
 # From an utterance, the number of its sample with which the clean waveform starts, this waveform, and the pictures (M H
 # W; None where there is only sound): the mixture, as long as the waveform, and the pictures to see. A function of its

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy.random import Generator
 
-from avdvae.data.clock import RATE
 from avdvae.errors import UserError
+from avdvae.signals.clock import RATE
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Mixing

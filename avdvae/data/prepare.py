@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from avdvae.data.clips import Clip, Corpus, Unreadable
-from avdvae.data.clock import RATE
+from avdvae.data.contact_sheet import contact_sheet
 from avdvae.data.crops import FPS, read_crops
 from avdvae.data.poses import FPS as POSES_PER_SECOND
 from avdvae.data.poses import read_poses
@@ -37,12 +37,12 @@ from avdvae.data.shards import (
     write_shard,
 )
 from avdvae.errors import UserError, one_line, reading
-from avdvae.faces import find_face_model
-from avdvae.lips import MIN_PICTURES, draw_overlay, extract_lips
 from avdvae.parallel import in_parallel
-from avdvae.pictures.sheet import contact_sheet
 from avdvae.pictures.stills import write_png
-from avdvae.video import ClipSound, probe, read_clip_sound, read_pictures, read_sound
+from avdvae.signals.clock import RATE
+from avdvae.signals.faces import find_face_model
+from avdvae.signals.lips import MIN_PICTURES, draw_overlay, extract_lips
+from avdvae.signals.video import ClipSound, probe, read_clip_sound, read_pictures, read_sound
 
 CLIPS_PER_SHARD = 64
 TABLES = ("quality.csv", "manifest.csv")

@@ -33,7 +33,7 @@ class NoisyTwins:
         self, utterance: Utterance, clean: Int16[np.ndarray, " N"], level: float | None
     ) -> Float[np.ndarray, " N"]:
         """In the units of `clean`, which is the whole utterance."""
-        from avdvae.video import read_sound
+        from avdvae.signals.video import read_sound
 
         given, gain = self._source(level)
         path = self._find(utterance, given)

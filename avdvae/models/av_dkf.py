@@ -22,11 +22,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, LipEncoder, Recurrent, before, mlp, same_floor, silence
-from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.models.dkf import DKF, GatedTransition, averaging
 from avdvae.models.dynamical_vae import DynamicalVAE, Path
-from avdvae.objectives import Elbo, Schedule
+from avdvae.nn.blocks import GaussianHead, LipEncoder, Recurrent, before, mlp, same_floor, silence
+from avdvae.probability.distributions import ComplexGaussian, Gaussian
+from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
 
 

@@ -18,9 +18,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from avdvae.blocks import GaussianHead, LipEncoder, Recurrent, same_floor, silence
-from avdvae.distributions import Gaussian
 from avdvae.models.rvae import RVAE
+from avdvae.nn.blocks import GaussianHead, LipEncoder, Recurrent, same_floor, silence
+from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
 
 

@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, LipEncoder, encoder_input, same_floor, silence
-from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.vae import VAE
+from avdvae.nn.blocks import GaussianHead, LipEncoder, encoder_input, same_floor, silence
+from avdvae.probability.distributions import ComplexGaussian, Gaussian
 from avdvae.protocols import Batch, Context, Latents
 
 

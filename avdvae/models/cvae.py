@@ -30,12 +30,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from avdvae.blocks import GaussianHead, LipEncoder, encoder_input, mlp, same_floor, silence
-from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.vae import VAE
-from avdvae.objectives import Elbo, Schedule
+from avdvae.nn.blocks import GaussianHead, LipEncoder, encoder_input, mlp, same_floor, silence
+from avdvae.probability.distributions import ComplexGaussian, Gaussian
+from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Latents
 
 

@@ -28,13 +28,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from avdvae.blocks import GaussianHead, before, beside, mlp
-from avdvae.distributions import Gaussian
 from avdvae.errors import UserError
 from avdvae.models.waveform import CodeHead, Waveforms
-from avdvae.objectives import Elbo, Schedule
+from avdvae.nn.blocks import GaussianHead, before, beside, mlp
+from avdvae.nn.sliding import Sliding, SlidingBack
+from avdvae.probability.distributions import Gaussian
+from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec
-from avdvae.sliding import Sliding, SlidingBack
 
 SLOWER = 8  # steps of a level to one of the level above
 KERNEL, BLOCKS = 5, 8

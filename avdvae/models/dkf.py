@@ -25,9 +25,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from avdvae.blocks import GaussianHead, Recurrent, before, mlp
-from avdvae.distributions import Gaussian
 from avdvae.models.dynamical_vae import DynamicalVAE, Path, along
+from avdvae.nn.blocks import GaussianHead, Recurrent, before, mlp
+from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Context, Latents, Observed
 
 

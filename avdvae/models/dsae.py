@@ -20,9 +20,9 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, Recurrent, before, beside, ends, mlp
-from avdvae.distributions import Gaussian
 from avdvae.models.dynamical_vae import DynamicalVAE, Path
+from avdvae.nn.blocks import GaussianHead, Recurrent, before, beside, ends, mlp
+from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Context, Latents, Observed
 
 

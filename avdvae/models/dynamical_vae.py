@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import before, beginning, check_floor, encoder_input, hoisted, same_floor
-from avdvae.distributions import Gaussian, likelihood_of
 from avdvae.errors import UserError
-from avdvae.objectives import Elbo, Schedule
+from avdvae.nn.blocks import before, beginning, check_floor, encoder_input, hoisted, same_floor
+from avdvae.probability.distributions import Gaussian, likelihood_of
+from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
 

@@ -18,9 +18,9 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import beginning
-from avdvae.distributions import Gaussian
-from avdvae.objectives import Elbo, Schedule
+from avdvae.nn.blocks import beginning
+from avdvae.probability.distributions import Gaussian
+from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import mlp
 from avdvae.models.waveform import CodeHead, Predictor
+from avdvae.nn.blocks import mlp
 
 
 class LSTM(Predictor):

@@ -35,11 +35,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from avdvae.blocks import FaceDecoder, FaceEncoder, GaussianHead, Recurrent, before, beside, ends, hoisted, mlp
-from avdvae.distributions import ComplexGaussian, Gaussian, Picture
 from avdvae.models.dynamical_vae import DynamicalVAE, Path, along
 from avdvae.models.vqvae import HEARD_FROM
-from avdvae.objectives import Elbo, Schedule
+from avdvae.nn.blocks import FaceDecoder, FaceEncoder, GaussianHead, Recurrent, before, beside, ends, hoisted, mlp
+from avdvae.probability.distributions import ComplexGaussian, Gaussian, Picture
+from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
 
 

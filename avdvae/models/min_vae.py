@@ -30,12 +30,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, LipEncoder, beginning, check_floor, encoder_input, mlp, same_floor
-from avdvae.distributions import ComplexGaussian, Gaussian, Mixture
 from avdvae.errors import UserError
 from avdvae.models.v_vae import VVAE
 from avdvae.models.vae import VAE
-from avdvae.objectives import Elbo, Schedule, Terms, mixture_elbo, responsibilities
+from avdvae.nn.blocks import GaussianHead, LipEncoder, beginning, check_floor, encoder_input, mlp, same_floor
+from avdvae.probability.distributions import ComplexGaussian, Gaussian, Mixture
+from avdvae.probability.objectives import Elbo, Schedule, Terms, mixture_elbo, responsibilities
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
 

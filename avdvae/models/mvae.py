@@ -27,10 +27,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, LipEncoder, beginning, check_floor, encoder_input, mlp, standardised
-from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.errors import UserError
-from avdvae.objectives import Elbo, Schedule
+from avdvae.nn.blocks import GaussianHead, LipEncoder, beginning, check_floor, encoder_input, mlp, standardised
+from avdvae.probability.distributions import ComplexGaussian, Gaussian
+from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
 FAMILIES = {"poe": ("both",), "moe": ("sound", "lips"), "mopoe": ("sound", "lips", "both")}

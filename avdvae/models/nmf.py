@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.models.frame_vae import FrameVAE
+from avdvae.probability.distributions import ComplexGaussian, Gaussian
 from avdvae.protocols import Batch, Context, Latents
 
 TINY = 1e-8

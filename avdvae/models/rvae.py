@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, Recurrent, hoisted
 from avdvae.models.dynamical_vae import DynamicalVAE, Path, along
+from avdvae.nn.blocks import GaussianHead, Recurrent, hoisted
 from avdvae.protocols import Context, Latents, Observed
 
 

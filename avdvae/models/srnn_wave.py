@@ -17,9 +17,9 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, Recurrent, beside, mlp
 from avdvae.models.srnn import SRNN
 from avdvae.models.waveform import CodeHead, WaveformVAE
+from avdvae.nn.blocks import GaussianHead, Recurrent, beside, mlp
 
 
 class SRNNWave(WaveformVAE, SRNN):

@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import CausalConv, GatedLayer, before, beginning, beside, mlp
-from avdvae.distributions import Gaussian
 from avdvae.models.waveform import CodeHead, Waveforms
-from avdvae.objectives import Elbo, Schedule
+from avdvae.nn.blocks import CausalConv, GatedLayer, before, beginning, beside, mlp
+from avdvae.probability.distributions import Gaussian
+from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec
 
 

@@ -19,8 +19,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, Recurrent, beside, mlp
 from avdvae.models.dynamical_vae import AutoregressiveVAE, Path
+from avdvae.nn.blocks import GaussianHead, Recurrent, beside, mlp
 from avdvae.protocols import Context, Latents, Observed
 
 

@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from avdvae.distributions import MarkovMixture
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.vae_mm import VAEMM
+from avdvae.probability.distributions import MarkovMixture
 from avdvae.protocols import Batch, Context
 
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, LipEncoder, mlp
-from avdvae.distributions import ComplexGaussian, Gaussian
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.vae import VAE
+from avdvae.nn.blocks import GaussianHead, LipEncoder, mlp
+from avdvae.probability.distributions import ComplexGaussian, Gaussian
 from avdvae.protocols import Batch, Context, Latents
 
 

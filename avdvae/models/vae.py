@@ -19,10 +19,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from avdvae.blocks import GaussianHead, check_floor, encoder_input, mlp, same_floor
-from avdvae.distributions import Gaussian, likelihood_of
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
+from avdvae.nn.blocks import GaussianHead, check_floor, encoder_input, mlp, same_floor
+from avdvae.probability.distributions import Gaussian, likelihood_of
 from avdvae.protocols import Batch, Context, Latents, Observed
 
 

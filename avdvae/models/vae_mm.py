@@ -25,11 +25,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import beginning, same_floor
-from avdvae.distributions import Mixture
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
-from avdvae.objectives import Elbo, Schedule, mixture_elbo, responsibilities
+from avdvae.nn.blocks import beginning, same_floor
+from avdvae.probability.distributions import Mixture
+from avdvae.probability.objectives import Elbo, Schedule, mixture_elbo, responsibilities
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
 

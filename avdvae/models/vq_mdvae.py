@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.distributions import Gaussian
-from avdvae.memory import FrameMemory
 from avdvae.models.mdvae import Multimodal
 from avdvae.models.vqvae import VQVAE, of_all_processes
+from avdvae.nn.memory import FrameMemory
+from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Batch, Context, Latents
 
 

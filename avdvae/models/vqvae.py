@@ -25,9 +25,9 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from avdvae.blocks import FaceDecoder, FaceEncoder, Residual
-from avdvae.distributions import ComplexGaussian, Picture
-from avdvae.objectives import Elbo, Schedule
+from avdvae.nn.blocks import FaceDecoder, FaceEncoder, Residual
+from avdvae.probability.distributions import ComplexGaussian, Picture
+from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch
 
 HEARD_FROM = 1e-6  # of |s|^2; 16-bit sound has its rounding noise below

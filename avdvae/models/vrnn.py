@@ -24,9 +24,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from avdvae.blocks import GaussianHead, before, beside, hoisted_memory, mlp
-from avdvae.distributions import Gaussian
 from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, along, awaiting
+from avdvae.nn.blocks import GaussianHead, before, beside, hoisted_memory, mlp
+from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Context, Latents, Observed
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from torch import nn
 
-from avdvae.blocks import GaussianHead, mlp
 from avdvae.models.vrnn import VRNN
 from avdvae.models.waveform import CodeHead, WaveformVAE
+from avdvae.nn.blocks import GaussianHead, mlp
 
 
 class VRNNWave(WaveformVAE, VRNN):

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from avdvae.distributions import Gaussian
 from avdvae.errors import UserError
 from avdvae.models.dynamical_vae import AutoregressiveVAE
-from avdvae.objectives import Elbo, Schedule, divergence
-from avdvae.pcm import Coding, DMoL, Scoring, compand
+from avdvae.probability.distributions import Gaussian
+from avdvae.probability.objectives import Elbo, Schedule, divergence
+from avdvae.probability.pcm import Coding, DMoL, Scoring, compand
 from avdvae.protocols import Batch, Context, LatentSpec, Observed
 
 MIXTURE = 10  # logistics of a sample

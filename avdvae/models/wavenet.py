@@ -17,8 +17,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.blocks import CausalConv, GatedLayer
 from avdvae.models.waveform import CodeHead, Predictor
+from avdvae.nn.blocks import CausalConv, GatedLayer
 
 
 class WaveNet(Predictor):

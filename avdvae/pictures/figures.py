@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from avdvae.metrics import INPUT, Look
 from avdvae.pictures.style import GREY, LINES, STYLE, legend_above, panels
-from avdvae.results import ALL_NOISES
+from avdvae.signals.metrics import ALL_NOISES, INPUT, Look
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-    from avdvae.inference.control import Relation, Subspace
+    from avdvae.latents.control import Relation, Subspace
 
 
 def metric_curves(summary: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:

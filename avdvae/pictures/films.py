@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from avdvae.data.poses import Skeleton
 from avdvae.pictures.stills import decibels
 from avdvae.pictures.style import COLOURS, FAINT, INK, PAPER, RANGE_DB, RIGHT
+
+if TYPE_CHECKING:
+    from avdvae.data.poses import Skeleton
 
 
 def film_of_clips(

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 
-from avdvae.audio import Stft
 from avdvae.files import replacing
 from avdvae.pictures.style import COLOURS, LINES, RANGE_DB, STYLE
+from avdvae.signals.audio import Stft
 
 if TYPE_CHECKING:
     import matplotlib.axes

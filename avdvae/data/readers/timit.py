@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from avdvae.data.clips import Clip, Holdings, Unreadable
-from avdvae.data.clock import RATE
 from avdvae.data.readers.tree import Tree
 from avdvae.errors import one_line
+from avdvae.signals.clock import RATE
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import numpy as np
 import soundfile
 
 from avdvae.data.clips import Clip, Unreadable, split_of
-from avdvae.data.clock import RATE as SAMPLE_RATE
 from avdvae.data.talker.articulation import RATE, Performance, perform
 from avdvae.data.talker.face import film
 from avdvae.data.talker.people import EMOTIONS, speaker
@@ -25,7 +24,8 @@ from avdvae.data.talker.phones import sentence
 from avdvae.data.talker.voice import speak
 from avdvae.errors import UserError
 from avdvae.parallel import in_parallel
-from avdvae.video import write_mp4
+from avdvae.signals.clock import RATE as SAMPLE_RATE
+from avdvae.signals.video import write_mp4
 
 FPS = Fraction(30000, 1001)
 _VERSION = 2  # goes up when the same parameters give other bytes

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Int16
 from scipy.signal import lfilter, resample_poly, sosfilt
 
-from avdvae.data.clock import RATE as SAMPLE_RATE
 from avdvae.data.talker.articulation import RATE, Performance
 from avdvae.data.talker.people import Voice
+from avdvae.signals.clock import RATE as SAMPLE_RATE
 
 _OVERSAMPLING = 4  # pulses have corners: drawn at 64 kHz, then decimated
 _BLOCK = 32  # samples for which the resonators stand still: 2 ms

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Complex, Float
 
-from avdvae.data.clock import RATE
+from avdvae.signals.clock import RATE
 
 FACTORS = ("f0", "f1", "f2", "f3")
 GRIDS = {  # in Hz

@@ -1,0 +1,139 @@
+"""The noise of a mixture: nonnegative matrices whose product is its variance, and the updates of an M-step.
+
+Majorise-minimise: with V = H W^T, S_r the speech variances of the draws, weighted by w_r, and X_r = g S_r + V, each
+factor is multiplied by the square root of (sum_r w_r P / X_r^2) / (sum_r w_r / X_r), contracted with what the factor
+multiplies.
+
+    cost = sum_f sum_r w_r (ln X_r + P / X_r) + smoothness * sum_k [H_t / H_t-1 - ln(H_t / H_t-1) - 1]  of a frame t
+
+which no update raises. The second term, of C. Fevotte, "Majorization-minimization algorithm for smooth Itakura-Saito
+nonnegative matrix factorization", ICASSP 2011, is a chain that each activation follows: without it, some dozens of
+frames let many components take speech for noise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from avdvae.enhancement.esteps import Draws
+from avdvae.probability.distributions import Components
+
+EPSILON = 1e-10
+
+
+@dataclass
+class Noise:
+    """Gain and noise of a mixture, and their updates. Frames that pad are those where H is zero.
+
+    variance_BTF   V, in memory that every update uses again
+    """
+
+    W_BFK: Float[Tensor, "B F K"]
+    H_BTK: Float[Tensor, "B T K"]
+    gain_BT1: Float[Tensor, "B T 1"]
+    smoothness: float = 0.0
+
+    @classmethod
+    def drawn(cls, noisy_BTF: Tensor, rank: int, draws: Draws, smoothness: float = 0.0) -> Noise:
+        """W and H uniform in 0..1, g = 1."""
+        frequencies = noisy_BTF.shape[2]
+        W = [torch.rand((frequencies, rank), generator=g, device=g.device) for g in draws.generators]
+        frames = torch.tensor(draws.frames, device=noisy_BTF.device)
+        present_BT = torch.arange(noisy_BTF.shape[1], device=noisy_BTF.device) < frames[:, None]
+        H_BTK = draws.uniform(noisy_BTF[..., :1].expand(-1, -1, rank)).clamp_min(EPSILON) * present_BT[..., None]
+        gain_BT1 = torch.ones_like(noisy_BTF[..., :1])
+        return cls(torch.stack(W).to(noisy_BTF.device).clamp_min(EPSILON), H_BTK, gain_BT1, smoothness)
+
+    def __post_init__(self) -> None:
+        # A zero amid a chain would spread along it.
+        self._least_BT1 = EPSILON * (self.H_BTK > 0).any(-1, keepdim=True)
+        self.H_BTK = self.H_BTK.maximum(self._least_BT1)
+        self.variance_BTF = self.H_BTK.new_empty(0)
+        self._room: tuple[Tensor, Tensor] | None = None
+        self._mix()
+
+    def _mix(self) -> None:
+        torch.bmm(self.H_BTK, self.W_BFK.mT, out=self.variance_BTF)
+        self.variance_BTF += EPSILON  # so that digital silence divides nothing by 0
+
+    def update(self, noisy_BTF: Tensor, likely: Components) -> Float[Tensor, "B T"]:
+        """One M-step, and the cost before it. Where H is zero, as in frames that pad, it stays so and the frame has no
+        say in W."""
+        speech_RBTF, precision_RBTF, weight_RBT1, _ = likely
+        if self._room is None or self._room[0].shape != speech_RBTF.shape:
+            self._room = torch.empty_like(speech_RBTF), torch.empty_like(speech_RBTF)
+        one, two = self._room  # new memory would cost more than what is done with it
+
+        ratio_RBTF = torch.mul(noisy_BTF, precision_RBTF, out=one)
+        cost_BT = self._cost(ratio_RBTF, torch.log(precision_RBTF, out=two), weight_RBT1)
+        above, below = _slopes(ratio_RBTF, precision_RBTF, weight_RBT1)
+        self.W_BFK = _scaled(self.W_BFK, (self.H_BTK.mT @ above).mT, (self.H_BTK.mT @ below).mT).clamp_min_(EPSILON)
+
+        self._mix()
+        precision_RBTF = self.mixture(speech_RBTF, out=two).reciprocal_()
+        above, below = _slopes(torch.mul(noisy_BTF, precision_RBTF, out=one), precision_RBTF, weight_RBT1)
+        self._update_activations(above @ self.W_BFK, below @ self.W_BFK)
+
+        self._mix()
+        variance_RBTF = self.mixture(speech_RBTF, out=two)
+        share_RBTF = torch.div(speech_RBTF, variance_RBTF, out=one)
+        below = weighted_mean(share_RBTF.sum(-1, keepdim=True), weight_RBT1)
+        above = weighted_mean(share_RBTF.div_(variance_RBTF).mul_(noisy_BTF).sum(-1, keepdim=True), weight_RBT1)
+        self.gain_BT1 = _scaled(self.gain_BT1, above, below).clamp_min_(EPSILON)
+        return cost_BT
+
+    def _update_activations(self, above_BTK: Tensor, below_BTK: Tensor) -> None:
+        """With the chain, every second frame, and then the others, whose neighbours have moved. Where a chain begins or
+        ends, the majoriser has the frame's own H in its missing neighbour's place."""
+        if not self.smoothness:
+            self.H_BTK = _scaled(self.H_BTK, above_BTK, below_BTK).maximum(self._least_BT1)
+            return
+        above_BTK = self.H_BTK.square().mul_(above_BTK)
+        chain = torch.cat([self.H_BTK[:, :1], self.H_BTK, self.H_BTK[:, -1:]], 1)
+        for first in (0, 1):
+            before, own, after = chain[:, first:-2:2], chain[:, first + 1 : -1 : 2], chain[:, first + 2 :: 2]
+            after = torch.where(after > 0, after, own)
+            above = torch.add(above_BTK[:, first::2], after, alpha=self.smoothness)
+            own.copy_(above.div_(below_BTK[:, first::2] + self.smoothness / before).sqrt_())
+        self.H_BTK = chain[:, 1:-1].maximum(self._least_BT1)
+
+    def mixture(self, speech_RBTF: Tensor, out: Tensor | None = None) -> Float[Tensor, "R B T F"]:
+        """X, the variances of the mixture."""
+        return torch.addcmul(self.variance_BTF, self.gain_BT1, speech_RBTF, out=out)
+
+    def _cost(self, ratio_RBTF: Tensor, log_precision_RBTF: Tensor, weight_RBT1: Tensor | None) -> Tensor:
+        fit_RBT1 = ratio_RBTF.sum(-1, keepdim=True) - log_precision_RBTF.sum(-1, keepdim=True)
+        cost_BT = weighted_mean(fit_RBT1, weight_RBT1)[..., 0]
+        if self.smoothness:
+            rise_BTK = self.H_BTK / torch.cat([self.H_BTK[:, :1], self.H_BTK[:, :-1]], 1)
+            chain_BTK = torch.where(self.H_BTK > 0, rise_BTK - rise_BTK.log() - 1, 0)
+            cost_BT = cost_BT + self.smoothness * chain_BTK.sum(-1)
+        return cost_BT
+
+
+def _slopes(ratio_RBTF: Tensor, precision_RBTF: Tensor, weight_RBT1: Tensor | None) -> tuple[Tensor, Tensor]:
+    """sum_r w_r P / X_r^2 and sum_r w_r / X_r, whose difference is the slope of -cost in V; of P / X, in its place."""
+    return weighted_mean(ratio_RBTF.mul_(precision_RBTF), weight_RBT1), weighted_mean(precision_RBTF, weight_RBT1)
+
+
+def weighted_mean(values: Float[Tensor, "R B T D"], weight_RBT1: Tensor | None) -> Float[Tensor, "B T D"]:
+    if weight_RBT1 is not None:
+        return (weight_RBT1 * values).sum(0)
+    return values[0] if len(values) == 1 else values.mean(0)
+
+
+def _scaled(factor: Tensor, above: Tensor, below: Tensor) -> Tensor:
+    return factor * (above / below.clamp_min(EPSILON)).sqrt_()
+
+
+def subtraction(noisy_BTF: Tensor, mask_BT: Tensor) -> tuple[Float[Tensor, "B 1 F"], Float[Tensor, "B T F"]]:
+    """A stationary noise, of the mean power that goes with the median power of each frequency, and the filter that
+    takes twice as much off the spectrum."""
+    present_BTF = noisy_BTF.masked_fill(~mask_BT[..., None], float("nan"))
+    level_B1F = (present_BTF.nanmedian(1, keepdim=True).values / math.log(2)).clamp_min(EPSILON)
+    return level_B1F, (1 - 2 * level_B1F / noisy_BTF.clamp_min(EPSILON)).clamp_min(0.01)

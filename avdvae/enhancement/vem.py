@@ -1,0 +1,190 @@
+"""Unsupervised speech enhancement: variational EM with a trained prior of speech and an NMF model of noise.
+
+S. Leglaive, L. Girin, R. Horaud, MLSP 2018; M. Sadeghi et al., IEEE/ACM TASLP 28, 2020 (arXiv 1908.02590), section V.
+
+    x_ft = sqrt(g_t) s_ft + b_ft        b_ft ~ Nc(0, (H W^T)_tf)        s, z ~ the model, given the lips v
+
+E-step   draws of z from its posterior, or an approximation of it: esteps.py
+M-step   W, H, then g: noise.py
+output   the Wiener filter sum_r w_r g S_r / X_r, with X_r = g S_r + H W^T: the posterior mean of the speech. Of a
+         mixture, w_r holds the switch; VAE-MM and Sw-VAE average inverse variances in its place, 1 / gamma = sum pi / S
+
+    P   noisy power |x|^2              noisy_BTF      S   variances of speech      speech_RBTF
+    W   spectra of the noise           W_BFK          w   their weights            weight_RBT1
+    H   their activations              H_BTK          g   gain of a frame          gain_BT1
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from avdvae.enhancement.esteps import Climb, Draws, EStep, followed
+from avdvae.enhancement.noise import Noise, subtraction, weighted_mean
+from avdvae.errors import UserError, whole_numbers
+from avdvae.probability.distributions import Components, SpeechLikelihood
+from avdvae.protocols import Batch, Context, Latents, SpeechPrior, indispensable
+
+
+@dataclass(frozen=True)
+class Vem:
+    """The settings of an enhancement. The EM finds the optimum nearest to its start.
+
+    smoothness  weight of a prior by which noise changes slowly; 0: none
+    temper      exponent of the prior of an AV-CVAE, alone or in a mixture, from the lips: below 1 it is wider
+    paper       as published: the noise starts at random, the encoder gets the mixture, smoothness and temper are off.
+                Otherwise the noise starts at the spectrum of the quieter frames, and the encoder gets what is left
+                of the mixture; from a random start, speech and noise may end in each other's place
+    begin_from  modalities that the encoder gets first, for models that can do without some. None: a model that can do
+                without lips runs twice, with and without them, and an utterance keeps the end with the better bound,
+                for a face unlike those of the training leads astray; all other models get what is given
+    """
+
+    estep: EStep
+    iterations: int = 100
+    rank: int = 8
+    smoothness: float = 200.0
+    temper: float = 0.2
+    paper: bool = False
+    begin_from: Sequence[str] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.begin_from or ()) - set(Batch.MODALITIES):
+            raise UserError(
+                f"enhance.begin_from: no modality is called {', '.join(sorted(unknown))}: choose from "
+                f"{', '.join(Batch.MODALITIES)}"
+            )
+        whole_numbers("enhance.", vars(self), iterations=1, rank=1)
+        if type(self.smoothness) not in (int, float) or not self.smoothness >= 0:
+            raise UserError(f"enhance.smoothness={self.smoothness}: give 0 or more")
+        if type(self.temper) not in (int, float) or not 0 < self.temper <= 1:
+            raise UserError(f"enhance.temper={self.temper}: give a number above 0, and 1 at most")
+
+
+@dataclass(frozen=True)
+class Enhanced:
+    """filter  B T F   what the noisy spectrum is multiplied with, in 0..1
+    cost       I B     before each M-step; an utterance's mean over its frames and frequencies
+    switch     B T M   of mixtures: how probably each component made the frame"""
+
+    filter: Float[Tensor, "B T F"]
+    cost: Float[Tensor, "I B"]
+    switch: Float[Tensor, "B T M"] | None = None
+
+    def better(self, other: Enhanced) -> Enhanced:
+        """Of each utterance, what ended at the lower cost."""
+        lower_B = other.cost[-1] < self.cost[-1]
+
+        def chosen(own: Tensor, others: Tensor) -> Tensor:
+            return torch.where(lower_B[:, None, None], others, own)
+
+        switch = None if self.switch is None or other.switch is None else chosen(self.switch, other.switch)
+        return Enhanced(chosen(self.filter, other.filter), torch.where(lower_B, other.cost, self.cost), switch)
+
+
+@dataclass(frozen=True)
+class NoisySpeech:
+    """ln p(x, z | v) = ln p(x | z, v) + ln p(z | v) for a given noise: what an E-step sees."""
+
+    model: SpeechPrior
+    context: Context
+    noisy_BTF: Float[Tensor, "B T F"]
+    noise_BTF: Float[Tensor, "B T F"]
+    gain_BT1: Float[Tensor, "B T 1"]
+
+    def likelihood(self, z: Latents) -> SpeechLikelihood:
+        return self.model.decode(z, self.context)["power"].add_noise(self.gain_BT1, self.noise_BTF)
+
+    def log_joint(self, z: Latents) -> Float[Tensor, "K B T"]:
+        return self.likelihood(z).log_prob(self.noisy_BTF) + self.model.log_prior(z, self.context)
+
+    def gradient(self, z: Latents) -> Climb:
+        with torch.enable_grad():
+            z = {name: value.detach().requires_grad_() for name, value in z.items()}
+            likelihood, log_prior = self.likelihood(z), self.model.log_prior(z, self.context)
+        present_BT = self.context.mask.float()
+        slopes = [*likelihood.slopes(self.noisy_BTF, present_BT), (log_prior, present_BT.expand_as(log_prior))]
+        followed_back = dict(zip(z, followed(slopes, list(z.values())), strict=True))
+        return Climb(followed_back, likelihood, log_prior.detach())
+
+
+@torch.no_grad()
+def enhance(
+    model: SpeechPrior, batch: Batch, settings: Vem, progress: Callable[[float], None] = lambda share: None
+) -> Enhanced:
+    """Separate the speech of `batch.noisy` from its noise. An utterance gets the same alone as in any batch. `progress`
+    is called with the share of the work that each iteration is."""
+    begins = [tuple(settings.begin_from or ())]
+    if settings.begin_from is None and batch.lips is not None and "lips" in {*model.sees} - indispensable(model):
+        begins += [("power",)]
+    share = 1 / (len(begins) * settings.iterations)
+    ends = [_enhance(model, batch, settings, begin, lambda: progress(share)) for begin in begins]
+    return reduce(Enhanced.better, ends)
+
+
+def _enhance(
+    model: SpeechPrior, batch: Batch, settings: Vem, begin: Sequence[str], progress: Callable[[], None]
+) -> Enhanced:
+    noisy_BTF = batch.need("noisy", model).contiguous()  # as an STFT leaves it, frequencies lie far apart
+    frames = batch.mask.sum(1)
+    draws = Draws([_generator(name, settings.seed) for name in batch.ids], frames.tolist())
+    heard = replace(batch, power=noisy_BTF)
+    noise = Noise.drawn(noisy_BTF, settings.rank, draws, 0.0 if settings.paper else settings.smoothness)
+    if not settings.paper:
+        level_B1F, filter_BTF = subtraction(noisy_BTF, batch.mask)
+        noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))  # V is this level on average
+        heard = replace(batch, power=noisy_BTF * filter_BTF.square())
+    begin = [name for name in begin if getattr(heard, name) is not None]
+    context = replace(model.context(heard), temper=1.0 if settings.paper else settings.temper)
+
+    def target() -> NoisySpeech:
+        return NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BT1)
+
+    costs = []
+    with _recurrent_layers_training(model):
+        state = settings.estep.start(model, heard.only(*begin) if begin else heard, draws)
+        for _ in range(settings.iterations):
+            state, likelihood = settings.estep.step(target(), state, draws)
+            likely = likelihood.components(noisy_BTF)
+            if likely.switch and context.learns:
+                context = replace(context, switch=likely.switch.learned())
+            costs.append(noise.update(noisy_BTF, likely))
+            if context.past is not None:  # |s|^2 by the present estimate, without the gain
+                past_BTF = _wiener(noise, likely).square().mul_(noisy_BTF).div_(noise.gain_BT1)
+                context = replace(context, past=past_BTF)
+            progress()
+        likely = settings.estep.final(target(), state, draws).components(noisy_BTF)
+
+    cost_IB = (torch.stack(costs) * batch.mask).sum(2) / (frames * noisy_BTF.shape[2])
+    return Enhanced(_wiener(noise, likely), cost_IB, likely.switch and likely.switch.frames)
+
+
+@contextmanager
+def _recurrent_layers_training(model: object) -> Iterator[None]:
+    """cuDNN gives gradients in no other mode; without dropout it is the same."""
+    layers = [m for m in (model.modules() if isinstance(model, nn.Module) else ()) if isinstance(m, nn.RNNBase)]
+    modes = [layer.training for layer in layers]
+    try:
+        for layer in layers:
+            layer.train()
+        yield
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.train(mode)
+
+
+def _wiener(noise: Noise, likely: Components) -> Float[Tensor, "B T F"]:
+    return weighted_mean(noise.gain_BT1 * likely.speech / noise.mixture(likely.speech), likely.weight)
+
+
+def _generator(name: str, seed: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))

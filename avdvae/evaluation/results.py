@@ -1,0 +1,232 @@
+"""The numbers of a run: one value a row in results.csv, means with intervals in summary.json.
+
+Speakers are the sample: utterances of one speaker, and one utterance in six noises, are not independent. An interval is
+Student's, of a mean whose variance is taken between speakers (of a single speaker, between utterances):
+
+    mean = sum_g T_g / sum_g W_g        T_g, W_g   weighted values of speaker g and their weights, added up
+    u_g  = T_g - mean W_g               se^2 = G / (G - 1) sum_g u_g^2 / (sum_g W_g)^2
+    95 % interval: mean -+ t_{G-1} se, the 97.5 % quantile of Student's t with G - 1 degrees of freedom
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from avdvae.data.shards import read_table
+from avdvae.errors import UserError, reading
+from avdvae.files import replacing
+from avdvae.signals.metrics import ALL_NOISES, INPUT, LOW_IS_GOOD, OF_EACH_SAMPLE
+
+NOISE_GROUPS = {"stationary": ("White", "Car", "LR")}
+SAME = 1e-3  # how far apart what was measured on one and the same input may lie on two machines
+
+
+@dataclass(frozen=True)
+class Result:
+    """A value and what it was measured on. What does not apply is "", or None for the SNR."""
+
+    run: str
+    model: str
+    task: str
+    corpus: str
+    split: str
+    item: str  # an utterance
+    speaker: str  # whose utterances are one draw of the intervals
+    noise: str
+    snr: float | None  # dB
+    lips: str
+    metric: str
+    value: float
+
+
+_COLUMNS = [field.name for field in fields(Result)]
+_PARSERS: dict[str, Callable[[str], Any]] = {"snr": lambda text: float(text) if text else None, "value": float}
+
+
+def write_results(path: Path, rows: Iterable[Result]) -> None:
+    with replacing(path) as new, new.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(asdict(row) for row in rows)
+
+
+def read_results(path: Path) -> list[Result]:
+    return read_table(path, Result, _PARSERS, "table of results", "delete it and evaluate the run again")
+
+
+def summarise(rows: Sequence[Result]) -> list[dict[str, Any]]:
+    """Means over items, for each noise and over all of them, with intervals; n is the number of items that counted, and
+    speakers that of their speakers.
+
+    Values that are not finite, those of unusable references, are left out. From a single item follows no interval: it
+    is nan. A metric of each sample is the mean over all samples, so that items count by their length.
+    """
+    samples = _samples(rows)
+    measured = [
+        _Measured((row.model, row.task, row.lips, row.metric), row, row.value, _weight(row, samples)) for row in rows
+    ]
+    return [
+        {"model": model, "task": task, "noise": noise, "snr": snr, "lips": lips, "metric": metric, **mean}
+        for (model, task, lips, metric), noise, snr, mean in _means(measured, {})
+    ]
+
+
+def compare(
+    rows: Sequence[Result],
+    other_rows: Sequence[Result],
+    groups: Mapping[str, Sequence[str]] = NOISE_GROUPS,
+) -> list[dict[str, Any]]:
+    """Means of this run minus the other in the same task, item, noise and SNR; also over all noises and each group.
+
+    A lips condition that the other run lacks is held against its rows without one, those of an audio-only model; and
+    an audio-only model against clean lips. Metrics of the input must agree, or the two were given different mixtures;
+    they are left out, as are improvements on them, which differ as the outputs do.
+    """
+    theirs = {(row.task, row.item, row.noise, row.snr, row.metric, row.lips): row.value for row in other_rows}
+    their_lips = {row.lips for row in other_rows}
+    mine, other_run = (sides[0].run if sides else "an empty run" for sides in (rows, other_rows))
+    differences, samples, unchecked = [], _samples(rows), dict[tuple, bool]()
+    for row in rows:
+        lips = row.lips if row.lips in their_lips else ("" if row.lips else "clean")
+        other = theirs.get((row.task, row.item, row.noise, row.snr, row.metric, lips))
+        if other is None:
+            continue
+        mixture = row.task, row.item, row.noise, row.snr
+        if row.metric.startswith(INPUT):
+            unchecked[mixture] = False
+            if abs(row.value - other) > SAME:
+                raise UserError(
+                    f"{mine} and {other_run} were not given the same {_told(*mixture)}: its {row.metric} is "
+                    f"{row.value:.6g} here and {other:.6g} there: evaluate both on the same corpus with "
+                    "the same settings of evaluate"
+                )
+        elif not row.metric.endswith("_improvement"):
+            if row.noise:
+                unchecked.setdefault(mixture, True)
+            key = row.model, row.task, row.lips, row.metric
+            differences.append(_Measured(key, row, row.value - other, _weight(row, samples)))
+    if not differences:
+        raise UserError(
+            f"{mine} and {other_run} have no task, item, noise, SNR and metric in common: evaluate both alike"
+        )
+    if loose := [mixture for mixture, is_unchecked in unchecked.items() if is_unchecked]:
+        raise UserError(
+            f"{mine} and {other_run} have no {INPUT} metric in common for {_told(*loose[0])}, so nothing tells whether "
+            "their mixtures are the same: evaluate both with the same evaluate.metrics"
+        )
+    return [
+        {"model": model, "task": task, "noise": noise, "snr": snr, "lips": lips, "metric": metric, **mean}
+        | {"compared_with": other_rows[0].run}
+        for (model, task, lips, metric), noise, snr, mean in _means(differences, groups)
+    ]
+
+
+def ranking(summary: Sequence[Mapping[str, Any]], task: str) -> list[tuple[str, dict[str, Mapping[str, Any]]]]:
+    """The models of a task without noise, each with its means by metric, the best in the first metric first."""
+    models: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for item in summary:
+        if item["task"] == task and "compared_with" not in item:
+            models.setdefault(item["model"], {})[item["metric"]] = item
+    first = next(iter(next(iter(models.values()))))
+    return sorted(models.items(), key=lambda model: model[1][first]["mean"], reverse=first not in LOW_IS_GOOD)
+
+
+def write_summary(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
+    """JSON, an item a line; what is no number becomes null."""
+    lines = [
+        json.dumps({key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in item.items()})
+        for item in items
+    ]
+    with replacing(path) as new:
+        new.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+
+
+def read_summary(path: Path) -> list[dict[str, Any]]:
+    with reading(path, "summary of results", "delete it and evaluate the run again"):
+        items = json.loads(path.read_text(encoding="utf-8"))
+        needed = {"model", "task", "noise", "snr", "lips", "metric", "mean", "ci_low", "ci_high", "n"}
+        if lacking := [needed - item.keys() for item in items if not needed <= item.keys()]:
+            raise ValueError(f"an item lacks {', '.join(sorted(lacking[0]))}")
+    return items
+
+
+def read_examples(path: Path) -> list[dict[str, Any]]:
+    """What examples.json holds: see tasks.task.Measured."""
+    remedy = "delete it, and results.csv beside it to have its examples again, and evaluate the run again"
+    with reading(path, "list of examples", remedy):
+        examples = [{"title": str(e.get("key", "")), "audio": {}, **e} for e in json.loads(path.read_text("utf-8"))]
+        if not all(isinstance(e["title"], str) and isinstance(e["audio"], dict) for e in examples):
+            raise ValueError("titles are words, and sounds have names")
+    return examples
+
+
+def _samples(rows: Iterable[Result]) -> dict[tuple, float]:
+    """How many samples an item has, where that was noted."""
+    return {(row.model, row.task, row.item): row.value for row in rows if row.metric == "samples"}
+
+
+def _weight(row: Result, samples: Mapping[tuple, float]) -> float:
+    return samples[row.model, row.task, row.item] if row.metric in OF_EACH_SAMPLE else 1.0
+
+
+def _told(task: str, item: str, noise: str, snr: float | None) -> str:
+    """A mixture, in words."""
+    return f"{item}, {noise or task}" + ("" if snr is None else f" at {snr:g} dB")
+
+
+class _Measured(NamedTuple):
+    key: tuple  # of the mean that it goes into
+    row: Result  # where it was measured
+    value: float
+    weight: float
+
+
+_Mean = tuple[tuple, str, float | None, dict[str, Any]]  # key, noise, SNR, the mean with its interval
+_Items = Mapping[tuple[str, str], Sequence[tuple[float, float]]]  # values and weights by speaker and item
+
+
+def _means(measured: Iterable[_Measured], groups: Mapping[str, Sequence[str]]) -> Iterator[_Mean]:
+    """For each key and SNR: each noise, then all noises and each group of noises of which there are several."""
+    values: dict[tuple, dict[str, dict[tuple[str, str], list[tuple[float, float]]]]] = {}
+    for key, row, value, weight in measured:
+        items = values.setdefault((key, row.snr), {}).setdefault(row.noise, {})
+        items.setdefault((row.speaker, row.item), []).append((value, weight))
+    for (key, snr), noises in values.items():
+        for noise, items in noises.items():
+            yield key, noise, snr, _mean(items)
+        for group, members in {ALL_NOISES: list(noises), **groups}.items():
+            present = [noises[noise] for noise in members if noise in noises]
+            if len(present) > 1:
+                names = set[tuple[str, str]]().union(*present)
+                yield (
+                    key,
+                    group,
+                    snr,
+                    _mean({name: [v for items in present for v in items.get(name, [])] for name in names}),
+                )
+
+
+def _mean(items: _Items) -> dict[str, Any]:
+    """See the head of this file."""
+    from scipy.special import stdtrit
+
+    finite = {name: [(v * w, w) for v, w in values if math.isfinite(v)] for name, values in sorted(items.items())}
+    totals = {name: np.sum(values, axis=0) for name, values in finite.items() if values}
+    speakers = {speaker: [total for (whose, _), total in totals.items() if whose == speaker] for speaker, _ in totals}
+    drawn = [np.sum(mine, axis=0) for mine in speakers.values()] if len(speakers) > 1 else list(totals.values())
+    mean, half = float("nan"), float("nan")
+    if drawn:
+        T_G, W_G = np.stack(drawn, axis=1)
+        mean = float(T_G.sum() / W_G.sum())
+    if (G := len(drawn)) > 1:
+        u_G = T_G - mean * W_G
+        half = float(stdtrit(G - 1, 0.975) * math.sqrt(G / (G - 1) * np.square(u_G).sum()) / W_G.sum())
+    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "n": len(totals), "speakers": len(speakers)}

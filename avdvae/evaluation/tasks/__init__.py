@@ -1,0 +1,31 @@
+"""The tasks that a model is measured on, by name."""
+
+from __future__ import annotations
+
+from avdvae.data.talker.vowels import FACTORS
+from avdvae.evaluation.tasks.control import Control
+from avdvae.evaluation.tasks.denoising import Denoising
+from avdvae.evaluation.tasks.emotion import EmotionOfFew
+from avdvae.evaluation.tasks.enhancement import Enhancement
+from avdvae.evaluation.tasks.f0 import F0
+from avdvae.evaluation.tasks.likelihood import Likelihood
+from avdvae.evaluation.tasks.motion import Motion
+from avdvae.evaluation.tasks.probe import Probe
+from avdvae.evaluation.tasks.resynthesis import Resynthesis
+from avdvae.evaluation.tasks.task import Task
+from avdvae.evaluation.tasks.transfer import Transfer
+
+TASKS: dict[str, Task] = {
+    "enhancement": Enhancement(),
+    "resynthesis": Resynthesis(true_past=False),
+    "resynthesis_true_past": Resynthesis(true_past=True),
+    "transfer": Transfer(),
+    "denoising": Denoising(),
+    "emotion": EmotionOfFew(),
+    "likelihood": Likelihood(),
+    "probe": Probe(),
+    "motion": Motion(true_past=False),
+    "motion_true_past": Motion(true_past=True),
+    **{f"control_{factor}": Control(factor) for factor in FACTORS},
+    "f0": F0(),
+}

@@ -1,0 +1,185 @@
+"""Control: pitch or a formant moved to targets in whole utterances, in all frames in which Praat hears a voice.
+
+Analysed before and after, in percent, in the steady vowels of the utterance (f0, f1, ...) and in all of its voiced
+frames (f0_in_speech, ...):
+
+    of the factor that moves     |y~ - y| / y from its target y
+    of the others                the same from what they were before
+    voiced                       frames in which a voice is still heard
+    nisqa                        naturalness by NISQA, where the extra `naturalness` and its weights are installed
+
+Frames whose factor lies off the grid of the artificial vowels are left out, in all ways alike: there is no mean latent
+of their source.
+
+The ways to move it, a row of the table each:
+
+    NAME              latents/control.py, on the latents of the model that is measured
+    NAME translated   z - mu(y_source) + mu(y_target), the mean latents of artificial vowels (W.-N. Hsu, Y. Zhang,
+                      J. Glass, "Learning latent representations for speech generation and transformation", Interspeech
+                      2017); it is told y_source, as Praat hears it
+    WORLD, TD-PSOLA   of f0 alone: vocoders, without a model
+
+Pitch is heard by Praat's autocorrelation and, as f0_world, by WORLD's Harvest, formants by Praat's Burg method: on
+recordings and on Talker alike these are estimates. A vowel is a tenth of a second in which they hardly move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from avdvae.data.talker.vowels import FACTORS, GRIDS
+from avdvae.errors import UserError
+from avdvae.evaluation.tasks.task import Measured, Part, Subject
+from avdvae.latents.control import LEVEL, Controller, encode_factors, relations
+from avdvae.pictures.figures import factor_relations, latent_trajectories, variance_curves
+from avdvae.protocols import is_speech_prior
+from avdvae.signals.clock import RATE
+from avdvae.signals.metrics import INPUT, naturalness
+from avdvae.signals.phonetics import formants, move_by_psola, move_by_world, pitch_praat, pitch_world
+
+TARGETS = {"f0": (130, 180, 240), "f1": (350, 600), "f2": (1300, 1900), "f3": (2350, 2750)}  # Hz
+APART = 250  # Hz at least between a formant that moves and its neighbours
+STEP = 0.01  # seconds from one look to the next
+STEADY, WAVER = 10, 0.08  # looks that make a vowel, and how far pitch and formants move in it at most
+SHOWN = (110, 140, 180, 220, 280)  # pitches of the sentence in the report
+
+Heard = dict[str, Float[np.ndarray, " T"]]
+
+
+def analyse(wave_N: Float[np.ndarray, " N"]) -> Heard:
+    """All factors every STEP, nan where nothing is heard."""
+    times_T = np.arange(STEP, len(wave_N) / RATE - STEP, STEP)
+    pitches = {"f0": pitch_praat(wave_N, times_T), "f0_world": pitch_world(wave_N, times_T)}
+    voiced = {name: np.where(hertz > 0, hertz, np.nan) for name, hertz in pitches.items()}
+    return voiced | dict(zip(("f1", "f2", "f3"), formants(wave_N, times_T), strict=True))
+
+
+def steady(heard: Heard) -> Bool[np.ndarray, " T"]:
+    """Where there are vowels: pitch and the lower formants hardly move."""
+    found = np.zeros(len(heard["f0"]), bool)
+    for start in range(len(found) - STEADY + 1):
+        here = np.array([heard[name][start : start + STEADY] for name in ("f0", "f1", "f2")])
+        found[start : start + STEADY] |= bool((np.ptp(here, 1) <= WAVER * here.mean(1)).all())
+    return found
+
+
+class Control:
+    takes: Literal["sound", "poses"] = "sound"
+
+    def __init__(self, factor: str):
+        self.factor = factor
+
+    def check(self, subject: Subject) -> None:
+        if not is_speech_prior(subject.model):
+            raise UserError(f"{type(subject.model).__name__} has no latents of power to move: choose another task")
+
+    def parts(self, subject: Subject) -> list[Part]:
+        return subject.shares(f"control_{self.factor}")
+
+    def measure(self, subject: Subject, part: Part) -> Measured:
+        measured, controller = Measured(), controller_of(subject)
+        if self.factor == "f0" and part.first == 0:
+            draw(subject, controller)
+        for batch in subject.loader(subject.items(part)):
+            waves_BN, lengths_B = batch.need("waveform", subject.model).cpu().numpy(), batch.need("lengths", self)
+            for item, padded_N, length in zip(batch.ids, waves_BN, lengths_B.tolist(), strict=True):
+                wave_N, scores = padded_N[:length], dict[str, list[Mapping[str, float]]]()
+                before, natural = analyse(wave_N), naturalness(wave_N, RATE)
+                for target in TARGETS[self.factor]:
+                    moves_T = self._moves(before, target)
+                    if not moves_T.any():
+                        continue
+                    for way, after_N in self._ways(controller, subject.name, wave_N, before, moves_T, target):
+                        judged = self._judge(before, analyse(after_N), moves_T, target)
+                        judged |= {INPUT + "nisqa": natural, "nisqa": naturalness(after_N, RATE)}
+                        scores.setdefault(way, []).append(judged)
+                for way, found in scores.items():
+                    means = {name: _mean([one[name] for one in found]) for name in found[0]}
+                    rows = subject.rows(part, item, "", {k: v for k, v in means.items() if np.isfinite(v)})
+                    measured.rows += [replace(row, model=way) for row in rows]
+                if item in subject.shown and self.factor == "f0":
+                    measured.examples.append(self._show(subject, part, item, controller, wave_N))
+        return measured
+
+    def _moves(self, before: Heard, target: float) -> Bool[np.ndarray, " T"]:
+        """Where there is a voice, the factor lies on its grid, and the formants stay apart."""
+        low, high = GRIDS[self.factor][0], GRIDS[self.factor][-1]
+        moves_T = (before["f0"] > 0) & (before[self.factor] >= low) & (before[self.factor] <= high)
+        number = FACTORS.index(self.factor)
+        for neighbour, sign in ((number - 1, 1), (number + 1, -1)) if number else ():
+            if 1 <= neighbour < len(FACTORS):
+                moves_T &= sign * (target - before[FACTORS[neighbour]]) >= APART
+        return moves_T
+
+    def _ways(
+        self,
+        controller: Controller,
+        name: str,
+        wave_N: np.ndarray,
+        before: Heard,
+        moves_T: Bool[np.ndarray, " T"],
+        target: float,
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """What it sounds like afterwards."""
+        heard = controller.encode(torch.from_numpy(wave_N))
+        frames = np.arange(len(heard.z)) * controller.stft.hop / RATE
+        looks = np.rint(frames / STEP - 1).astype(int).clip(0, len(moves_T) - 1)
+        target_T = torch.full((len(looks),), float(target)).where(torch.from_numpy(moves_T[looks]), torch.nan)
+        source_T = torch.from_numpy(before[self.factor][looks]).float()
+        for way, z_TL in (
+            (name, controller.move(heard, {self.factor: target_T})),
+            (f"{name} translated", controller.translate(heard, self.factor, source_T, target_T)),
+        ):
+            yield way, controller.say(z_TL, heard, griffin_lim=self.factor == "f0").cpu().numpy()
+        if self.factor == "f0":
+            contour_N = np.full(len(wave_N), float(target))
+            yield "WORLD", move_by_world(wave_N, contour_N)
+            yield "TD-PSOLA", move_by_psola(wave_N, contour_N)
+
+    def _judge(self, before: Heard, after: Heard, moves_T: Bool[np.ndarray, " T"], target: float) -> dict[str, float]:
+        scores = {}
+        for where, here_T in (("", moves_T & steady(before)), ("_in_speech", moves_T)):
+            for factor, was_T in sorted(before.items(), key=lambda known: not known[0].startswith(self.factor)):
+                aim_T = np.full_like(was_T, target) if factor.startswith(self.factor) else was_T
+                scores[f"{factor}{where}"] = 100 * _mean(np.abs(after[factor] / aim_T - 1)[here_T])
+            scores[f"voiced{where}"] = 100 * _mean((after["f0"] > 0)[here_T])
+        return scores
+
+    def _show(self, subject: Subject, part: Part, item: str, controller: Controller, wave_N: np.ndarray) -> dict:
+        heard = controller.encode(torch.from_numpy(wave_N))
+        voiced_T = controller.pitch(heard) > 0
+        signals = {"before": wave_N}
+        for name, hertz in {**{f"{hertz} Hz": float(hertz) for hertz in SHOWN}, "whispered": 0.0}.items():
+            target_T = torch.full((len(voiced_T),), hertz).where(voiced_T, torch.nan)
+            signals[name] = controller.say(controller.move(heard, {"f0": target_T}), heard).cpu().numpy()
+        return subject.example(part, item, "", signals, {})
+
+
+@lru_cache(maxsize=1)
+def controller_of(subject: Subject) -> Controller:
+    return Controller.of(subject.model, subject.stft)
+
+
+def draw(subject: Subject, controller: Controller) -> None:
+    """The latent space, for the report."""
+    related = relations(encode_factors(subject.model, subject.stft, [LEVEL])[0])
+    for (one, other), relation in related.items():
+        angle, cosine = ("{:.2f} [{:.2f}, {:.2f}]".format(*interval) for interval in relation)
+        print(f"{one} and {other}: smallest angle {angle} degrees, largest cosine {cosine}", flush=True)
+    folder = subject.out / "figures"
+    latent_trajectories(controller.space().subspaces).savefig(folder / "trajectories_of_factors.png", dpi=150)
+    variance_curves(controller.space().subspaces).savefig(folder / "variance_by_dimensions.png", dpi=150)
+    factor_relations(related).savefig(folder / "angles_between_factors.png", dpi=150)
+
+
+def _mean(values: np.ndarray | list[float]) -> float:
+    """Of what is finite."""
+    finite = np.asarray(values, float)[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")

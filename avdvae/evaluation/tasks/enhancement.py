@@ -1,0 +1,140 @@
+"""Enhancement: the split's utterances in each noise, at each SNR, with each state of the lips.
+
+They are separated, then scored beside the mixture that was heard. Of a mixture of models, `lips_weight` is the weight
+of the component that looks at the lips, in the frames where they can be seen, and `lips_weight_hidden` where they are
+spoilt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avdvae.data.conditions import Condition
+from avdvae.data.mixing import NOISES, NoiseFolder
+from avdvae.data.shards import PreparedCorpus
+from avdvae.data.twins import NoisyTwins
+from avdvae.enhancement.separation import Separated, separate
+from avdvae.errors import UserError
+from avdvae.evaluation.tasks.task import Measured, Part, Subject
+from avdvae.protocols import Batch, indispensable, why_not_enhancing
+from avdvae.signals.clock import RATE
+from avdvae.signals.metrics import FAILED, INPUT, failed, score
+
+SHOWN_SNR = 0.0  # the example is taken at the SNR nearest to this
+
+
+class Enhancement:
+    takes: Literal["sound", "poses"] = "sound"
+
+    def check(self, subject: Subject) -> None:
+        if reason := why_not_enhancing(subject.model):
+            raise UserError(reason)
+        if not (subject.settings.noises and subject.settings.snrs and subject.settings.lips):
+            raise UserError("evaluate.noises, evaluate.snrs and evaluate.lips must each name something")
+
+    def parts(self, subject: Subject) -> list[Part]:
+        return [
+            part
+            for noise in subject.settings.noises
+            for snr in _snrs(_source(noise, subject), subject)
+            for part in subject.shares("enhancement", _label(noise), snr)
+        ]
+
+    def measure(self, subject: Subject, part: Part) -> Measured:
+        measured, inputs = Measured(), {}
+        items = subject.items(part)
+        labels = [_label(noise) for noise in subject.settings.noises]
+        number = labels.index(part.noise)
+        source = _source(subject.settings.noises[number], subject)
+        shown_snr = min(_snrs(source, subject), key=lambda snr: abs((snr or 0) - SHOWN_SNR))
+        chosen = subject.chosen.utterances
+        shown = chosen[number % len(chosen)].id if number < subject.settings.examples and part.snr == shown_snr else ""
+        for lips in subject.states:
+            for batch, spoilt_BT in _mixtures(subject, part, items, source, lips):
+                start = time.perf_counter()
+                separated = separate(subject.model, batch, subject.stft, subject.vem)
+                speech = separated.speech.cpu().numpy()  # waits for the device
+                assert batch.waveform is not None and batch.mixture is not None and batch.lengths is not None
+                rtf = (time.perf_counter() - start) * RATE / int(batch.lengths.sum())
+                clean, mixture = batch.waveform.cpu().numpy(), batch.mixture.cpu().numpy()
+                for b, (item, n) in enumerate(zip(batch.ids, batch.lengths.tolist(), strict=True)):
+                    metrics = subject.settings.metrics
+                    scores = score(clean[b, :n], speech[b, :n], RATE, metrics)
+                    scores[FAILED] = float(failed(speech[b, :n]))
+                    if item not in inputs:  # heard alike in all states of the lips
+                        before = score(clean[b, :n], mixture[b, :n], RATE, metrics)
+                        inputs[item] = {INPUT + metric: value for metric, value in before.items()}
+                    scores |= inputs[item] | {"rtf": rtf} | _weights(separated, spoilt_BT, batch.mask, b)
+                    if "si_sdr" in scores:
+                        scores["si_sdr_improvement"] = scores["si_sdr"] - scores[f"{INPUT}si_sdr"]
+                    measured.rows += subject.rows(part, item, lips, scores)
+                    if item == shown:
+                        signals = {"clean": clean[b, :n], "noisy": mixture[b, :n], "enhanced": speech[b, :n]}
+                        seen = _seen(subject, batch, separated, spoilt_BT, b)
+                        example = subject.example(part, item, lips, signals, scores, seen)
+                        measured.examples.append(example | {"cost": separated.cost[:, b].tolist()})
+        return measured
+
+
+def _source(noise: str, subject: Subject) -> str | NoiseFolder | NoisyTwins:
+    """A noise by name, or what a folder holds."""
+    if noise in NOISES:
+        return noise
+    return NoisyTwins.of(Path(noise), subject.chosen.utterances[0]) or NoiseFolder(Path(noise))
+
+
+def _label(noise: str) -> str:
+    return noise if noise in NOISES else Path(noise).name
+
+
+def _snrs(source: str | NoiseFolder | NoisyTwins, subject: Subject) -> Sequence[float | None]:
+    return [None] if isinstance(source, NoisyTwins) and not source.levels else subject.settings.snrs
+
+
+def _mixtures(
+    subject: Subject, part: Part, items: PreparedCorpus, source: str | NoiseFolder | NoisyTwins, lips: str
+) -> Iterator[tuple[Batch, Tensor | None]]:
+    """Batches, and the frames B T in which the lips are spoilt."""
+    unseen = lips == "none" and "lips" not in indispensable(subject.model)
+    spoils = None if unseen or lips in ("", "clean") else lips
+    noisy = subject.loader(items, Condition(subject.corpus, source, part.snr, spoils, subject.settings.seed))
+    if spoils is None:
+        for batch in noisy:
+            yield replace(batch, lips=None) if unseen else batch, None
+    else:
+        for batch, intact in zip(noisy, subject.loader(items), strict=True):
+            assert batch.lips is not None and intact.lips is not None
+            yield batch, (batch.lips != intact.lips).flatten(2).any(-1)
+
+
+def _weights(separated: Separated, spoilt_BT: Tensor | None, mask_BT: Tensor, b: int) -> dict[str, float]:
+    """Of the lips in a mixture of models, whose last component looks at them."""
+    if separated.switch is None:
+        return {}
+    weight_T, mask_T = separated.switch[b, :, -1], mask_BT[b]
+    hidden_T = torch.zeros_like(mask_T) if spoilt_BT is None else spoilt_BT[b]
+    frames = {"lips_weight": mask_T & ~hidden_T, "lips_weight_hidden": mask_T & hidden_T}
+    return {name: weight_T[chosen].mean().item() for name, chosen in frames.items() if chosen.any()}
+
+
+def _seen(
+    subject: Subject, batch: Batch, separated: Separated, spoilt_BT: Tensor | None, b: int
+) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
+    """The lips and the switch of an utterance, for its picture."""
+    mask_T, seen = batch.mask[b], {}
+    if "lips" in subject.model.sees and batch.lips is not None and batch.sure is not None:
+        seen |= {"lips_THW": batch.lips[b][mask_T].cpu().numpy(), "sure_T": batch.sure[b][mask_T].cpu().numpy()}
+    if spoilt_BT is not None:
+        seen["spoilt_T"] = spoilt_BT[b][mask_T].cpu().numpy()
+    if separated.switch is not None:
+        shares_MT = separated.switch[b][mask_T].cpu().numpy().T
+        seen["shares"] = dict(zip(subject.model.components, shares_MT, strict=True))
+    return seen

@@ -1,0 +1,102 @@
+"""f0: the pitch of Talker's voices, heard in the latents of a model, by Praat and by WORLD, clean and in noise.
+
+    gross_error     percent of the frames, voiced in truth and to the listener, in which f0 is off by more than 20 %
+    voicing_error   percent of the frames that are voiced and taken for not, or the other way round
+    fine_error      mean of |f0 - truth| / truth in percent, over the frames that are not grossly wrong
+
+Frames with a pitch beyond what the model's artificial vowels had, 100 to 300 Hz, count for nobody. The truth is what
+Talker keeps beside its clips.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from avdvae.data.conditions import Condition
+from avdvae.data.shards import PREPARE
+from avdvae.errors import UserError, reading
+from avdvae.evaluation.tasks.control import controller_of
+from avdvae.evaluation.tasks.task import Measured, Part, Subject
+from avdvae.protocols import is_speech_prior
+from avdvae.signals.clock import RATE
+from avdvae.signals.phonetics import pitch_praat, pitch_world
+
+CLEAN = "clean"
+GROSS = 0.2
+
+
+class F0:
+    takes: Literal["sound", "poses"] = "sound"
+
+    def check(self, subject: Subject) -> None:
+        if not is_speech_prior(subject.model):
+            raise UserError(
+                f"{type(subject.model).__name__} has no latents of power to find f0 in: choose another task"
+            )
+        truth_of(subject, subject.chosen.utterances[0].id)
+
+    def parts(self, subject: Subject) -> list[Part]:
+        s = subject.settings
+        noisy = [part for noise in s.noises for snr in s.snrs for part in subject.shares("f0", noise, snr)]
+        return subject.shares("f0", CLEAN) + noisy
+
+    def measure(self, subject: Subject, part: Part) -> Measured:
+        measured, controller = Measured(), controller_of(subject)
+        low, high = controller.space().subspaces["f0"].range
+        for utterance in subject.items(part).utterances:
+            wave_N = subject.corpus.audio(utterance) / np.float32(32768)
+            if part.noise != CLEAN:
+                condition = Condition(subject.corpus, part.noise, part.snr, seed=subject.settings.seed)
+                wave_N = condition(utterance, 0, wave_N, None)[0].astype(np.float32)
+            heard_T = controller.pitch(controller.encode(torch.from_numpy(wave_N))).cpu().numpy()
+            times_T = np.arange(len(heard_T)) * subject.stft.hop / RATE
+            truth = truth_of(subject, utterance.id)
+            looks = np.rint(times_T / truth["step"]).astype(int).clip(max=len(truth["f0"]) - 1)
+            truth_T = np.array(truth["f0"])[looks]
+            counts_T = (truth_T == 0) | (truth_T >= low) & (truth_T <= high)
+            for name, pitch_T in (
+                (subject.name, heard_T),
+                ("Praat", pitch_praat(wave_N, times_T)),
+                ("WORLD", pitch_world(wave_N, times_T)),
+            ):
+                scores = errors(truth_T[counts_T], pitch_T[counts_T])
+                rows = subject.rows(part, utterance.id, "", scores)
+                measured.rows += [replace(row, model=name) for row in rows]
+        return measured
+
+
+def errors(truth_T: Float[np.ndarray, " T"], heard_T: Float[np.ndarray, " T"]) -> dict[str, float]:
+    both = (truth_T > 0) & (heard_T > 0)
+    off = np.abs(heard_T[both] / truth_T[both] - 1)
+    scores = {"voicing_error": 100 * float(np.mean((truth_T > 0) != (heard_T > 0)))}
+    if both.any():
+        scores["gross_error"] = 100 * float(np.mean(off > GROSS))
+    if (fine := off[off <= GROSS]).size:
+        scores["fine_error"] = 100 * float(fine.mean())
+    return scores
+
+
+def truth_of(subject: Subject, item: str) -> dict[str, Any]:
+    """f0 and its step in seconds; 0 where nothing is voiced."""
+    path = Path(_sources(subject.corpus.root).get(item, item)).with_suffix(".json")
+    if subject.corpus.utterances[0].corpus != "talker" or not path.is_file():
+        raise UserError(f"task f0 needs Talker's truth, and {path} is missing: give a corpus of Talker's")
+    with reading(path, "truth of a clip of Talker's", "delete its folder, and prepare the corpus again"):
+        return json.loads(path.read_text())
+
+
+@lru_cache(maxsize=2)
+def _sources(prepared: Path) -> dict[str, str]:
+    """The file of each utterance."""
+    path = prepared / "quality.csv"
+    with reading(path, "table of clips", f"delete it and run `{PREPARE}` again"), path.open(encoding="utf-8") as file:
+        return {row["id"]: row["source"] for row in csv.DictReader(file)}

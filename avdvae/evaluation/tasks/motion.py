@@ -1,0 +1,60 @@
+"""Motion: poses through the latents and back, measured by the mean distance of the joints, MPJPE; also with the true
+past, as in tasks/resynthesis.py."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Literal
+
+import torch
+
+from avdvae.data.poses import FPS, SKELETONS
+from avdvae.errors import UserError
+from avdvae.evaluation.tasks.task import Measured, Part, Subject, file_name
+from avdvae.latents.resynthesis import move_again
+from avdvae.pictures.films import stick_figures
+from avdvae.pictures.stills import pose_strip, write_png
+from avdvae.probability.distributions import Joints
+from avdvae.protocols import Autoregressive
+from avdvae.signals.video import write_mp4
+
+
+class Motion:
+    takes: Literal["sound", "poses"] = "poses"
+
+    def __init__(self, true_past: bool):
+        self.true_past = true_past
+
+    def check(self, subject: Subject) -> None:
+        if "pose" not in subject.model.sees:
+            raise UserError(f"{type(subject.model).__name__} as configured explains no poses: give model.observes=pose")
+
+    def parts(self, subject: Subject) -> list[Part]:
+        if self.true_past and not isinstance(subject.model, Autoregressive):
+            return []
+        return subject.shares("motion_true_past" if self.true_past else "motion")
+
+    def measure(self, subject: Subject, part: Part) -> Measured:
+        measured = Measured()
+        torch.manual_seed(subject.settings.seed)
+        for batch in subject.loader(subject.items(part)):
+            pose_BTD = batch.need("pose", subject.model)
+            again_BTD = move_again(subject.model, batch, self.true_past)
+            errors_BT = Joints(again_BTD).distances(pose_BTD).mean(-1) * 1000
+            for b, item in enumerate(batch.ids):
+                seen = batch.mask[b]
+                scores = {"mpjpe_mm": errors_BT[b][seen].mean().item()}
+                measured.rows += subject.rows(part, item, "", scores)
+                if item in subject.shown:
+                    key = file_name(item, part.task)
+                    figures = {
+                        name: pose_TD[seen].unflatten(-1, (-1, 3)).cpu().numpy()
+                        for name, pose_TD in (("true", pose_BTD[b]), ("by the model", again_BTD[b]))
+                    }
+                    pictures = stick_figures(figures, SKELETONS[subject.corpus.utterances[0].corpus])
+                    write_mp4(subject.out / f"videos/{key}.mp4", pictures, Fraction(FPS))
+                    write_png(subject.out / f"figures/{key}.png", pose_strip(pictures))
+                    example = {"key": key, "title": f"{item}, {part.task.replace('_', ' ')}", "audio": {}}
+                    example |= {"figure": f"figures/{key}.png", "video": f"videos/{key}.mp4"}
+                    measured.examples.append(example | {"scores": scores})
+        return measured

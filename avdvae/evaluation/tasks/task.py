@@ -1,0 +1,190 @@
+"""What a task is: something that a model is measured on, in parts that can be measured in any order, by any process.
+
+A part is what is measured, written and found again as one: a share of the utterances in one noise at one SNR, or
+all there is to a task. A new task is a class with the verbs of `Task`, entered in avdvae/evaluation/tasks/__init__.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from avdvae.data.loader import Condition, Loader
+from avdvae.data.mixing import CORRUPTIONS, NOISES
+from avdvae.data.shards import PreparedCorpus
+from avdvae.enhancement.vem import Vem
+from avdvae.errors import UserError
+from avdvae.evaluation.results import Result
+from avdvae.pictures.stills import triptych
+from avdvae.signals.audio import Stft, write_wav
+from avdvae.signals.clock import RATE
+from avdvae.signals.metrics import METRICS, check_names
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The settings of all tasks; see configs/config.yaml."""
+
+    tasks: Sequence[str] = ("enhancement",)
+    split: str = "test"
+    noises: Sequence[str] = ("White", "Car", "LR", "Babble")
+    snrs: Sequence[float] = (-10, -5, 0, 5, 10, 15)
+    lips: Sequence[str] = ("clean", "occluded")  # for models that look at them
+    per_speaker: int | None = 1
+    min_seconds: float = 1.0
+    trim_db: float | None = 30.0
+    seed: int = 0
+    metrics: Sequence[str] = METRICS
+    examples: int = 3  # of each state of the lips
+    workers: int | None = None  # None: one a core
+    importance: int | None = None  # draws of the importance-weighted bound
+    neighbours: Sequence[int] = (1, 5, 10, 20)  # that probes ask
+
+    def __post_init__(self) -> None:
+        least = {"per_speaker": 1, "min_seconds": 0, "seed": 0, "examples": 0, "workers": 1, "importance": 1}
+        for name, low in least.items():
+            if (value := getattr(self, name)) is not None and value < low:
+                raise UserError(f"evaluate.{name}={value}: give {low} or more")
+        if self.trim_db is not None and not self.trim_db > 0:
+            raise UserError(f"evaluate.trim_db={self.trim_db}: give a number above 0, or null")
+        if min(self.neighbours, default=0) < 1:
+            raise UserError(f"evaluate.neighbours={self.neighbours}: give numbers of 1 or more")
+        if unknown := set(self.lips) - {"clean", "none", *CORRUPTIONS}:
+            allowed = ", ".join(("clean", *CORRUPTIONS, "none"))
+            raise UserError(f"evaluate.lips: lips cannot be {', '.join(sorted(unknown))}: choose from {allowed}")
+        if unknown := [noise for noise in self.noises if noise not in NOISES and not Path(noise).is_dir()]:
+            raise UserError(
+                f"evaluate.noises: {', '.join(unknown)} is no folder of recordings: give one, or choose from "
+                f"{', '.join(NOISES)}"
+            )
+        check_names(self.metrics)
+
+
+class Part(NamedTuple):
+    """`first` counts the utterances before those of the part, of which there are `size`, or a share if that is None;
+    what does not apply is as here."""
+
+    task: str
+    noise: str = ""
+    snr: float | None = None
+    first: int = 0
+    size: int | None = None
+
+
+@dataclass
+class Measured:
+    """examples   dicts with title, key, audio, figure, video, scores, cost: what the report shows of them"""
+
+    rows: list[Result] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is measured, and how. A process has one, for all parts that it measures.
+
+    corpus   the split of the corpus    chosen   the utterances of it that are measured
+    out      where audio/, figures/ and videos/ lie
+    name     of the model in results.csv
+    share    utterances of a part
+    """
+
+    model: Any
+    corpus: PreparedCorpus
+    stft: Stft
+    vem: Vem
+    settings: Evaluation
+    out: Path
+    name: str
+    batch_size: int = 1
+    device: str = "cpu"
+    share: int = 16
+
+    @cached_property
+    def chosen(self) -> PreparedCorpus:
+        return self.corpus.choose(self.settings.per_speaker, self.settings.min_seconds)
+
+    @property
+    def states(self) -> Sequence[str]:
+        """Of the lips, "" alone for models that do not look at them."""
+        return self.settings.lips if "lips" in self.model.sees else ("",)
+
+    def shares(self, task: str, noise: str = "", snr: float | None = None) -> list[Part]:
+        return [Part(task, noise, snr, first) for first in range(0, len(self.chosen.utterances), self.share)]
+
+    def items(self, part: Part) -> PreparedCorpus:
+        """The utterances of a part."""
+        return self.corpus.only(self.chosen.utterances[part.first : part.first + (part.size or self.share)])
+
+    @property
+    def shown(self) -> list[str]:
+        """Utterances that make examples."""
+        return [utterance.id for utterance in self.chosen.utterances[: self.settings.examples]]
+
+    def loader(self, items: PreparedCorpus, condition: Condition | None = None) -> Loader:
+        return Loader(
+            items,
+            self.stft,
+            frames=None,
+            batch_size=self.batch_size,
+            seed=self.settings.seed,
+            shuffle=False,
+            trim_db=self.settings.trim_db,
+            device=self.device,
+            condition=condition,
+            faces="face" in getattr(self.model, "sees", ()),
+            pcm=getattr(self.model, "observes", None) == "waveform",
+        )
+
+    @cached_property
+    def _speakers(self) -> dict[str, str]:
+        return {utterance.id: utterance.speaker for utterance in self.corpus.utterances}
+
+    def rows(self, part: Part, item: str, lips: str, scores: Mapping[str, float]) -> list[Result]:
+        where = (str(self.out), self.name, part.task, self.corpus.utterances[0].corpus, self.settings.split)
+        condition = (item, self._speakers[item], part.noise, part.snr, lips)
+        return [Result(*where, *condition, metric, value) for metric, value in scores.items()]
+
+    def example(
+        self,
+        part: Part,
+        item: str,
+        lips: str,
+        signals: Mapping[str, np.ndarray],
+        scores: Mapping[str, float],
+        seen: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Sounds to hear, at one level, and their picture, with what there is `seen` beside them: see triptych."""
+        key = file_name(item, part.noise or part.task, "" if part.snr is None else f"{part.snr:g}dB", lips)
+        loudest = max(np.abs(signal).max() for signal in signals.values())
+        audio = {name: f"audio/{key}.{name}.wav" for name in signals}
+        for name, path in audio.items():
+            write_wav(self.out / path, torch.from_numpy(signals[name] * (0.9 / loudest)), RATE)
+        figure = f"figures/{key}.png"
+        triptych(signals, RATE, self.stft.hop, **(seen or {})).savefig(self.out / figure, dpi=150)
+        level = "" if part.snr is None else f" at {part.snr:g} dB"
+        title = f"{item}, {part.noise or part.task.replace('_', ' ')}{level}" + (f", {lips} lips" if lips else "")
+        finite = {metric: value for metric, value in scores.items() if np.isfinite(value)}
+        return {"key": key, "title": title, "audio": audio, "figure": figure, "scores": finite}
+
+
+class Task(Protocol):
+    takes: Literal["sound", "poses"]
+
+    def check(self, subject: Subject) -> None:
+        """Raise a UserError where the model or the settings are not made for the task."""
+        ...
+
+    def parts(self, subject: Subject) -> Sequence[Part]: ...
+
+    def measure(self, subject: Subject, part: Part) -> Measured: ...
+
+
+def file_name(*parts: str) -> str:
+    return "_".join(filter(None, (part.replace("/", "_").replace(" ", "_") for part in parts)))

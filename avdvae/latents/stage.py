@@ -1,0 +1,239 @@
+"""A run's model on stage: clips come on, and what the model makes of their latents is heard and seen.
+
+A clip is one of the run's prepared corpus, or a file of sound or video, which goes the way of a corpus's clips; a
+scene is what there is to hear and to see of one, true or made. Scenes are written as wavs, a strip of pictures
+(strip.png) and a film (film.mp4), in which they stand beside each other and the last is heard.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fractions import Fraction
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from avdvae.data.clips import Clip
+from avdvae.data.corpora import find_corpus
+from avdvae.data.loader import Loader
+from avdvae.data.poses import FPS, SKELETONS
+from avdvae.data.prepare import prepare_alone
+from avdvae.data.readers.folder import SOUNDS, VIDEOS
+from avdvae.data.shards import PreparedCorpus
+from avdvae.enhancement.recordings import Enhancer
+from avdvae.errors import UserError
+from avdvae.latents.transfer import Made, generate, has_latents
+from avdvae.pictures.films import film_of_clips, stick_figures
+from avdvae.pictures.stills import pose_strip, triptych, write_png
+from avdvae.protocols import PICTURES, Batch
+from avdvae.runs import Run, build_vem
+from avdvae.signals.audio import write_wav
+from avdvae.signals.clock import RATE
+from avdvae.signals.faces import find_face_model
+from avdvae.signals.video import write_mp4
+
+PHASES = ("griffin_lim", "source")
+FILM_FPS = 30  # about: a film has every picture of its clips, or every second one
+
+
+@dataclass(frozen=True)
+class Scene:
+    """sound at RATE, and pictures, one a frame of the model; or poses"""
+
+    sound: Float[np.ndarray, " N"] | None = None
+    pictures: UInt8[np.ndarray, "T H W 3"] | None = None
+    poses: Float[np.ndarray, "T J 3"] | None = None
+
+
+Scenes = Mapping[str, Scene]
+
+
+class Stage:
+    def __init__(self, run: Run):
+        self.run, self.stft, self.device = run, run.stft, run.device
+        self.model = has_latents(run.load_model(self.device))
+        self.moves, self.waves = (self.model.observes == kind for kind in ("pose", "waveform"))
+        self.frame_rate = FPS if self.moves else RATE / self.stft.hop
+
+    @cached_property
+    def corpus(self) -> PreparedCorpus:
+        """All clips of the run's prepared corpus."""
+        return PreparedCorpus(find_corpus(self.run.config), verify=False)
+
+    def clip(self, role: str, name: str) -> Batch:
+        """A clip of the corpus by its id, or a file, as a batch of one; `role` is what the user calls it."""
+        if not (path := Path(name)).is_file():
+            return self._load(self._find(role, name))
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                return self._load(self._prepare(path, Path(folder)))
+            except UserError as error:
+                raise UserError(f"{role}={name}: {error}") from error
+
+    def _find(self, role: str, name: str) -> PreparedCorpus:
+        ids = [utterance.id for utterance in self.corpus.utterances]
+        if name not in ids:
+            like = get_close_matches(name, ids, 3, 0) or ids[:3]
+            raise UserError(
+                f"{role}={name} is neither a file nor a clip of {self.corpus.root}: its {len(ids)} clips have ids "
+                f"such as {', '.join(like)}"
+            )
+        chosen = self.corpus.only([self.corpus.utterances[ids.index(name)]])
+        chosen.verify()
+        return chosen
+
+    def _prepare(self, path: Path, folder: Path) -> PreparedCorpus:
+        suffix, looks = path.suffix.lower(), PICTURES & set(self.model.sees)
+        if self.moves:
+            raise UserError("a model of motion takes ids of its corpus, and no files")
+        if suffix not in SOUNDS + VIDEOS:
+            raise UserError(f"neither sound nor video by its name: give {', '.join(SOUNDS + VIDEOS)}")
+        seen = looks and suffix in VIDEOS
+        clip = Clip(path.stem, "own", "test", "own", path if seen else None, None if seen else path)
+        lips = self.run.config["lips"]
+        return prepare_alone(clip, folder, lips["size"], lips.get("face"))
+
+    def _load(self, corpus: PreparedCorpus) -> Batch:
+        how = {"trim_db": self.run.config["train"]["trim_db"], "faces": "face" in self.model.sees, "pcm": self.waves}
+        return next(iter(Loader(corpus, self.stft, None, 1, 0, shuffle=False, device=self.device, **how)))
+
+    def generate(self, source: Batch | None, analysis: float, seconds: float | None, draws: int) -> list[Scene]:
+        """What goes on after the first seconds of a clip, if there is one, in each draw."""
+        name, looks = type(self.model).__name__, "lips" in self.model.sees
+        lasts = 0.0 if source is None else source.mask.shape[1] / self.frame_rate
+        if looks and source is None:
+            raise UserError(f"{name} looks at the lips, also of what it says on its own: give source=")
+        seconds = seconds or (lasts if looks else 2.5)
+        if looks and seconds > lasts:
+            raise UserError(f"seconds={seconds:g}: {name} looks at lips, and those of the source last {lasts:.2f} s")
+        if source and analysis > lasts:
+            raise UserError(f"analysis={analysis:g}: the source lasts {lasts:.2f} s, so give less")
+        frames, analysed = (round(length * self.frame_rate) for length in (seconds, analysis if source else 0))
+        if frames < 1 or analysed >= frames:
+            raise UserError(f"seconds={seconds:g}, analysis={analysis:g}: the whole must be longer than its analysis")
+        if self.waves:
+            return self._go_on(source, analysis if source else 0.0, seconds, draws)
+        begun = source.first(analysed) if source and analysed else None
+        if looks and source:
+            around = source.first(frames).only("lips", "sure")
+        else:
+            around = Batch(("free",), torch.ones(1, frames, dtype=torch.bool)).to(self.device)
+        made = generate(self.model, around, begun, draws)
+        return [self.made(made, draw=draw) for draw in range(draws)]
+
+    def _go_on(self, source: Batch | None, analysis: float, seconds: float, draws: int) -> list[Scene]:
+        """By a model of waveforms: whole stacks of the clip's samples, and then its own, one after another."""
+        model: Any = self.model
+        begun_KN = torch.zeros(draws, 0, device=self.device)
+        if source is not None:
+            begun_KN = source.need("waveform", model)[:, : round(analysis * RATE) // model.stride * model.stride]
+            begun_KN = begun_KN.expand(draws, -1)
+        more_KN = model.go_on(begun_KN, round(seconds * RATE) - begun_KN.shape[1])
+        return [Scene(sound_N.cpu().numpy()) for sound_N in torch.cat([begun_KN, more_KN], 1)]
+
+    def true(self, batch: Batch) -> Scene:
+        if batch.pose is not None:
+            return Scene(poses=_figure(batch.pose[0]))
+        if batch.waveform is None:
+            raise UserError(f"{batch.ids[0]} has neither sound nor poses: choose another clip")
+        lips = None if batch.lips is None else batch.lips[..., None].expand(-1, -1, -1, -1, 3)
+        shown = batch.face if batch.face is not None else lips
+        return Scene(batch.waveform[0].cpu().numpy(), None if shown is None else shown[0].cpu().numpy())
+
+    def made(self, made: Made, source: Batch | None = None, phase: str = "griffin_lim", draw: int = 0) -> Scene:
+        """What is heard and seen of a draw; `phase` may be that of the source, whose frames these then are."""
+        if "pose" in made.said:
+            return Scene(poses=_figure(made.said["pose"].expected[draw, 0]))
+        if "power" not in made.said:
+            makes = ", ".join(made.said)
+            raise UserError(f"{type(self.model).__name__} makes {makes}, which is neither heard here nor seen")
+        power_1TF = made.said["power"].expected[draw]
+        samples = power_1TF.shape[1] * self.stft.hop - 1
+        if phase == "source":
+            assert source is not None and source.waveform is not None
+            waveform_1N = source.waveform[:, :samples]
+            sound_1N = self.stft.with_phase(power_1TF, self.stft.analyse(waveform_1N).angle(), waveform_1N.shape[1])
+        else:
+            ends = [source.waveform.shape[1]] if source and source.waveform is not None else []
+            sound_1N = self.stft.griffin_lim(power_1TF, min(samples, *ends) if ends else samples)
+        face = made.said.get("face")
+        pictures = None if face is None else (255 * face.expected[draw, 0].clamp(0, 1)).round().byte().cpu().numpy()
+        return Scene(sound_1N[0].cpu().numpy(), pictures)
+
+    def write(self, out: Path, takes: Sequence[Scenes], begun: float | None = None) -> list[Path]:
+        """The scenes of several takes, whose films follow each other; `begun`: a moment, in seconds, that is marked."""
+        if out.exists() and not out.is_dir():
+            raise UserError(f"out={out} is a file: give a folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as folder:
+            (self._write_figures if self.moves else self._write_sounds)(Path(folder), takes, begun)
+            out.mkdir(exist_ok=True)
+            return [file.replace(out / file.name) for file in sorted(Path(folder).iterdir())]
+
+    def _write_figures(self, folder: Path, takes: Sequence[Scenes], begun: float | None) -> None:
+        films = []
+        for take in takes:
+            poses = {name: scene.poses for name, scene in take.items() if scene.poses is not None}
+            *_, last = poses.values()
+            skeleton = next(s for s in SKELETONS.values() if len(s.joints) == last.shape[1])
+            films.append(stick_figures({name: _held(figure, len(last)) for name, figure in poses.items()}, skeleton))
+        write_mp4(folder / "film.mp4", chain(*films), Fraction(FPS))
+        write_png(folder / "strip.png", np.concatenate([pose_strip(film) for film in films]))
+
+    def _write_sounds(self, folder: Path, takes: Sequence[Scenes], begun: float | None) -> None:
+        scenes = {name: scene for take in takes for name, scene in take.items()}
+        sounds = {name: scene.sound for name, scene in scenes.items() if scene.sound is not None}
+        scale = 0.9 / max(float(np.abs(sound).max()) for sound in sounds.values())
+        sounds = {name: sound * np.float32(scale) for name, sound in sounds.items()}
+        for name, sound in sounds.items():
+            write_wav(folder / f"{_file_name(name)}.wav", torch.from_numpy(sound), RATE)
+        pictures = {name: scene.pictures for name, scene in scenes.items()}
+        strips = {name: shown for name, shown in pictures.items() if shown is not None}
+        figure = triptych(sounds, RATE, self.stft.hop, strips=strips, mark=begun)
+        figure.savefig(folder / "strip.png", dpi=100)
+        every = max(1, round(self.frame_rate / FILM_FPS))
+        powers = {n: self.stft.power(torch.from_numpy(sound[None]))[0].numpy() for n, sound in sounds.items()}
+        films, heard = [], []
+        for take in takes:
+            columns = {name: (pictures[name], powers[name]) for name in take}
+            films.append(film_of_clips(columns, every, None if begun is None else begun * self.frame_rate))
+            *_, last = take
+            shown = -(-len(powers[last]) // every) * every * self.stft.hop  # samples: the next film begins there
+            heard.append(np.pad(sounds[last], (0, max(0, shown - len(sounds[last]))))[:shown])
+        sound = np.rint(np.concatenate(heard) * 32767).astype(np.int16)
+        write_mp4(folder / "film.mp4", chain(*films), Fraction(RATE, self.stft.hop * every), sound, RATE)
+
+
+def build_enhancer(run: Run, settings: Mapping[str, Any], films: bool) -> Enhancer:
+    """A run's model as an enhancer of files; `films`: whether some of these show their talkers."""
+    model, vem = run.load_speech_prior(run.device), build_vem(settings)
+    face_model = find_face_model() if films and PICTURES & {*model.sees} else None
+    size, face = run.config["lips"]["size"], run.config["lips"].get("face") if "face" in model.sees else None
+    return Enhancer(model, run.stft, vem, settings["batch_size"], run.device, face_model, size, face)
+
+
+def check_phase(phase: str) -> None:
+    if phase not in PHASES:
+        raise UserError(f"phase={phase}: choose from {', '.join(PHASES)}")
+
+
+def _figure(pose_TD: torch.Tensor) -> Float[np.ndarray, "T J 3"]:
+    return pose_TD.unflatten(-1, (-1, 3)).cpu().numpy()
+
+
+def _held(frames: np.ndarray, count: int) -> np.ndarray:
+    """So many frames; what is too short holds its last."""
+    return frames[np.arange(count).clip(max=len(frames) - 1)]
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w-]+", "_", name).strip("_")

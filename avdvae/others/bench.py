@@ -1,0 +1,199 @@
+"""How fast models train and enhance on this machine, and what share of its arithmetic they make use of.
+
+step     forward, backward and Adam, of a batch that lies on the device, which is waited for after each of the three
+corpus   the same step, of batches that the loader cuts from a prepared corpus as it does in training
+turns    all that is compared trains in turns, a round each: what else the machine does meets all alike. A time is the
+         median over the rounds, and a ratio that of the ratios within a round
+memory   the most bytes of tensors that a step holds at a time, beside the weights and what Adam keeps: a growth that
+         CUDA's allocator tells, and on a CPU the profiler
+work     floating-point operations of the matrix products of a step, recurrent layers' too; nothing else is counted
+share    work per second, of what the best of some large matrix products reaches; training's precision holds for both
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, repeat
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from avdvae.enhancement.separation import Pictures, separate_long
+from avdvae.enhancement.vem import Vem
+from avdvae.probability.objectives import Schedule
+from avdvae.probability.pcm import CODES
+from avdvae.protocols import Batch, SpeechPrior
+from avdvae.signals.audio import Stft
+from avdvae.signals.clock import RATE
+
+ROUNDS = 7
+FPS = 30.0  # of the pictures beside an utterance
+
+
+class Trainee:
+    """A model, its loss on one batch, and Adam as its own code asks for it: ours for one kernel that does it all."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[], Tensor], fused: bool = False):
+        self.model, self.loss = model.train(), loss
+        self.optimiser = torch.optim.Adam(model.parameters(), fused=fused)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.device = next(model.parameters()).device
+
+    def step(self) -> Float[np.ndarray, " 3"]:
+        """Seconds of the forward pass, of the backward pass, and of the whole step."""
+        began = now(self.device)
+        self.optimiser.zero_grad()
+        loss = self.loss()
+        forward = now(self.device)
+        loss.backward()
+        backward = now(self.device)
+        self.optimiser.step()
+        return np.array([forward - began, backward - forward, now(self.device) - began])
+
+    def round(self, steps: int) -> Float[np.ndarray, " 3"]:
+        """Means over some steps."""
+        return np.mean([self.step() for _ in range(steps)], axis=0)
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def our_trainee(model: nn.Module, batches: Iterable[Batch]) -> Trainee:
+    """On one batch after another, again and again. All layers are trained, also those that an experiment freezes."""
+    schedule, endless = Schedule(), chain.from_iterable(repeat(batches))
+
+    def loss() -> Tensor:
+        elbo = model(next(endless), schedule)
+        return elbo.loss(schedule).sum() / elbo.n.sum()
+
+    return Trainee(model, loss, fused=True)
+
+
+def random_batch(utterances: int, frames: int, pixels: int, hop: int, device: torch.device) -> Batch:
+    """Power spectra, mouth crops and sound of no meaning."""
+    return Batch(
+        ids=tuple(map(str, range(utterances))),
+        mask=torch.ones(utterances, frames, dtype=torch.bool),
+        power=torch.rand(utterances, frames, 513),
+        lips=torch.randint(0, 256, (utterances, frames, pixels, pixels), dtype=torch.uint8),
+        sure=torch.ones(utterances, frames),
+        waveform=torch.randint(-3000, 3000, (utterances, frames * hop)) / CODES,
+        lengths=torch.full((utterances,), frames * hop),
+    ).to(device)
+
+
+def train_in_turns(trainees: Sequence[Trainee], seconds: float) -> list[Float[np.ndarray, "rounds 3"]]:
+    """What `Trainee.step` tells, of each round, in about so many seconds for each trainee."""
+    for trainee in trainees:
+        trainee.step()
+    steps = [max(1, int(seconds / ROUNDS / trainee.step()[2])) for trainee in trainees]
+    rounds = [[t.round(count) for t, count in zip(trainees, steps, strict=True)] for _ in range(ROUNDS)]
+    return [np.stack(times) for times in zip(*rounds, strict=True)]
+
+
+def step_memory(trainee: Trainee) -> int:
+    trainee.optimiser.zero_grad()
+    if trainee.device.type == "cuda":
+        held = torch.cuda.memory_allocated(trainee.device)
+        torch.cuda.reset_peak_memory_stats(trainee.device)
+        trainee.step()
+        return torch.cuda.max_memory_allocated(trainee.device) - held
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        trainee.step()
+    with TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"])
+    return max(accumulate(change["args"]["Bytes"] for change in changes))
+
+
+def step_flops(trainee: Trainee) -> int:
+    # Fused, recurrent layers would hide their products from the counter. Convolutions are left as they are: not fused,
+    # those of each channel by itself take minutes.
+    hidden = any(isinstance(module, nn.LSTM) for module in trainee.model.modules())
+    plain = torch.backends.mkldnn.flags(enabled=not hidden), torch.backends.cudnn.flags(enabled=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no TF32 on a CPU
+        with plain[0], plain[1], FlopCounterMode(display=False) as counter:
+            trainee.loss().backward()
+    return counter.get_total_flops()
+
+
+def matmul_rate(device: torch.device) -> float:
+    """Floating-point operations per second of the fastest of some square products."""
+    best = 0.0
+    for size in (512, 1024, 2048, 4096, 8192):
+        a, b = torch.rand(2, size, size, device=device)
+        for _ in range(ROUNDS):
+            began = now(device)
+            torch.mm(a, b)
+            seconds = now(device) - began
+            best = max(best, 2 * size**3 / seconds)
+        if seconds > 0.1:
+            break
+    return best
+
+
+def em_real_time_factor(
+    model: SpeechPrior, settings: Vem, stft: Stft, seconds: float, iterations: int, pixels: int, device: torch.device
+) -> float:
+    """Seconds that a second of sound takes. Only so many iterations are run; the others are taken to last as long as
+    the median of these. Nothing depends on what is heard or seen, so it is noise."""
+    few = replace(settings, iterations=min(iterations, settings.iterations))
+    sound_N = torch.randn(round(seconds * RATE), device=device)
+    shots = round(seconds * FPS)
+    crops = np.random.default_rng(0).integers(0, 256, (shots, pixels, pixels), dtype=np.uint8)
+    pictures = Pictures(crops, np.full(shots, 255, np.uint8), FPS) if "lips" in model.sees else None
+    separate_long(model, sound_N, stft, replace(settings, iterations=1), pictures)
+    began = now(device)
+    ends: list[float] = []
+    separate_long(model, sound_N, stft, few, pictures, progress=lambda share: ends.append(now(device)))
+    total, each = now(device) - began, median(np.diff(ends))
+    return (total + (settings.iterations / few.iterations - 1) * len(ends) * each) / seconds
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """steps_low and steps_high: the quartiles of the rounds."""
+
+    parameters: int
+    forward_ms: float
+    backward_ms: float
+    steps_per_s: float
+    steps_low: float
+    steps_high: float
+    step_mb: float
+    step_gflop: float
+    matmul_share: float
+
+
+def training_cost(trainee: Trainee, times: Float[np.ndarray, "rounds 3"], rate: float) -> TrainingCost:
+    forward, backward, step = np.median(times, axis=0)
+    slow, fast = np.quantile(times[:, 2], [0.75, 0.25])
+    flops = step_flops(trainee)
+    return TrainingCost(
+        parameters=trainee.parameters,
+        forward_ms=1e3 * forward,
+        backward_ms=1e3 * backward,
+        steps_per_s=1 / step,
+        steps_low=1 / slow,
+        steps_high=1 / fast,
+        step_mb=step_memory(trainee) / 1e6,
+        step_gflop=flops / 1e9,
+        matmul_share=flops / step / rate,
+    )

@@ -1,0 +1,282 @@
+"""Weights that others have published: what they call each tensor, and where our models keep it.
+
+The DVAE benchmark (github.com/XiaoyuBIE1994/DVAE; Girin et al., see models/dynamical_vae.py) and its sibling for speech
+enhancement (github.com/XiaoyuBIE1994/DVAE_SE) leave a folder a model: config.ini, and a .pt with a state dict.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from configparser import ConfigParser
+from configparser import Error as IniError
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from avdvae.errors import UserError
+from avdvae.signals.audio import WINDOW, Stft
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """`hidden` is a key of config.ini; `names` says ours: theirs, where * stands for each tensor of a layer; `columns`
+    puts the inputs of a layer, given `hidden`, in the order that we have them in."""
+
+    hidden: str
+    names: Mapping[str, str]
+    columns: Mapping[str, Callable[[Tensor, int], Tensor]] = field(default_factory=dict)
+
+
+_TENSORS = ("weight", "bias", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+_RVAE = {
+    "hear.back.*_l0": "rnn_g_x.*_l0",  # which they run on the sound turned around in time, so that its reverse runs on
+    "hear.forth.*_l0": "rnn_g_x.*_l0_reverse",
+    "remember.*": "rnn_g_z.*_l0",
+    "head.mean.*": "inf_mean.*",
+    "head.log_var.*": "inf_logvar.*",
+    "speak.forth.*_l0": "rnn_h.*_l0",
+    "speak.back.*_l0": "rnn_h.*_l0_reverse",
+    "out.*": "gen_out.*",
+}
+
+
+def _past_first(weight: Tensor, hidden: int) -> Tensor:
+    """Inputs of the future, the past and the latents -> the past, the future and the latents."""
+    future, past, latents = weight.split(hidden, 1)
+    return torch.cat([past, future, latents], 1)
+
+
+_LAYOUTS = {  # by our experiment
+    "vae": _Layout(
+        "dense_x_z",
+        {
+            "encoder.0.*": "mlp_x_z.linear0.*",
+            "encoder.2.mean.*": "inf_mean.*",
+            "encoder.2.log_var.*": "inf_logvar.*",
+            "decoder.0.*": "mlp_z_x.linear0.*",
+            "decoder.2.*": "gen_out.*",
+        },
+    ),
+    "dkf": _Layout(
+        "dim_RNN_gx",
+        {
+            "listen.0.*": "mlp_x_gx.linear0.*",
+            "hear.back.*_l0": "rnn_gx.*_l0",
+            "recall.0.*": "mlp_ztm1_g.linear0.*",
+            "recall.2.*": "mlp_ztm1_g.linear_last.*",
+            "head.0.*": "mlp_g_z.linear0.*",
+            "head.2.mean.*": "inf_mean.*",
+            "head.2.log_var.*": "inf_logvar.*",
+            "transition.gate.0.*": "mlp_gate.linear1.*",
+            "transition.gate.2.*": "mlp_gate.linear2.*",
+            "transition.new.0.*": "mlp_z_prop.linear1.*",
+            "transition.new.2.*": "mlp_z_prop.linear2.*",
+            "transition.stay.*": "prior_mean.*",
+            "transition.spread.1.*": "prior_logvar.1.*",
+            "speak.0.*": "mlp_z_x.linear0.*",
+            "speak.2.*": "mlp_z_x.linear1.*",
+            "speak.4.*": "mlp_z_x.linear2.*",
+            "speak.6.*": "mlp_z_x.linear3.*",
+            "speak.8.*": "gen_out.*",
+        },
+    ),
+    "storn": _Layout(
+        "dim_RNN_g",
+        {
+            "listen.0.*": "mlp_x_g.linear0.*",
+            "hear.forth.*_l0": "rnn_g.*_l0",
+            "head.0.*": "mlp_g_z.linear0.*",
+            "head.2.*": "mlp_g_z.linear1.*",
+            "head.4.mean.*": "inf_mean.*",
+            "head.4.log_var.*": "inf_logvar.*",
+            "want.0.*": "mlp_z_h.linear0.*",
+            "want.2.*": "mlp_z_h.linear1.*",
+            "listen_back.0.*": "mlp_xtm1_h.linear0.*",
+            "speak.*_l0": "rnn_h.*_l0",
+            "out.0.*": "mlp_h_x.linear0.*",
+            "out.2.*": "gen_out.*",
+        },
+    ),
+    "vrnn": _Layout(
+        "dim_RNN",
+        {
+            "listen.0.*": "feature_extractor_x.linear0.*",
+            "want.0.*": "feature_extractor_z.linear0.*",
+            "want.2.*": "feature_extractor_z.linear1.*",
+            "remember.*_l0": "rnn.*_l0",
+            "q_head.mean.*": "inf_mean.*",
+            "q_head.log_var.*": "inf_logvar.*",
+            "p_head.mean.*": "prior_mean.*",
+            "p_head.log_var.*": "prior_logvar.*",
+            "out.*": "gen_out.*",
+        },
+        {"out.weight": lambda weight, hidden: weight.roll(hidden, 1)},  # latent, state -> state, latent
+    ),
+    "srnn": _Layout(
+        "dim_RNN_h",
+        {
+            "listen.0.*": "mlp_x_h.linear0.*",
+            "remember.*_l0": "rnn_h.*_l0",
+            "hear.0.*": "mlp_hx_g.linear0.*",
+            "hear_on.back.*_l0": "rnn_g.*_l0",
+            "q_head.0.*": "mlp_gz_z.linear0.*",
+            "q_head.2.*": "mlp_gz_z.linear1.*",
+            "q_head.4.mean.*": "inf_mean.*",
+            "q_head.4.log_var.*": "inf_logvar.*",
+            "p_head.0.*": "mlp_hz_z.linear0.*",
+            "p_head.2.*": "mlp_hz_z.linear1.*",
+            "p_head.4.mean.*": "prior_mean.*",
+            "p_head.4.log_var.*": "prior_logvar.*",
+            "out.0.*": "mlp_hz_x.linear0.*",
+            "out.2.*": "gen_out.*",
+        },
+    ),
+    "rvae_causal": _Layout("dim_RNN_h", _RVAE),
+    "rvae": _Layout("dim_RNN_h", _RVAE, dict.fromkeys(("head.mean.weight", "head.log_var.weight"), _past_first)),
+    "dsae": _Layout(
+        "dim_RNN_gv",
+        {
+            "hear_v.forth.*_l0": "rnn_g_v.*_l0",
+            "hear_v.back.*_l0": "rnn_g_v.*_l0_reverse",
+            "v_head.mean.*": "inf_v_mean.*",
+            "v_head.log_var.*": "inf_v_logvar.*",
+            "hear_z.forth.*_l0": "rnn_g_xv.*_l0",
+            "hear_z.back.*_l0": "rnn_g_xv.*_l0_reverse",
+            "follow.*_l0": "rnn_g_z.*_l0",
+            "z_head.mean.*": "inf_z_mean.*",
+            "z_head.log_var.*": "inf_z_logvar.*",
+            "expect.forth.*_l0": "rnn_prior.*_l0",
+            "p_head.mean.*": "prior_mean.*",
+            "p_head.log_var.*": "prior_logvar.*",
+            "speak.0.*": "mlp_vz_x.linear0.*",
+            "speak.2.*": "mlp_vz_x.linear1.*",
+            "speak.4.*": "mlp_vz_x.linear2.*",
+            "speak.6.*": "mlp_vz_x.linear3.*",
+            "speak.8.*": "gen_out.*",
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """`experiment` is ours, and `arguments` are those of its model's constructor; `tensors` have their names."""
+
+    file: Path
+    experiment: str
+    arguments: dict[str, Any]
+    hop: int
+    tensors: dict[str, Tensor]
+
+    def fill(self, model: nn.Module) -> None:
+        """Give `model`, made with `arguments`, these weights: all of them and no other."""
+        layout, own = _LAYOUTS[self.experiment], model.state_dict()
+        pairs = ((o.replace("*", t), p.replace("*", t)) for o, p in layout.names.items() for t in _TENSORS)
+        theirs = {ours: name for ours, name in pairs if ours in own}
+        if unknown := self.tensors.keys() - set(theirs.values()):
+            raise self._unfit(f"holds {', '.join(sorted(unknown))}, for which there is no place", model)
+        if missing := set(theirs.values()) - self.tensors.keys():
+            raise self._unfit(f"lacks {', '.join(sorted(missing))}", model)
+        for ours, name in theirs.items():
+            found, wanted = tuple(self.tensors[name].shape), tuple(own[ours].shape)
+            if found != wanted:
+                raise self._unfit(f"has {name} of shape {found} and not {wanted}", model)
+        weights = {ours: self.tensors[name] for ours, name in theirs.items()}
+        for ours, reorder in layout.columns.items():
+            weights[ours] = reorder(weights[ours], self.arguments["hidden"])
+        model.load_state_dict(weights)
+
+    def _unfit(self, fault: str, model: nn.Module) -> UserError:
+        name = type(model).__name__
+        return UserError(
+            f"{self.file} {fault} in our {name}: import weights with the layers that the benchmark has for speech"
+        )
+
+
+def read_published_weights(folder: Path) -> PublishedWeights:
+    """What a training of the benchmark leaves; nothing in it is executed."""
+    ini, every = folder / "config.ini", sorted(folder.glob("*.pt"))
+    files = [file for file in every if "_final_" in file.name] or every
+    if not ini.is_file() or len(files) != 1:
+        found = ", ".join(file.name for file in files) or "no .pt file"
+        there = "config.ini" if ini.is_file() else "no config.ini"
+        raise UserError(f"{folder} holds {there} and {found}: give a folder with config.ini and one .pt file")
+    settings = _Settings(ini)
+    name = settings.get("Network", "name")
+    experiment = name.lower()
+    if experiment == "rvae" and settings.get("Network", "bidir_h").lower() != "true":
+        experiment = "rvae_causal"
+    if experiment not in _LAYOUTS:
+        known = ", ".join(sorted({experiment.split("_")[0].upper() for experiment in _LAYOUTS}))
+        raise UserError(f"{ini} has name = {name}: models that can be imported are {known}")
+    settings.expect("Network", "activation", "tanh")
+    settings.expect("Network", "x_dim", WINDOW // 2 + 1)
+    settings.expect("STFT", "fs", 16_000)
+    settings.expect("STFT", "zp_percent", 0)
+    settings.expect("STFT", "wlen_sec", WINDOW / 16_000)
+    features = "frequencies" if experiment == "vae" else "features"
+    keys = {features: "x_dim", "hidden": _LAYOUTS[experiment].hidden, "dim": "z_dim"}
+    keys |= {"dim_v": "v_dim"} if experiment == "dsae" else {}
+    arguments = {argument: int(settings.number("Network", key)) for argument, key in keys.items()}
+    stft = Stft(int(settings.number("STFT", "hop_percent") * WINDOW))
+    return PublishedWeights(files[0], experiment, arguments, stft.hop, _read_tensors(files[0]))
+
+
+class _Settings:
+    """config.ini, whose every fault is told with its place."""
+
+    def __init__(self, path: Path):
+        self.path, self.parser = path, ConfigParser(interpolation=None)
+        try:
+            self.parser.read_string(path.read_text(encoding="utf-8"))
+        except (IniError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+
+    def get(self, section: str, key: str) -> str:
+        try:
+            return self.parser.get(section, key)
+        except IniError as error:
+            raise UserError(f"{self.path} has no {key} in [{section}]: give that of a model for speech") from error
+
+    def number(self, section: str, key: str) -> float:
+        value = self.get(section, key)
+        try:
+            return float(value)
+        except ValueError as error:
+            raise UserError(
+                f"{self.path} has {key} = {value} in [{section}]: our model has one number there"
+            ) from error
+
+    def expect(self, section: str, key: str, value: str | float) -> None:
+        found = self.get(section, key) if isinstance(value, str) else self.number(section, key)
+        if found != value:
+            raise UserError(f"{self.path} has {key} = {found} in [{section}]: only {value} can be imported")
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        with torch.serialization.safe_globals(_numbers()):
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a damaged file it may be any
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"to read it, {code[1]} would have to be run" if code else "it is damaged, or no file of torch.save"
+        raise UserError(f"{file} is refused, for {why}: give a file of tensors alone") from error
+    if isinstance(found, dict) and "model_state_dict" in found:  # saved on the way, to go on with
+        found = found["model_state_dict"]
+    if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()):
+        raise UserError(f"{file} is no state dict: give the file that the training of one model has left")
+    return {name.replace("gen_logvar.", "gen_out."): value for name, value in found.items()}
+
+
+def _numbers() -> list[Any]:
+    """What numpy's numbers and arrays are read with, under its present name and that before numpy 2: the losses lie
+    beside the weights in a file to go on with."""
+    makers: list[Any] = [value.__reduce__()[0] for value in (np.float64(0), np.zeros(0))]
+    named = [(maker, f"numpy.{core}.multiarray.{maker.__name__}") for maker in makers for core in ("core", "_core")]
+    return [*named, np.ndarray, np.dtype, np.dtypes.Float64DType]

@@ -1,0 +1,226 @@
+"""How close an estimate comes to the clean signal.
+
+N samples. Where the reference cannot be used (silence, PESQ without speech or over 20 s, STOI on less than half a
+second) a metric is nan. Where the estimate cannot, being silent, not finite or nothing that PESQ takes for speech, it
+is the metric's floor: a failure counts as the worst there is. What is wrong for every signal is an error.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from avdvae.errors import UserError
+
+METRICS = ("si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi", "estoi")
+OF_EACH_SAMPLE = ("bits_per_frame", "importance_bits", "dmol_bits", "flac_bits", "uniform_bits")
+LOW_IS_GOOD = (
+    *("rmse", "rtf", "mpjpe_mm", "gross_error", "fine_error", "voicing_error"),
+    *("f0", "f0_world", "f1", "f2", "f3"),  # relative errors
+    *OF_EACH_SAMPLE,
+)
+NISQA = Path("~/.torchmetrics/NISQA/nisqa.tar")  # where its users lay its weights, which nothing here fetches
+INPUT = "input_"  # begins the names of the metrics of the unprocessed input
+ALL_NOISES = "all"  # stands for a noise, where items of all noises are pooled
+FAILED = "failed"  # 1 where an estimate is silent or not finite, else 0
+
+
+class Look(NamedTuple):
+    """How a metric is shown."""
+
+    name: str
+    unit: str
+    digits: int
+
+    @staticmethod
+    def of(metric: str) -> Look:
+        return LOOKS.get(metric, Look(metric, "", 3))
+
+
+LOOKS = {
+    "si_sdr": Look("SI-SDR", "dB", 1),
+    "si_sdr_improvement": Look("SI-SDR gain", "dB", 1),
+    "sdr": Look("SDR", "dB", 1),
+    "pesq_wb": Look("PESQ wb", "", 2),
+    "pesq_nb": Look("PESQ nb", "", 2),
+    "stoi": Look("STOI", "", 3),
+    "estoi": Look("ESTOI", "", 3),
+    "rmse": Look("RMSE", "", 4),
+    "mpjpe_mm": Look("MPJPE", "mm", 1),
+    "bits_per_frame": Look("bits", "a frame", 3),
+    "importance_bits": Look("importance-weighted", "bits", 3),
+    "dmol_bits": Look("fitted DMoL", "bits", 3),
+    "flac_bits": Look("FLAC", "bits", 3),
+    "uniform_bits": Look("uniform", "bits", 1),
+    "samples": Look("samples", "", 0),
+    "gross_error": Look("gross errors of pitch", "%", 1),
+    "fine_error": Look("fine error of pitch", "%", 1),
+    "voicing_error": Look("errors of voicing", "%", 1),
+    "f0": Look("f0 by Praat", "%", 1),
+    "f0_world": Look("f0 by WORLD", "%", 1),
+    "f1": Look("F1", "%", 1),
+    "f2": Look("F2", "%", 1),
+    "f3": Look("F3", "%", 1),
+    "voiced": Look("still voiced", "%", 0),
+    "f0_in_speech": Look("in speech: f0 by Praat", "%", 1),
+    "f0_world_in_speech": Look("f0 by WORLD", "%", 1),
+    "f1_in_speech": Look("F1", "%", 1),
+    "f2_in_speech": Look("F2", "%", 1),
+    "f3_in_speech": Look("F3", "%", 1),
+    "voiced_in_speech": Look("still voiced", "%", 0),
+    "nisqa": Look("NISQA", "", 2),
+    "lips_weight": Look("weight of the lips", "", 2),
+    "lips_weight_hidden": Look("while hidden", "", 2),
+}
+
+
+def si_sdr(reference: Float[np.ndarray, " N"], estimate: Float[np.ndarray, " N"]) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al., 2019). The mean is not removed."""
+    reference, estimate = reference.astype(np.float64), estimate.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        target = reference * (estimate @ reference / (reference @ reference))
+        return float(10 * np.log10(np.square(target).sum() / np.square(estimate - target).sum()))
+
+
+def sdr(reference: Float[np.ndarray, " N"], estimate: Float[np.ndarray, " N"]) -> float:
+    """Signal-to-distortion ratio of BSS Eval in dB: any filter of 512 taps on the reference is forgiven."""
+    import fast_bss_eval
+
+    if len(reference) <= 512:  # some filter would explain everything
+        return float("nan")
+    with np.errstate(divide="ignore"):
+        return -np.asarray(fast_bss_eval.sdr_loss(estimate.astype(np.float64), reference.astype(np.float64))).item()
+
+
+def rmse(reference: Float[np.ndarray, " N"], estimate: Float[np.ndarray, " N"]) -> float:
+    """Root mean square error of the estimate at the scale that fits the reference best; of silence, that of scale 0."""
+    reference, estimate = reference.astype(np.float64), estimate.astype(np.float64)
+    power = estimate @ estimate
+    scale = estimate @ reference / power if power else 0.0
+    return float(np.sqrt(np.square(scale * estimate - reference).mean()))
+
+
+def naturalness(wave_N: Float[np.ndarray, " N"], rate: int) -> float:
+    """The mean opinion score, 1 to 5, that NISQA v2.0 expects without a reference: G. Mittag, B. Naderi, A. Chehadi, S.
+    Moeller, Interspeech 2021. nan where its package or its weights are not installed."""
+    shortest, longest = _NISQA_TAKES
+    if not NISQA.expanduser().is_file() or not shortest <= len(wave_N) / rate <= longest:
+        return float("nan")
+    try:
+        from torchmetrics.functional.audio.nisqa import non_intrusive_speech_quality_assessment  # type: ignore
+
+        return float(non_intrusive_speech_quality_assessment(torch.from_numpy(wave_N).float(), rate)[0])
+    except ImportError:
+        return float("nan")
+    except (EOFError, RuntimeError) as error:
+        raise UserError(f"{NISQA} cannot be used ({error}): lay the weights of NISQA there again, or none") from error
+
+
+def _pesq(mode: str, reference: np.ndarray, estimate: np.ndarray, rate: int) -> float:
+    """Narrow band at 16 kHz too: the package filters, nothing is resampled."""
+    from pesq import PesqError, pesq
+
+    if len(reference) > _LONGEST_PESQ * rate:
+        return float("nan")
+    try:
+        return float(pesq(rate, reference, estimate, mode))
+    except (PesqError, ValueError):  # no speech found, less than a quarter of a second, a level beyond single precision
+        return float("nan")
+
+
+def _stoi(extended: bool, reference: np.ndarray, estimate: np.ndarray, rate: int) -> float:
+    from pystoi import stoi
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            return round(float(stoi(reference, estimate, rate, extended)), 9)  # it adds random noise of 1e-16
+        except (RuntimeWarning, ValueError):  # too little speech
+            return float("nan")
+
+
+_COMPUTE: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
+    "si_sdr": lambda reference, estimate, rate: si_sdr(reference, estimate),
+    "sdr": lambda reference, estimate, rate: sdr(reference, estimate),
+    "pesq_wb": lambda *signals_and_rate: _pesq("wb", *signals_and_rate),
+    "pesq_nb": lambda *signals_and_rate: _pesq("nb", *signals_and_rate),
+    "stoi": lambda *signals_and_rate: _stoi(False, *signals_and_rate),
+    "estoi": lambda *signals_and_rate: _stoi(True, *signals_and_rate),
+    "rmse": lambda reference, estimate, rate: rmse(reference, estimate),
+}
+# From the worst to the best that is reported: ratios by convention, as those of silence would be infinite; PESQ from
+# the lower end of its mapping, for raw scores fall below the nominal -0.5; no relation to the reference, for STOI.
+RANGES = {
+    "si_sdr": (-30.0, 100.0),
+    "sdr": (-30.0, 100.0),
+    "pesq_wb": (0.999, 4.6440),
+    "pesq_nb": (0.999, 4.5489),
+    "stoi": (0.0, 1.0),
+    "estoi": (0.0, 1.0),
+}
+_NISQA_TAKES = 0.15, 51.9  # seconds
+_LONGEST_PESQ = 20  # seconds: longer signals may hold more than the 50 utterances at which the package crashes
+_PESQ_RATES = {"pesq_wb": (16_000,), "pesq_nb": (8_000, 16_000)}
+
+
+def check_names(names: Sequence[str]) -> None:
+    if unknown := set(names) - set(_COMPUTE):
+        raise UserError(f"no metric is called {', '.join(sorted(unknown))}: choose from {', '.join(_COMPUTE)}")
+
+
+def score(
+    reference: Float[np.ndarray, " N"],
+    estimate: Float[np.ndarray, " M"],
+    rate: int = 16_000,
+    names: Sequence[str] = METRICS,
+) -> dict[str, float]:
+    """The metrics asked for: those of METRICS, or rmse."""
+    check_names(names)
+    if len(reference) != len(estimate):
+        raise UserError(
+            f"the reference has {len(reference)} samples and the estimate {len(estimate)}: cut or pad the estimate"
+        )
+    for name in names:
+        if rate not in _PESQ_RATES.get(name, (rate,)):
+            allowed = " or ".join(str(allowed) for allowed in _PESQ_RATES[name])
+            raise UserError(f"{name} is defined at {allowed} Hz, not at {rate}: resample, or leave {name} out")
+    if not reference.any() or not np.isfinite(reference).all():
+        return dict.fromkeys(names, float("nan"))
+    if failed(estimate):
+        estimate = np.zeros_like(reference)
+    return {name: _floored(name, reference, estimate, rate) for name in names}
+
+
+def failed(estimate: Float[np.ndarray, " N"]) -> bool:
+    """Whether an estimate is silent or not finite."""
+    return not estimate.any() or not np.isfinite(estimate).all()
+
+
+def _floored(name: str, reference: np.ndarray, estimate: np.ndarray, rate: int) -> float:
+    low, high = RANGES.get(name, (0.0, math.inf))
+    value = _COMPUTE[name](reference, estimate, rate) if estimate.any() or name not in RANGES else float("nan")
+    if math.isnan(value):  # nan of the reference against itself: no estimate could have been scored
+        return value if math.isnan(_COMPUTE[name](reference, reference, rate)) else low
+    return min(max(value, low), high)
+
+
+def psnr(pictures: Float[torch.Tensor, "N C H W"], estimates: Float[torch.Tensor, "N C H W"]) -> float:
+    """Peak signal-to-noise ratio in dB, of pixels from 0 to 1 and of all pictures together."""
+    return float(-10 * (pictures - estimates).square().mean().clamp_min(1e-10).log10())
+
+
+def ssim(pictures: Float[torch.Tensor, "N C H W"], estimates: Float[torch.Tensor, "N C H W"], side: int = 7) -> float:
+    """Structural similarity (Wang et al., 2004) of pixels from 0 to 1, over square windows of `side` pixels."""
+    stacked = torch.cat([pictures, estimates, pictures**2, estimates**2, pictures * estimates], 1)
+    x, y, xx, yy, xy = torch.nn.functional.avg_pool2d(stacked, side, stride=1).chunk(5, 1)
+    unbiased = side**2 / (side**2 - 1)
+    var_x, var_y, cov = (unbiased * v for v in (xx - x**2, yy - y**2, xy - x * y))
+    luminance = (2 * x * y + 1e-4) / (x**2 + y**2 + 1e-4)
+    return float((luminance * (2 * cov + 9e-4) / (var_x + var_y + 9e-4)).mean())

@@ -1,0 +1,503 @@
+"""One training loop for every model. The folder of a run holds
+
+    weights.safetensors   the best weights so far
+    metrics.jsonl         curves of training and validation, a record a line; parts of the bound in nats per frame
+    tensorboard/          the same curves, with pictures and sound of one utterance
+    last/state.pt         what it takes to go on exactly
+
+What is random in a step follows from the seed, the step and the process, so no generator's state has to be kept. A step
+sums over the utterances of all processes and of all accumulated batches, and divides by the frames of them all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from copy import copy, deepcopy
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Muon
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from avdvae.data.augment import augmented
+from avdvae.data.loader import Loader, seen_by
+from avdvae.data.shards import PreparedCorpus
+from avdvae.errors import UserError, reading
+from avdvae.files import replacing
+from avdvae.latents.resynthesis import resynthesise
+from avdvae.nn.weights import WEIGHTS, load_weights, save_weights
+from avdvae.probability.objectives import Elbo
+from avdvae.progress import progress_bar
+from avdvae.protocols import Autoregressive, Batch, is_speech_prior
+from avdvae.randomness import stream
+from avdvae.signals.audio import Stft
+from avdvae.signals.metrics import score
+from avdvae.training.curves import Curves
+from avdvae.training.settings import Training
+
+MUON_LR = 5  # times the root mean square of a step's change, in torch's Muon
+_STATE = Path("last", "state.pt")
+_REMEDY = (
+    "the run keeps its last good state, and a new one may do better with a smaller train.lr, train.clip_norm=1 or "
+    "train.precision=32-true"
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    model: nn.Module  # with the best weights, in eval mode
+    best_epoch: int
+    best_loss: float  # of validation, in nats per frame; with train.best_by=si_sdr, SI-SDR in dB, negative
+    epochs: int
+    steps: int
+    seconds: float  # since the run began, without the time between interruption and resumption
+
+
+def train(
+    model: nn.Module,
+    train: PreparedCorpus,
+    valid: PreparedCorpus,
+    stft: Stft,
+    settings: Training,
+    run: Path,
+    resume: bool = False,
+) -> Trained:
+    """Train a `protocols.Model` in place. Every process of a distributed run calls this alike.
+
+    On Ctrl-C the step is finished and saved, and KeyboardInterrupt raised: `resume` then goes on from there.
+    """
+    if resume and not (run / _STATE).exists():
+        raise UserError(f"{run} holds no training to resume: give the folder of one, or start afresh without resume")
+    if not resume and (run / _STATE).exists():
+        raise UserError(f"{run} holds a training already: go on with resume={run}, or choose another folder")
+    precision = torch.get_float32_matmul_precision()
+    try:
+        loop = _Loop(model, train, valid, stft, settings, run, resume)
+        with closing(loop.curves) if loop.curves else nullcontext(), _postponed_interrupt() as interrupted:
+            loop.run_epochs(interrupted)
+    finally:
+        torch.set_float32_matmul_precision(precision)  # what follows, as an evaluation, is exact again
+    loop.fabric.barrier()  # the best weights are on the disk by now
+    load_weights(model.eval(), run / WEIGHTS)
+    at = loop.at
+    return Trained(model, at.best_epoch, at.best_loss, at.epoch, at.step, at.seconds)
+
+
+@dataclass
+class _Position:
+    """How far a run has come."""
+
+    steps_per_epoch: int
+    epoch: int = 0  # how many are finished
+    step: int = 0
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    stale: int = 0  # epochs of patience used up
+    seconds: float = 0.0
+    logged: int = 0  # bytes of metrics.jsonl
+    sums: dict[str, float] = field(default_factory=dict)  # by part, over the steps since the last record
+
+
+class _Step(NamedTuple):
+    """The results of a step, perhaps still being computed on the device."""
+
+    number: int
+    ids: tuple[str, ...]
+    loss_B: Float[Tensor, " B"]  # of this process
+    parts: tuple[str, ...]
+    sums: Float[Tensor, " parts"]  # of all processes
+
+
+class _Loop:
+    def __init__(
+        self,
+        model: nn.Module,
+        train: PreparedCorpus,
+        valid: PreparedCorpus,
+        stft: Stft,
+        settings: Training,
+        run: Path,
+        resume: bool,
+    ):
+        self.model, self.valid, self.stft, self.settings, self.run = model, valid, stft, settings, run
+        parts = dict(model.named_modules())
+        for name in settings.freeze:
+            if name not in parts:
+                known = ", ".join(child for child, _ in model.named_children())
+                raise UserError(f"train.freeze={name}: {type(model).__name__} has no such part; it has {known}")
+            parts[name].requires_grad_(False)
+        if settings.own_past is not None and not isinstance(model, Autoregressive):
+            given = list(settings.own_past)
+            raise UserError(f"train.own_past={given}: {type(model).__name__} does not hear the past, so give null")
+        judged: Any = model
+        if settings.best_by == "si_sdr" and not is_speech_prior(judged):
+            raise UserError(
+                f"train.best_by=si_sdr: {type(model).__name__} resynthesises no speech from latents, so give loss"
+            )
+        self.fabric = _launch(settings)
+        share = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
+        level_db = None if settings.level_db is None else tuple(settings.level_db)
+        self.loader = self._load(train, settings.frames, shuffle=True, level_db=level_db, **share)
+        self.held_out = self._load(valid, settings.frames, shuffle=False, **share)
+        # fabric.setup refuses models that take and give frozen dataclasses, so its strategy is asked directly.
+        self.parallel: Any = self.fabric.strategy.setup_module(model.to(self.fabric.device))
+        self.judged = model if settings.ema is None else deepcopy(model).eval()  # what is validated and kept
+        if settings.compile:
+            _compile(model, self.fabric)
+        self.parameters = list(model.parameters())
+        self.optimisers = _optimisers(self.parameters, settings)
+        self.at = _Position(steps_per_epoch=-(-len(self.loader) // settings.accumulate))
+        self.pending: list[_Step] = []
+        if resume:
+            self._restore()
+        self.saved = time.monotonic()
+        self.started = self.saved - self.at.seconds
+        self.curves = Curves(run, self.at.logged, self.at.step) if self.fabric.is_global_zero else None
+        if not resume:
+            self._save()
+
+    def _load(self, corpus: PreparedCorpus, frames: int | None, **how: Any) -> Loader:
+        s = self.settings
+        how = {"batch_size": s.batch_size, **how}
+        how |= {"seed": s.seed, "workers": s.workers, "trim_db": s.trim_db, "device": self.fabric.device}
+        how |= seen_by(self.model)
+        if s.batch_seconds is not None:
+            how |= {"batch_frames": round(s.batch_seconds * corpus.utterances[0].rate / self.stft.hop)}
+        return Loader(corpus, self.stft, frames, **how)
+
+    def run_epochs(self, interrupted: threading.Event) -> None:
+        s, at = self.settings, self.at
+        with progress_bar(shown=self.curves is not None and sys.stdout.isatty()) as progress:
+            if s.epochs == 0:
+                self._end_epoch()
+            task = progress.add_task(f"epoch {at.epoch + 1}", total=s.epochs * at.steps_per_epoch, completed=at.step)
+            while at.epoch < s.epochs and (s.patience is None or at.stale < s.patience):
+                self.model.train()
+                batches = iter(self.loader)
+                while together := list(islice(batches, s.accumulate)):
+                    self._step(together)
+                    progress.advance(task)
+                    if records := at.step % s.log_every == 0:
+                        self._record_training()
+                    if at.step % at.steps_per_epoch == 0:
+                        continue  # what ends the epoch saves it
+                    # Several processes must stop together; they agree on it only now and then, for it makes them wait.
+                    stops = (records or self.fabric.world_size == 1) and any(self._gather(interrupted.is_set()))
+                    if stops or time.monotonic() - self.saved >= s.save_every:
+                        self._save()
+                    if stops:
+                        raise KeyboardInterrupt
+                loss = self._end_epoch()
+                progress.update(task, description=f"epoch {at.epoch + 1}, valid/loss {loss:.2f}")
+                if self.curves and progress.disable:
+                    print(f"epoch {at.epoch} of {s.epochs}: valid/loss {loss:.2f} after {at.seconds:.0f} s", flush=True)
+                if any(self._gather(interrupted.is_set())):
+                    raise KeyboardInterrupt
+
+    def _step(self, batches: Sequence[Batch]) -> None:
+        s, at, fabric = self.settings, self.at, self.fabric
+        rng = stream("step", s.seed, at.step)
+        epoch = at.step / at.steps_per_epoch
+        schedule = s.step_schedule(epoch, coin=rng.random())
+        self._seed(int(rng.integers(2**62)))
+        for optimiser in self.optimisers:
+            optimiser.param_groups[0]["lr"] = s.lr_at(epoch) * (MUON_LR if isinstance(optimiser, Muon) else 1)
+            optimiser.zero_grad()
+        losses, totals, parts = [], [], ()
+        for number, batch in enumerate(batches, start=1):
+            if s.augment and batch.lips is not None:
+                batch = replace(batch, lips=augmented(batch.lips))
+            waits = fabric.world_size > 1 and number < len(batches)  # gradients are exchanged once a step
+            with self.parallel.no_sync() if waits else nullcontext():
+                with fabric.autocast():
+                    elbo = self.parallel(_unlabelled(batch), schedule)
+                loss_B = elbo.loss(schedule)
+                loss_B.sum().backward()
+            parts, sums = _sums(elbo, loss_B)
+            losses.append(loss_B.detach())
+            totals.append(sums)
+        sums: Any = fabric.strategy.all_reduce(torch.stack(totals).sum(0), reduce_op="sum")
+        scale = fabric.world_size / sums[0]  # to the mean over frames; DDP has averaged over processes what we sum
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        if s.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, s.clip_norm)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        if s.ema is not None:
+            get_ema_multi_avg_fn(s.ema)([*self.judged.parameters()], [*self.model.parameters()], None)
+            for mean, now in zip(self.judged.buffers(), self.model.buffers(), strict=True):
+                mean.copy_(now)
+        at.step += 1
+        ids = tuple(name for batch in batches for name in batch.ids)
+        self.pending.append(_Step(at.step, ids, torch.cat(losses), parts, sums))
+
+    def _seed(self, seed: int) -> None:
+        """As torch.manual_seed, which takes 0.3 ms where CUDA is not in use, because it notes who called it."""
+        torch.default_generator.manual_seed(seed + self.fabric.global_rank)
+        if self.fabric.device.type == "cuda":
+            torch.cuda.manual_seed(seed + self.fabric.global_rank)
+
+    def _gather(self, mine: Any) -> list[Any]:
+        """What each process has."""
+        everyone = [mine] * self.fabric.world_size
+        if self.fabric.world_size > 1:
+            torch.distributed.all_gather_object(everyone, mine)
+        return everyone
+
+    def _settle(self) -> _Step | None:
+        """Add the pending steps to the sums, up to the first whose results are not finite, which is returned."""
+        while self.pending:
+            step = self.pending[0]
+            values = step.sums.tolist()
+            if not all(map(math.isfinite, values)):
+                return step
+            for part, value in zip(step.parts, values, strict=True):
+                self.at.sums[part] = self.at.sums.get(part, 0.0) + value
+            del self.pending[0]
+        return None
+
+    def _require_finite(self) -> None:
+        if bad := self._settle():
+            spoilt = [name for name, fine in zip(bad.ids, bad.loss_B.isfinite(), strict=True) if not fine]
+            ids = list(dict.fromkeys(spoilt or bad.ids))  # another process may have what is spoilt
+            where = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+            epoch = (bad.number - 1) // self.at.steps_per_epoch + 1
+            raise UserError(f"the loss is not finite at step {bad.number} of epoch {epoch}, on {where}: {_REMEDY}")
+
+    def _record_training(self) -> None:
+        self._require_finite()
+        s, at = self.settings, self.at
+        epoch = (at.step - 1) / at.steps_per_epoch
+        if self.curves:
+            schedule = s.step_schedule(epoch, coin=0.0)
+            rates = {"lr": s.lr_at(epoch), "beta": schedule.beta}
+            rates |= {} if s.own_past is None else {"own_past": schedule.own}
+            self.curves.write("train", int(epoch) + 1, at.step, _per_frame(at.sums), rates)
+        at.sums = {}
+
+    def _end_epoch(self) -> float:
+        """Validate, record and save; the validation loss."""
+        at, epoch = self.at, self.at.epoch + 1
+        self._require_finite()
+        means = self._validate()
+        loss = means["loss"]
+        if not math.isfinite(loss):
+            raise UserError(f"the validation loss is not finite after step {at.step} of epoch {epoch}: {_REMEDY}")
+        judged = loss
+        if self.settings.best_by == "si_sdr":
+            means["si_sdr"] = self._validate_resynthesis()
+            judged = -means["si_sdr"]
+        if better := judged < at.best_loss:
+            at.best_epoch, at.best_loss = epoch, judged
+        at.epoch, at.stale = epoch, 0 if better or epoch <= self.settings.settled else at.stale + 1
+        at.seconds = time.monotonic() - self.started
+        if self.curves:
+            self.curves.write("valid", epoch, at.step, means, {"seconds": at.seconds})
+            if epoch & (epoch - 1) == 0:
+                self._illustrate(self.curves)
+        self._save()
+        if better:
+            self._save_best()
+        return loss
+
+    @torch.inference_mode()
+    def _validate(self) -> dict[str, float]:
+        """Means per frame, with the same noise every time."""
+        self.judged.eval()
+        self._seed(self.settings.seed)
+        schedule, rows, parts = self.settings.validation_schedule(), [], ()
+        for batch in self.held_out:
+            with self.fabric.autocast():
+                elbo = self.judged(_unlabelled(batch), schedule)
+            parts, sums = _sums(elbo, elbo.loss(schedule))
+            rows.append(sums)
+        mine = dict(zip(parts, torch.stack(rows).double().sum(0).tolist(), strict=True)) if rows else {}
+        totals: Counter[str] = Counter()
+        for sums in self._gather(mine):
+            totals.update(sums)
+        return _per_frame(totals)
+
+    def _validate_resynthesis(self) -> float:
+        """SI-SDR of the first utterance of each validation speaker, with the same noise every time."""
+        judged: Any = self.judged
+        firsts: Any = copy(self.valid)
+        firsts.utterances = list({u.speaker: u for u in reversed(self.valid.utterances)}.values())
+        rate, scores = firsts.utterances[0].rate, []
+        self._seed(self.settings.seed)
+        for batch in self._load(firsts, None, shuffle=False, batch_size=8):
+            assert batch.waveform is not None and batch.lengths is not None
+            again_BN = resynthesise(judged, batch, self.stft).cpu().numpy()
+            for b, length in enumerate(batch.lengths.tolist()):
+                clean = batch.waveform[b, :length].cpu().numpy()
+                scores.append(score(clean, again_BN[b, :length], rate, ("si_sdr",))["si_sdr"])
+        return self._gather(float(np.mean(scores)))[0]
+
+    @torch.inference_mode()
+    def _illustrate(self, curves: Curves) -> None:
+        """The first validation utterance, of models that resynthesise speech."""
+        model: Any = self.judged
+        if not is_speech_prior(model):
+            return
+        first = copy(self.valid)
+        first.utterances = first.utterances[:1]
+        batch = next(iter(self._load(first, None, shuffle=False)))
+        if batch.waveform is None or batch.power is None:
+            return
+        with self.fabric.autocast():
+            z = model.infer(batch, mode="mean").z
+            speech = model.decode(z, model.context(batch), feedback=batch.power).get("power")
+        if speech is not None:
+            again_BTF = speech.components(batch.power).mean()
+            curves.illustrate(batch, again_BTF, self.stft, self.at.step, first.utterances[0].rate)
+
+    def _save(self) -> None:
+        """What the run is resumed from. Where something is not finite, the next look at the losses stops the run."""
+        self.saved = time.monotonic()
+        if self.curves is None or self._settle() or not all(p.isfinite().all() for p in self.parameters):
+            return
+        self.at.seconds, self.at.logged = self.saved - self.started, self.curves.flush()
+        state = {
+            "at": asdict(self.at),
+            "model": self.model.state_dict(),
+            "average": None if self.settings.ema is None else self.judged.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "loader": self.loader.state_dict(),
+        }
+        (self.run / _STATE).parent.mkdir(exist_ok=True)
+        with replacing(self.run / _STATE) as new:
+            torch.save(state, new)
+
+    def _save_best(self) -> None:
+        """After `_save`: weights on the disk are then always of an epoch that the saved state knows of."""
+        if self.fabric.is_global_zero:
+            save_weights(self.judged, self.run / WEIGHTS)
+
+    def _restore(self) -> None:
+        path = self.run / _STATE
+        remedy = "restore it from a copy, or start the training anew in another run_dir"
+        with reading(path, "state of a training", remedy):
+            with zipfile.ZipFile(path) as file:  # torch.load itself holds nothing against the checksums there
+                if damaged := file.testzip():
+                    raise ValueError(f"the checksum of {damaged} is wrong")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            at = _Position(**state["at"])
+            parts = {name: state[name] for name in ("model", "average", "optimisers", "loader")}
+        had, has = (
+            f"{steps} steps an epoch with{'' if average else 'out'} train.ema"
+            for steps, average in ((at.steps_per_epoch, parts["average"]), (self.at.steps_per_epoch, self.settings.ema))
+        )
+        if had != has:
+            raise UserError(f"{self.run} took {had} and would now take {has}: resume it as it began")
+        try:
+            self.model.load_state_dict(parts["model"])
+        except RuntimeError as error:
+            raise UserError(f"{self.run} trains another model than the one given: give its own") from error
+        with reading(path, "state of this training", remedy):
+            if self.settings.ema is not None:
+                self.judged.load_state_dict(parts["average"])
+            for optimiser, known in zip(self.optimisers, parts["optimisers"], strict=True):
+                optimiser.load_state_dict(known)
+            self.loader.load_state_dict(parts["loader"])
+        self.at = at
+        if at.best_epoch == at.epoch > 0 and at.step == at.epoch * at.steps_per_epoch:
+            self._save_best()  # the run may have been killed just before it did
+
+
+def _optimisers(parameters: Sequence[nn.Parameter], settings: Training) -> list[torch.optim.Optimizer]:
+    """Muon moves a matrix in all its directions alike, where Adam first learns those of the largest gradients: means of
+    spectra long before harmonics. Vectors and kernels of convolutions are Adam's in any case."""
+    matrices = [p for p in parameters if p.ndim == 2 and settings.optimiser == "muon"]
+    others = [p for p in parameters if p.ndim != 2 or settings.optimiser == "adam"]
+    muon = [Muon(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")] if matrices else []
+    return [*muon, *([torch.optim.Adam(others, fused=True)] if others else [])]
+
+
+def _launch(settings: Training):
+    """Lightning Fabric, with all processes running."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    devices, nodes = settings.devices, settings.nodes
+    if (started := int(os.environ.get("WORLD_SIZE", devices * nodes))) != devices * nodes:
+        raise UserError(f"train.devices={devices} times train.nodes={nodes} must be the {started} processes started")
+    # Some layers have no gradient in some batches, alike in all processes: CVAE's freeze_sound, MDVAE's together.
+    ddp = settings.strategy == "ddp" or devices * nodes > 1
+    strategy = DDPStrategy(find_unused_parameters=True) if ddp else "auto"
+    try:
+        fabric = Fabric(
+            accelerator=settings.accelerator,
+            strategy=strategy,
+            devices=devices,
+            num_nodes=nodes,
+            precision=settings.precision,  # type: ignore[arg-type]  # checked by Training
+        )
+        fabric.launch()
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        wanted = f"train.accelerator={settings.accelerator}, train.devices={devices} and train.nodes={nodes}"
+        raise UserError(f"{wanted} cannot be had here ({error}): choose what this machine has") from error
+    if fabric.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+    return fabric
+
+
+def _unlabelled(batch: Batch) -> Batch:
+    """No model asks for labels, and a compiled one would be compiled anew for other ones."""
+    return replace(batch, labels=())
+
+
+def _compile(model: nn.Module, fabric: Any) -> None:
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=fabric.device))  # models are compiled when they are first used
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"train.compile=true cannot be had here ({reason}): install a C++ compiler, such as g++, or give "
+            "train.compile=false"
+        ) from error
+    model.compile()
+    if fabric.is_global_zero:
+        print("compiling with the first steps: some minutes, where a model goes from frame to frame", flush=True)
+
+
+def _sums(elbo: Elbo, loss_B: Float[Tensor, " B"]) -> tuple[tuple[str, ...], Float[Tensor, " parts"]]:
+    """The parts of a loss by name, and the sum of each over the utterances; the number of frames comes first."""
+    parts = {"n": elbo.n, "loss": loss_B, **elbo.parts(), **elbo.noted}
+    return tuple(parts), torch.stack(list(parts.values())).detach().sum(1)
+
+
+def _per_frame(sums: Mapping[str, float]) -> dict[str, float]:
+    return {part: value / sums["n"] for part, value in sums.items() if part != "n"}
+
+
+@contextmanager
+def _postponed_interrupt() -> Iterator[threading.Event]:
+    """The first Ctrl-C only sets the event; a second one interrupts at once."""
+    interrupted = threading.Event()
+
+    def note(*_: Any) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)

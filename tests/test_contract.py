@@ -285,10 +285,7 @@ def test_it_enhances(model, batch):
 
     enhanced = enhance(latent(model), batch, Vem(Watched(steps=1), iterations=8))
     filters = []
-    for (
-        target,
-        likelihood,
-    ) in ends:  # of models that can do without the lips there are two, of which each keeps the better
+    for target, likelihood in ends:  # two, of models that can do without the lips: an utterance keeps the better
         speech, _, weight, _ = likelihood.components(batch.need("noisy", model))
         clean = target.gain_BT1 * speech
         share = clean / (clean + target.noise_BTF)

@@ -112,9 +112,9 @@ def test_pitch_is_heard_where_a_frame_lies_near_the_trajectory_and_is_not_quiet(
     aside = z + 5 * MIXED[:, 5]
     soft, quiet = z[:3] - 6 * MIXED[:, 6], z[:3] - 8 * MIXED[:, 6]
     frames = torch.cat([z, far, aside, soft, quiet])
-    heard = controller.pitch(Encoded(frames))
+    pitch = controller.pitch(Encoded(frames))
     grid = torch.from_numpy(GRIDS["f0"]).float()
-    torch.testing.assert_close(heard, torch.cat([grid, torch.zeros(3), grid, grid[:3], torch.zeros(3)]))
+    torch.testing.assert_close(pitch, torch.cat([grid, torch.zeros(3), grid, grid[:3], torch.zeros(3)]))
     assert nearest(fitted, far)[1].min() > 0.1
     there = fitted.translated(z, grid, grid.flip(0))
     torch.testing.assert_close(there, z.flip(0), atol=1e-4, rtol=0)
@@ -160,9 +160,9 @@ def test_factors_of_held_out_vowels_come_to_their_targets_at_any_level(taught: V
         for level in (0.05, 0.12, 0.35):
             z = latents_of(taught, power, level)
             alike = controller.decode(z).log()
-            heard = Encoded(z[torch.isin(grid, sources)], level)
-            ways = [chosen.move(heard, {factor: target_T}) for chosen in (controller, one_level)]
-            for z_TL in (*ways, controller.translate(heard, factor, sources, target_T)):
+            encoded = Encoded(z[torch.isin(grid, sources)], level)
+            ways = [chosen.move(encoded, {factor: target_T}) for chosen in (controller, one_level)]
+            for z_TL in (*ways, controller.translate(encoded, factor, sources, target_T)):
                 read = grid[torch.cdist(controller.decode(z_TL).log(), alike).argmin(1)]
                 errors.append(100 * (read / target - 1).abs().mean().item())
         here, middle, translated = (np.array(errors[n::3]) for n in range(3))
@@ -186,15 +186,15 @@ def test_any_model_with_a_latent_a_frame_can_be_controlled(model, monkeypatch) -
         monkeypatch.setitem(GRIDS, factor, GRIDS[factor][::20])
     controller = Controller.of(model.eval().requires_grad_(False), STFT, share=0.5)  # few dimensions, that fit together
     wave = 0.5 * torch.from_numpy(sound(Vowel(150, 500, 1500, 2500), 6000))
-    heard = controller.encode(wave)
+    encoded = controller.encode(wave)
     power = STFT.power(wave[None] / wave.abs().max())
     batch = Batch(("",), torch.ones(power.shape[:2], dtype=torch.bool), power=power)
     as_it_is = model.decode(model.infer(batch, mode="mean").z, model.context(batch))["power"].components(power).mean()
-    torch.testing.assert_close(controller.decode(heard.z, heard.others), as_it_is[0])  # all its latents are kept
-    again = controller.say(controller.move(heard, {"f2": torch.full((len(heard.z),), 1800.0)}), heard, False)
+    torch.testing.assert_close(controller.decode(encoded.z, encoded.others), as_it_is[0])  # all its latents are kept
+    again = controller.say(controller.move(encoded, {"f2": torch.full((len(encoded.z),), 1800.0)}), encoded, False)
     assert again.shape == wave.shape and again.isfinite().all()
     louder = controller.say(controller.encode(2 * wave).z, controller.encode(2 * wave), False)
-    torch.testing.assert_close(louder, 2 * controller.say(heard.z, heard, False), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(louder, 2 * controller.say(encoded.z, encoded, False), rtol=1e-3, atol=1e-3)
     targets = {factor: torch.full((9,), float(GRIDS[factor][3])) for factor in GRIDS}
     made = controller.generate(targets)
     for factor, subspace in controller.space().subspaces.items():

@@ -38,7 +38,7 @@ from avdvae.signals.clock import nearest_frames
 Condition = Callable[[Utterance, int, np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray | None]]
 
 
-def seen_by(model: object) -> dict[str, bool]:
+def seen_by(model: object) -> dict[str, Any]:
     """What a Loader is to bring for a model, and nothing else."""
     sees = getattr(model, "sees", ("lips",))
     pcm = getattr(model, "observes", None) == "waveform"

@@ -136,21 +136,21 @@ def _enhance(
     noisy_BTF = batch.need("noisy", model).contiguous()  # as an STFT leaves it, frequencies lie far apart
     frames = batch.mask.sum(1)
     draws = Draws([_generator(name, settings.seed) for name in batch.ids], frames.tolist())
-    heard = replace(batch, power=noisy_BTF)
+    given = replace(batch, power=noisy_BTF)
     noise = Noise.drawn(noisy_BTF, settings.rank, draws, 0.0 if settings.paper else settings.smoothness)
     if not settings.paper:
         level_B1F, filter_BTF = subtraction(noisy_BTF, batch.mask)
         noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))  # V is this level on average
-        heard = replace(batch, power=noisy_BTF * filter_BTF.square())
-    begin = [name for name in begin if getattr(heard, name) is not None]
-    context = replace(model.context(heard), temper=1.0 if settings.paper else settings.temper)
+        given = replace(batch, power=noisy_BTF * filter_BTF.square())
+    begin = [name for name in begin if getattr(given, name) is not None]
+    context = replace(model.context(given), temper=1.0 if settings.paper else settings.temper)
 
     def target() -> NoisySpeech:
         return NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BT1)
 
     costs = []
     with _recurrent_layers_training(model):
-        state = settings.estep.start(model, heard.only(*begin) if begin else heard, draws)
+        state = settings.estep.start(model, given.only(*begin) if begin else given, draws)
         for _ in range(settings.iterations):
             state, likelihood = settings.estep.step(target(), state, draws)
             likely = likelihood.components(noisy_BTF)

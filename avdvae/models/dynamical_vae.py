@@ -216,11 +216,11 @@ class AutoregressiveVAE(DynamicalVAE):
         said = z_KBTL.new_zeros(*z_KBTL.shape[:2], 1, self.features)
         state, past = None, []
         for t, z_now in enumerate(z_KBTL.split(1, 2)):  # views
-            heard = self.network_input(said)
+            taken = self.network_input(said)
             if t >= known:  # h is told z_t = 0, which p(z_t) does not hear
-                h, _ = self.proceed(heard, z_before, z_now, state)
+                h, _ = self.proceed(taken, z_before, z_now, state)
                 z_now.copy_(self.prior_at(h, z_before).sample()[0])
-            h, state = self.proceed(heard, z_before, z_now, state)
+            h, state = self.proceed(taken, z_before, z_now, state)
             if own[t]:
                 said = self.said(self.output_at(h, z_now))
             else:

@@ -43,7 +43,7 @@ from avdvae.latents.resynthesis import resynthesise
 from avdvae.nn.weights import WEIGHTS, load_weights, save_weights
 from avdvae.probability.objectives import Elbo
 from avdvae.progress import progress_bar
-from avdvae.protocols import Autoregressive, Batch, is_speech_prior
+from avdvae.protocols import Autoregressive, Batch, is_speech_prior, why_not_enhancing
 from avdvae.randomness import stream
 from avdvae.signals.audio import Stft
 from avdvae.signals.metrics import score
@@ -144,8 +144,7 @@ class _Loop:
         if settings.own_past is not None and not isinstance(model, Autoregressive):
             given = list(settings.own_past)
             raise UserError(f"train.own_past={given}: {type(model).__name__} does not hear the past, so give null")
-        judged: Any = model
-        if settings.best_by == "si_sdr" and not is_speech_prior(judged):
+        if settings.best_by == "si_sdr" and why_not_enhancing(model):  # the same models resynthesise
             raise UserError(
                 f"train.best_by=si_sdr: {type(model).__name__} resynthesises no speech from latents, so give loss"
             )
@@ -300,12 +299,12 @@ class _Loop:
         loss = means["loss"]
         if not math.isfinite(loss):
             raise UserError(f"the validation loss is not finite after step {at.step} of epoch {epoch}: {_REMEDY}")
-        judged = loss
+        lower_is_better = loss
         if self.settings.best_by == "si_sdr":
             means["si_sdr"] = self._validate_resynthesis()
-            judged = -means["si_sdr"]
-        if better := judged < at.best_loss:
-            at.best_epoch, at.best_loss = epoch, judged
+            lower_is_better = -means["si_sdr"]
+        if better := lower_is_better < at.best_loss:
+            at.best_epoch, at.best_loss = epoch, lower_is_better
         at.epoch, at.stale = epoch, 0 if better or epoch <= self.settings.settled else at.stale + 1
         at.seconds = time.monotonic() - self.started
         if self.curves:

@@ -128,16 +128,16 @@ class Control:
         target: float,
     ) -> Iterator[tuple[str, np.ndarray]]:
         """What it sounds like afterwards."""
-        heard = controller.encode(torch.from_numpy(wave_N))
-        frames = np.arange(len(heard.z)) * controller.stft.hop / RATE
+        encoded = controller.encode(torch.from_numpy(wave_N))
+        frames = np.arange(len(encoded.z)) * controller.stft.hop / RATE
         looks = np.rint(frames / STEP - 1).astype(int).clip(0, len(moves_T) - 1)
         target_T = torch.full((len(looks),), float(target)).where(torch.from_numpy(moves_T[looks]), torch.nan)
         source_T = torch.from_numpy(before[self.factor][looks]).float()
         for way, z_TL in (
-            (name, controller.move(heard, {self.factor: target_T})),
-            (f"{name} translated", controller.translate(heard, self.factor, source_T, target_T)),
+            (name, controller.move(encoded, {self.factor: target_T})),
+            (f"{name} translated", controller.translate(encoded, self.factor, source_T, target_T)),
         ):
-            yield way, controller.say(z_TL, heard, griffin_lim=self.factor == "f0").cpu().numpy()
+            yield way, controller.say(z_TL, encoded, griffin_lim=self.factor == "f0").cpu().numpy()
         if self.factor == "f0":
             contour_N = np.full(len(wave_N), float(target))
             yield "WORLD", move_by_world(wave_N, contour_N)
@@ -153,12 +153,12 @@ class Control:
         return scores
 
     def _show(self, subject: Subject, part: Part, item: str, controller: Controller, wave_N: np.ndarray) -> dict:
-        heard = controller.encode(torch.from_numpy(wave_N))
-        voiced_T = controller.pitch(heard) > 0
+        encoded = controller.encode(torch.from_numpy(wave_N))
+        voiced_T = controller.pitch(encoded) > 0
         signals = {"before": wave_N}
         for name, hertz in {**{f"{hertz} Hz": float(hertz) for hertz in SHOWN}, "whispered": 0.0}.items():
             target_T = torch.full((len(voiced_T),), hertz).where(voiced_T, torch.nan)
-            signals[name] = controller.say(controller.move(heard, {"f0": target_T}), heard).cpu().numpy()
+            signals[name] = controller.say(controller.move(encoded, {"f0": target_T}), encoded).cpu().numpy()
         return subject.example(part, item, "", signals, {})
 
 

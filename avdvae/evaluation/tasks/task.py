@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from avdvae.data.loader import Condition, Loader
+from avdvae.data.loader import Condition, Loader, seen_by
 from avdvae.data.mixing import CORRUPTIONS, NOISES
 from avdvae.data.shards import PreparedCorpus
 from avdvae.enhancement.vem import Vem
@@ -138,8 +138,7 @@ class Subject:
             trim_db=self.settings.trim_db,
             device=self.device,
             condition=condition,
-            faces="face" in getattr(self.model, "sees", ()),
-            pcm=getattr(self.model, "observes", None) == "waveform",
+            **{**seen_by(self.model), "lips": True},  # which examples show beside any model
         )
 
     @cached_property
@@ -160,7 +159,7 @@ class Subject:
         scores: Mapping[str, float],
         seen: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Sounds to hear, at one level, and their picture, with what there is `seen` beside them: see triptych."""
+        """Sounds at one level, and their picture, with what there is `seen` beside them: see triptych."""
         key = file_name(item, part.noise or part.task, "" if part.snr is None else f"{part.snr:g}dB", lips)
         loudest = max(np.abs(signal).max() for signal in signals.values())
         audio = {name: f"audio/{key}.{name}.wav" for name in signals}

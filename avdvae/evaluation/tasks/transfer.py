@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from avdvae.data.loader import Loader
+from avdvae.data.loader import Loader, seen_by
 from avdvae.data.shards import PreparedCorpus, Utterance
 from avdvae.errors import UserError
 from avdvae.evaluation.tasks.task import Measured, Part, Subject
@@ -203,7 +203,7 @@ def windows(subject: Subject, corpus: PreparedCorpus, length: int | None = WINDO
         seed=0,
         shuffle=False,
         trim_db=subject.settings.trim_db,
-        faces="face" in subject.model.sees,
+        **seen_by(subject.model),
     )
     return [
         (batch, b, frames)

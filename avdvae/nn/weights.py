@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from avdvae.errors import UserError, one_line, reading
 from avdvae.files import replacing
+from avdvae.nn.former_names import with_names_now
 
 WEIGHTS = "weights.safetensors"  # in the folder of a run
 _CHECKSUM = "sha256"
@@ -39,10 +40,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
     with reading(path, "file of weights", remedy):
         with safe_open(path, "pt") as file:
             noted = (file.metadata() or {}).get(_CHECKSUM)
-        if noted not in (None, _checksum(safetensors.torch.load_file(path))):
+        state = safetensors.torch.load_file(path)
+        if noted not in (None, _checksum(state)):
             raise UserError(f"{path} is damaged, for its weights are not those that were saved: {remedy}")
+    state = with_names_now(state, model)
+    shared = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}  # a file has those once
+    known = {shared[name] for name in state if name in shared}
     try:
-        safetensors.torch.load_model(model, path)
+        missing, unknown = model.load_state_dict(state, strict=False)
+        if missing := [name for name in missing if shared[name] not in known] or unknown:
+            raise RuntimeError(f"{', '.join(missing)} are missing or unknown")
     except RuntimeError as error:
         raise UserError(
             f"{path} has the weights of another model than the {type(model).__name__} that config.yaml beside it "

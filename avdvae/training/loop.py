@@ -40,6 +40,7 @@ from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError, reading
 from avdvae.files import replacing
 from avdvae.latents.resynthesis import resynthesise
+from avdvae.nn.former_names import name_now, with_names_now
 from avdvae.nn.weights import WEIGHTS, load_weights, save_weights
 from avdvae.probability.objectives import Elbo
 from avdvae.progress import progress_bar
@@ -136,7 +137,7 @@ class _Loop:
     ):
         self.model, self.valid, self.stft, self.settings, self.run = model, valid, stft, settings, run
         parts = dict(model.named_modules())
-        for name in settings.freeze:
+        for name in (name_now(part, model) for part in settings.freeze):
             if name not in parts:
                 known = ", ".join(child for child, _ in model.named_children())
                 raise UserError(f"train.freeze={name}: {type(model).__name__} has no such part; it has {known}")
@@ -405,12 +406,12 @@ class _Loop:
         if had != has:
             raise UserError(f"{self.run} took {had} and would now take {has}: resume it as it began")
         try:
-            self.model.load_state_dict(parts["model"])
+            self.model.load_state_dict(with_names_now(parts["model"], self.model))
         except RuntimeError as error:
             raise UserError(f"{self.run} trains another model than the one given: give its own") from error
         with reading(path, "state of this training", remedy):
             if self.settings.ema is not None:
-                self.judged.load_state_dict(parts["average"])
+                self.judged.load_state_dict(with_names_now(parts["average"], self.judged))
             for optimiser, known in zip(self.optimisers, parts["optimisers"], strict=True):
                 optimiser.load_state_dict(known)
             self.loader.load_state_dict(parts["loader"])

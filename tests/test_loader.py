@@ -460,3 +460,19 @@ def test_what_a_model_does_not_use_is_not_gathered(corpus):
     for one, other in zip(everything, sound, strict=True):
         assert one.lips is not None and other.lips is other.sure is other.face is None
         assert torch.equal(one.power, other.power) and one.ids == other.ids
+
+
+def test_spectra_of_single_frames_are_kept_and_are_those_that_would_be_made_again(corpus, monkeypatch):
+    keeping, cutting = load(corpus, lips=False), load(corpus, lips=False)
+    cutting.spectra_MF = None
+    keeping.load_state_dict({"epoch": 0, "batches": 2})  # so that the first epoch does not pass every frame
+    cutting.load_state_dict({"epoch": 0, "batches": 2})
+    for epoch in range(4):
+        if epoch == 2:  # all frames have passed
+            monkeypatch.setattr(keeping.cutter, "__getitems__", None, raising=False)
+        for one, two in zip(keeping, cutting, strict=True):
+            assert one.ids == two.ids and one.labels == two.labels
+            assert torch.equal(one.mask, two.mask) and torch.equal(one.starts, two.starts)
+            assert torch.equal(one.power, two.power)
+    monkeypatch.setattr(Loader, "KEPT", 1000)
+    assert load(corpus, lips=False).spectra_MF is None

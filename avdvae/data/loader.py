@@ -29,7 +29,7 @@ from avdvae.errors import UserError
 from avdvae.probability.pcm import CODES
 from avdvae.protocols import Batch
 from avdvae.randomness import stream
-from avdvae.signals.audio import MARGIN, WINDOW, Stft, reflected, trim_silence
+from avdvae.signals.audio import BINS, MARGIN, WINDOW, Stft, reflected, trim_silence
 from avdvae.signals.clock import nearest_frames
 
 # From an utterance, the number of its sample with which the clean waveform starts, this waveform, and the pictures (M H
@@ -64,10 +64,15 @@ class Loader:
 
     Poses come as they are, without spectra, silence or noise: `stft` and `trim_db` do not matter to them.
 
+    Single frames are the same in every epoch but for their order. Where neither level, noise nor pictures go with them,
+    their spectra are kept from the first epoch on, as long as they take no more than KEPT bytes.
+
     Of each batch, process `rank` of `world` gets every world-th item from its rank-th. Shuffled, a batch of fewer items
     than processes is left out, so that all of them take equally many steps; in order, nothing is left out, and a
     process without a share goes on to the next batch.
     """
+
+    KEPT = 2**30
 
     def __init__(
         self,
@@ -128,6 +133,13 @@ class Loader:
             self.windows = np.maximum(self.cutter.counts // frames, 1)
         else:
             self.windows = -(-self.cutter.counts // frames)
+        count, plain = (
+            int(self.cutter.counts.sum()),
+            not (corpus.has_poses or condition or level_db or lips or faces or pcm),
+        )
+        keeps = plain and frames == 1 and world == 1 and 4 * BINS * count <= self.KEPT
+        self.spectra_MF = torch.empty(count, BINS, device=self.device) if keeps else None
+        self.known_M = np.zeros(count if keeps else 0, bool)
         self.fewest = world if shuffle else rank + 1  # items of a batch that leave a share for this process
         self.sizes = self.cutter.counts
         if batch_frames is None:
@@ -152,15 +164,20 @@ class Loader:
         self.consumed, self._resume_at = self._resume_at, 0
         batches = self._batches()
         mine = [n for n in range(self.consumed, len(batches)) if len(batches[n]) >= self.fewest]
-        fetch = DataLoader(
-            self.cutter,
-            batch_sampler=[batches[n][self.rank :: self.world] for n in mine],  # type: ignore[arg-type]  # not lists
-            collate_fn=_as_it_is,
-            num_workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # the global one would be a number ahead after a resume
-        )
-        ready = (self._on_device(batch, self._gains(n, len(batches[n]))) for n, batch in zip(mine, fetch, strict=True))
+        items = [batches[n][self.rank :: self.world] for n in mine]
+        if self.spectra_MF is not None and self.known_M.all():
+            ready = map(self._kept, items)
+        else:
+            fetch = DataLoader(
+                self.cutter,
+                batch_sampler=items,  # type: ignore[arg-type]  # arrays in place of lists
+                collate_fn=_as_it_is,
+                num_workers=self.workers,
+                pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # the global one would be a number ahead after a resume
+            )
+            gains = (self._gains(n, len(batches[n])) for n in mine)
+            ready = map(self._keep, items, map(self._on_device, fetch, gains))
         for number, batch in zip(mine, _ahead(ready), strict=True):
             self.consumed = number + 1
             yield batch
@@ -192,6 +209,24 @@ class Loader:
         if self.frames is None and self.shuffle:
             rng.shuffle(batches)
         return batches
+
+    def _keep(self, items: Int64[np.ndarray, "B 2"], batch: Batch) -> Batch:
+        if self.spectra_MF is not None and batch.power is not None:
+            rows = self.cutter.edges[items[:, 0]] + items[:, 1]
+            self.spectra_MF[torch.from_numpy(rows)], self.known_M[rows] = batch.power[:, 0], True
+        return batch
+
+    def _kept(self, items: Int64[np.ndarray, "B 2"]) -> Batch:
+        assert self.spectra_MF is not None
+        utterance, first = items.T
+        power_BF = self.spectra_MF[torch.from_numpy(self.cutter.edges[utterance] + first)]
+        return Batch(
+            ids=tuple(self.cutter.ids[utterance]),
+            mask=torch.ones(len(items), 1, dtype=torch.bool, device=self.device),
+            power=power_BF[:, None],
+            starts=torch.from_numpy(first).to(self.device),
+            labels=tuple(self.cutter.labels[utterance]),
+        )
 
     def _gains(self, number: int, size: int) -> Float[Tensor, "B 1"] | None:
         """What the waveforms of this process's share of a batch are multiplied by."""

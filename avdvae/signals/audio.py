@@ -19,6 +19,7 @@ from torch.nn.functional import fold
 from avdvae.errors import UserError, one_line
 
 WINDOW = 1024
+BINS = WINDOW // 2 + 1  # frequencies
 MARGIN = WINDOW // 2  # what a frame sees on either side of its centre
 SILENCE = 1e-8  # a peak that no scaling lifts
 LONGEST_HOP = 533  # as in the AVSE-VAE line: 30.02 frames a second at 16 kHz

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from avdvae.models.dkf import DKF, GatedTransition, averaging
 from avdvae.models.dynamical_vae import DynamicalVAE, Path
-from avdvae.nn.blocks import GaussianHead, LipEncoder, Recurrent, before, mlp, same_floor, silence
+from avdvae.nn.blocks import GaussianHead, LipEncoder, Recurrent, check_same_floor, mlp, shifted, zero_init
 from avdvae.probability.distributions import ComplexGaussian, Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
@@ -44,7 +44,7 @@ class Joined(nn.Module):
 
     def pass_on(self, *weights: Tensor) -> None:
         """Let `a` through as it is, and nothing of `v`; `weights` are those of the layers that follow."""
-        silence(self)
+        zero_init(self)
         self.sound.weight.data.fill_diagonal_(self.STRAIGHT)
         for weight in weights:
             weight.data /= self.STRAIGHT
@@ -81,12 +81,12 @@ class AVDKF(DynamicalVAE):
 
     def start_from(self, dkf: DKF) -> None:
         """As a DKF whose lips say nothing yet."""
-        same_floor(self, dkf)
+        check_same_floor(self, dkf)
         for name in ("listen", "hear", "recall", "head", "transition"):
             getattr(self, name).load_state_dict(getattr(dkf, name).state_dict())
         self.want.load_state_dict(dkf.speak[:-1].state_dict())
         self.speak.load_state_dict(dkf.speak[-1].state_dict())
-        self.mix.pass_on(self.hear.get_parameter("back.weight_ih_l0"))
+        self.mix.pass_on(self.hear.get_parameter("backward_rnn.weight_ih_l0"))
         self.steer.pass_on(*(self.transition.get_parameter(f"{name}.weight") for name in ("gate.0", "new.0", "stay")))
         self.tell.pass_on(self.speak.weight)
 
@@ -98,7 +98,7 @@ class AVDKF(DynamicalVAE):
         return averaging(self.head, self.recall, self.hear(seen_BTM[None], context.mask), noise["z"])
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
-        return {"z": self.transition(self.steer(before(z["z"]), self.expect(context.video)))}
+        return {"z": self.transition(self.steer(shifted(z["z"]), self.expect(context.video)))}
 
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
         return self.speak(self.tell(self.want(z["z"]), self.show(context.video)))

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from avdvae.models.rvae import RVAE
-from avdvae.nn.blocks import GaussianHead, LipEncoder, Recurrent, same_floor, silence
+from avdvae.nn.blocks import GaussianHead, LipEncoder, Recurrent, check_same_floor, zero_init
 from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
 
@@ -44,9 +44,9 @@ class AVRVAE(RVAE):
         self.expect = GaussianHead(hidden, dim)
 
     def start_from(self, rvae: RVAE) -> None:
-        same_floor(self, rvae)
+        check_same_floor(self, rvae)
         self.load_state_dict(rvae.state_dict(), strict=False)
-        silence(self.expect)
+        zero_init(self.expect)
 
     def context(self, batch: Batch) -> Context:
         look_1BTM = self.look(batch.need("lips", self))[None]

@@ -25,8 +25,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from avdvae.models.dynamical_vae import DynamicalVAE, Path, along
-from avdvae.nn.blocks import GaussianHead, Recurrent, before, mlp
+from avdvae.models.dynamical_vae import DynamicalVAE, Path, sample_path
+from avdvae.nn.blocks import GaussianHead, Recurrent, mlp, shifted
 from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Context, Latents, Observed
 
@@ -49,13 +49,13 @@ def averaging(head: Any, recall: nn.Module, g_1BTM: Tensor, noise_KBTL: Tensor) 
     """q(z_t) from the average of what is heard and what z_t-1 recalls."""
     first, squash, last = head
     told = nn.functional.linear(g_1BTM / 2, first.weight, first.bias)
-    bias, weight = last.joined()
+    bias, weight = last.bias_and_weight()
 
     def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
         features_NM = squash(torch.addmm(told_NM, recall(z_NL), first.weight.t(), alpha=0.5))
         return torch.addmm(bias, features_NM, weight)
 
-    return along(told, noise_KBTL, step)
+    return sample_path(told, noise_KBTL, step)
 
 
 class DKF(DynamicalVAE):
@@ -83,7 +83,7 @@ class DKF(DynamicalVAE):
         return averaging(self.head, self.recall, g_1BTM, noise["z"])
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
-        return {"z": self.transition(before(z["z"]))}
+        return {"z": self.transition(shifted(z["z"]))}
 
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
         return self.speak(z["z"])

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.models.dynamical_vae import DynamicalVAE, Path, along
-from avdvae.nn.blocks import GaussianHead, Recurrent, hoisted
+from avdvae.models.dynamical_vae import DynamicalVAE, Path, sample_path
+from avdvae.nn.blocks import GaussianHead, Recurrent, split_linear
 from avdvae.protocols import Context, Latents, Observed
 
 
@@ -46,14 +46,14 @@ class RVAE(DynamicalVAE):
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         g_1BTM, state = self.hear(observed_BTF[None], context.mask), None
-        told, weight = hoisted(self.head, g_1BTM)
+        told, weight = split_linear(self.head, g_1BTM)
 
         def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
             nonlocal state
             state = self.remember(z_NL, state)
             return torch.addmm(told_NM, state[0], weight)
 
-        return along(told, noise["z"], step)
+        return sample_path(told, noise["z"], step)
 
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
         return self.out(self.speak(z["z"], context.mask))

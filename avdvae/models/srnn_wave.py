@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from avdvae.models.srnn import SRNN
 from avdvae.models.waveform import CodeHead, WaveformVAE
-from avdvae.nn.blocks import GaussianHead, Recurrent, beside, mlp
+from avdvae.nn.blocks import GaussianHead, Recurrent, concat_features, mlp
 
 
 class SRNNWave(WaveformVAE, SRNN):
@@ -44,5 +44,5 @@ class SRNNWave(WaveformVAE, SRNN):
         )
         self.out = nn.Sequential(*mlp([hidden + dim, wide, wide], nn.LeakyReLU), CodeHead(wide, stride))
 
-    def heard(self, h: Tensor, observed_BTF: Tensor) -> Float[Tensor, "K B T M"]:
-        return beside(self.listen(observed_BTF)[None], h)
+    def encoder_features(self, h: Tensor, observed_BTF: Tensor) -> Float[Tensor, "K B T M"]:
+        return concat_features(self.listen(observed_BTF)[None], h)

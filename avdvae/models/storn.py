@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.models.dynamical_vae import AutoregressiveVAE, Path
-from avdvae.nn.blocks import GaussianHead, Recurrent, beside, mlp
+from avdvae.nn.blocks import GaussianHead, Recurrent, concat_features, mlp
 from avdvae.protocols import Context, Latents, Observed
 
 
@@ -48,10 +48,10 @@ class STORN(AutoregressiveVAE):
         q = self.head(self.hear(self.listen(observed_BTF[None]), context.mask))
         return Path({"z": q.moved(noise["z"])}, {"z": q})
 
-    def proceed(
+    def update_state(
         self, heard: Tensor, z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any
     ) -> tuple[Float[Tensor, "#K B T M"], Any]:
-        told_KBTM = beside(self.want(z_KBTL), self.listen_back(heard))
+        told_KBTM = concat_features(self.want(z_KBTL), self.listen_back(heard))
         h, state = self.speak(told_KBTM.flatten(end_dim=1), state)
         return h.unflatten(0, told_KBTM.shape[:2]), state
 

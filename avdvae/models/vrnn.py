@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, along, awaiting
-from avdvae.nn.blocks import GaussianHead, before, beside, hoisted_memory, mlp
+from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, sample_path, split_net
+from avdvae.nn.blocks import GaussianHead, concat_features, mlp, shifted, split_rnn
 from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Context, Latents, Observed
 
@@ -51,8 +51,8 @@ class VRNN(AutoregressiveVAE):
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         assert context.past is not None
-        now_BTM, finish = awaiting(self.q_head, self.listen(observed_BTF))
-        past_BTG, remember = hoisted_memory(self.remember, self.listen(self.network_input(before(context.past))))
+        now_BTM, finish = split_net(self.q_head, self.listen(observed_BTF))
+        past_BTG, remember = split_rnn(self.remember, self.listen(self.network_input(shifted(context.past))))
         nothing_NM = noise["z"].new_zeros(len(noise["z"]) * len(now_BTM), self.remember.hidden_size)
         first, state, states = self._state(nothing_NM), None, []
 
@@ -65,7 +65,7 @@ class VRNN(AutoregressiveVAE):
             q_N2L = finish(told_now_NM, h_NM)
             return q_N2L + pad(self.p_head(h_NM).mean, (0, q_N2L.shape[-1] // 2)) if self.residual else q_N2L
 
-        path = along(torch.cat([now_BTM, past_BTG], -1)[None], noise["z"], step)
+        path = sample_path(torch.cat([now_BTM, past_BTG], -1)[None], noise["z"], step)
         return replace(path, h=torch.stack(states, 1).unflatten(0, noise["z"].shape[:2]))
 
     def _remembered(self, heard_NTM: Tensor, state: Any) -> tuple[Float[Tensor, "N T M"], Any]:
@@ -82,10 +82,10 @@ class VRNN(AutoregressiveVAE):
         """Before anything was heard."""
         return (nothing, nothing) if isinstance(self.remember, nn.LSTM) else nothing
 
-    def proceed(
+    def update_state(
         self, heard: Tensor, z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any
     ) -> tuple[Float[Tensor, "#K B T M"], Any]:
-        told_KBTM = beside(self.listen(heard), self.want(z_before_KBTL))
+        told_KBTM = concat_features(self.listen(heard), self.want(z_before_KBTL))
         h, state = self._remembered(told_KBTM.flatten(end_dim=1), state)
         return h.unflatten(0, told_KBTM.shape[:2]), state
 
@@ -93,4 +93,4 @@ class VRNN(AutoregressiveVAE):
         return self.p_head(h)
 
     def output_at(self, h: Tensor, z_KBTL: Tensor) -> Float[Tensor, "K B T F"]:
-        return self.out(beside(h, self.want(z_KBTL)))
+        return self.out(concat_features(h, self.want(z_KBTL)))

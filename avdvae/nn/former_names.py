@@ -6,7 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-FORMER_NAMES: Mapping[str, Mapping[str, str]] = {}  # by class: the former name of a layer, and its name now
+FORMER_NAMES: Mapping[str, Mapping[str, str]] = {  # by class: the former name of a layer, and its name now
+    "Recurrent": {"forth": "forward_rnn", "back": "backward_rnn"},
+    "Residual": {"correct": "correction"},
+}
 
 
 def name_now(name: str, model: nn.Module) -> str:

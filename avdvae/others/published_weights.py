@@ -35,13 +35,13 @@ class _Layout:
 _TENSORS = ("weight", "bias", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 _RVAE = {
-    "hear.back.*_l0": "rnn_g_x.*_l0",  # which they run on the sound turned around in time, so that its reverse runs on
-    "hear.forth.*_l0": "rnn_g_x.*_l0_reverse",
+    "hear.backward_rnn.*_l0": "rnn_g_x.*_l0",  # theirs runs over the reversed frames
+    "hear.forward_rnn.*_l0": "rnn_g_x.*_l0_reverse",
     "remember.*": "rnn_g_z.*_l0",
     "head.mean.*": "inf_mean.*",
     "head.log_var.*": "inf_logvar.*",
-    "speak.forth.*_l0": "rnn_h.*_l0",
-    "speak.back.*_l0": "rnn_h.*_l0_reverse",
+    "speak.forward_rnn.*_l0": "rnn_h.*_l0",
+    "speak.backward_rnn.*_l0": "rnn_h.*_l0_reverse",
     "out.*": "gen_out.*",
 }
 
@@ -67,7 +67,7 @@ _LAYOUTS = {  # by our experiment
         "dim_RNN_gx",
         {
             "listen.0.*": "mlp_x_gx.linear0.*",
-            "hear.back.*_l0": "rnn_gx.*_l0",
+            "hear.backward_rnn.*_l0": "rnn_gx.*_l0",
             "recall.0.*": "mlp_ztm1_g.linear0.*",
             "recall.2.*": "mlp_ztm1_g.linear_last.*",
             "head.0.*": "mlp_g_z.linear0.*",
@@ -90,7 +90,7 @@ _LAYOUTS = {  # by our experiment
         "dim_RNN_g",
         {
             "listen.0.*": "mlp_x_g.linear0.*",
-            "hear.forth.*_l0": "rnn_g.*_l0",
+            "hear.forward_rnn.*_l0": "rnn_g.*_l0",
             "head.0.*": "mlp_g_z.linear0.*",
             "head.2.*": "mlp_g_z.linear1.*",
             "head.4.mean.*": "inf_mean.*",
@@ -124,7 +124,7 @@ _LAYOUTS = {  # by our experiment
             "listen.0.*": "mlp_x_h.linear0.*",
             "remember.*_l0": "rnn_h.*_l0",
             "hear.0.*": "mlp_hx_g.linear0.*",
-            "hear_on.back.*_l0": "rnn_g.*_l0",
+            "hear_on.backward_rnn.*_l0": "rnn_g.*_l0",
             "q_head.0.*": "mlp_gz_z.linear0.*",
             "q_head.2.*": "mlp_gz_z.linear1.*",
             "q_head.4.mean.*": "inf_mean.*",
@@ -142,16 +142,16 @@ _LAYOUTS = {  # by our experiment
     "dsae": _Layout(
         "dim_RNN_gv",
         {
-            "hear_v.forth.*_l0": "rnn_g_v.*_l0",
-            "hear_v.back.*_l0": "rnn_g_v.*_l0_reverse",
+            "hear_v.forward_rnn.*_l0": "rnn_g_v.*_l0",
+            "hear_v.backward_rnn.*_l0": "rnn_g_v.*_l0_reverse",
             "v_head.mean.*": "inf_v_mean.*",
             "v_head.log_var.*": "inf_v_logvar.*",
-            "hear_z.forth.*_l0": "rnn_g_xv.*_l0",
-            "hear_z.back.*_l0": "rnn_g_xv.*_l0_reverse",
+            "hear_z.forward_rnn.*_l0": "rnn_g_xv.*_l0",
+            "hear_z.backward_rnn.*_l0": "rnn_g_xv.*_l0_reverse",
             "follow.*_l0": "rnn_g_z.*_l0",
             "z_head.mean.*": "inf_z_mean.*",
             "z_head.log_var.*": "inf_z_logvar.*",
-            "expect.forth.*_l0": "rnn_prior.*_l0",
+            "expect.forward_rnn.*_l0": "rnn_prior.*_l0",
             "p_head.mean.*": "prior_mean.*",
             "p_head.log_var.*": "prior_logvar.*",
             "speak.0.*": "mlp_vz_x.linear0.*",

@@ -148,8 +148,8 @@ def test_each_depends_on_what_its_paper_says(
     ids=lambda value: type(value).__name__ if isinstance(value, DynamicalVAE) else "",
 )
 def test_lips_reach_what_their_models_say(model, x_of_v, p_of_v, q_of_v, batch, monkeypatch):
-    look = model.look(batch.lips).requires_grad_()
-    model.look.register_forward_hook(lambda *_: look)
+    look = model.lip_encoder(batch.lips).requires_grad_()
+    model.lip_encoder.register_forward_hook(lambda *_: look)
     monkeypatch.setattr(
         dkf, "sample_path", lambda told, noise, step: sample_path(told, noise, lambda m, z: step(m, z.detach()))
     )
@@ -320,8 +320,8 @@ def test_lips_are_seen_however_large_their_features_grow(kind, batch):
 
     before = told()
     assert before > 0
-    model.look[0].features.weight *= 1000
-    model.look[0].features.bias *= 1000
+    model.lip_encoder[0].features.weight *= 1000
+    model.lip_encoder[0].features.bias *= 1000
     torch.testing.assert_close(told(), before, rtol=0.01, atol=0)
 
 

@@ -16,13 +16,13 @@ from avdvae.models.av_dkf import AVDKF
 from avdvae.models.av_rvae import AVRVAE
 from avdvae.models.dkf import DKF
 from avdvae.models.dsae import DSAE
-from avdvae.models.dynamical_vae import AutoregressiveVAE, DynamicalVAE, Path, along
+from avdvae.models.dynamical_vae import AutoregressiveVAE, DynamicalVAE, Path, sample_path
 from avdvae.models.rvae import RVAE
 from avdvae.models.srnn import SRNN
 from avdvae.models.storn import STORN
 from avdvae.models.vae import VAE
 from avdvae.models.vrnn import VRNN
-from avdvae.nn.blocks import Recurrent, backwards
+from avdvae.nn.blocks import Recurrent, reverse_frames
 from avdvae.probability.distributions import VARIANCE_FLOOR
 from avdvae.probability.objectives import Schedule
 from avdvae.protocols import Batch
@@ -126,10 +126,10 @@ def test_each_depends_on_what_its_paper_says(
             steps.append(z_NL.detach().requires_grad_())
             return step(told_NM, steps[-1])
 
-        return along(told, noise, given)
+        return sample_path(told, noise, given)
 
     for module in (dkf, rvae, srnn, vrnn):
-        monkeypatch.setattr(module, "along", apart)
+        monkeypatch.setattr(module, "sample_path", apart)
     past = context.past if context.past is None else context.past.detach()
     noise = {name: torch.zeros_like(value) for name, value in z.items()}
     q = model.posterior(heard, replace(context, past=past), noise).q["z"]
@@ -148,9 +148,11 @@ def test_each_depends_on_what_its_paper_says(
     ids=lambda value: type(value).__name__ if isinstance(value, DynamicalVAE) else "",
 )
 def test_lips_reach_what_their_models_say(model, x_of_v, p_of_v, q_of_v, batch, monkeypatch):
-    look = model.look(batch.lips).requires_grad_()
-    model.look.register_forward_hook(lambda *_: look)
-    monkeypatch.setattr(dkf, "along", lambda told, noise, step: along(told, noise, lambda m, z: step(m, z.detach())))
+    look = model.lip_encoder(batch.lips).requires_grad_()
+    model.lip_encoder.register_forward_hook(lambda *_: look)
+    monkeypatch.setattr(
+        dkf, "sample_path", lambda told, noise, step: sample_path(told, noise, lambda m, z: step(m, z.detach()))
+    )
     context, inferred = model.context(batch), model.infer(batch, mode="mean")
     z = {"z": inferred.z["z"].detach()}
     outputs = model.output(z, context), model.prior(z, context)["z"].mean, inferred.q["z"].mean
@@ -163,10 +165,10 @@ def test_a_recurrence_backward_starts_at_the_last_frame_of_each_utterance():
     mask = torch.arange(T) < torch.tensor([[T], [4]])
     x = torch.randn(2, T, 3)
     layer = Recurrent(3, 5, "both")
-    assert layer.back is not None
-    alone = torch.cat([layer.forth(x[1:, :4])[0], layer.back(x[1:, :4].flip(1))[0].flip(1)], -1)  # type: ignore[misc]
+    assert layer.backward_rnn is not None
+    alone = torch.cat([layer.forward_rnn(x[1:, :4])[0], layer.backward_rnn(x[1:, :4].flip(1))[0].flip(1)], -1)  # type: ignore[misc]
     torch.testing.assert_close(layer(x[None], mask)[0, 1, :4], alone[0])
-    torch.testing.assert_close(backwards(backwards(x, mask), mask), x)
+    torch.testing.assert_close(reverse_frames(reverse_frames(x, mask), mask), x)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -318,8 +320,8 @@ def test_lips_are_seen_however_large_their_features_grow(kind, batch):
 
     before = told()
     assert before > 0
-    model.look[0].features.weight *= 1000
-    model.look[0].features.bias *= 1000
+    model.lip_encoder[0].features.weight *= 1000
+    model.lip_encoder[0].features.bias *= 1000
     torch.testing.assert_close(told(), before, rtol=0.01, atol=0)
 
 

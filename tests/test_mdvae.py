@@ -15,7 +15,7 @@ from avdvae.errors import UserError
 from avdvae.models.mdvae import MDVAE, average
 from avdvae.models.vq_mdvae import VQMDVAE, Standard
 from avdvae.models.vqvae import Codebook, FaceVQ, SoundVQ, use_of
-from avdvae.nn.blocks import silence
+from avdvae.nn.blocks import zero_init
 from avdvae.probability.objectives import Schedule
 from avdvae.protocols import Batch
 
@@ -216,7 +216,7 @@ def test_what_stays_is_told_and_said_by_w_alone():
     batch, other_voice = noise(), torch.randn(2, 1, 513)
     for paper in (False, True):
         model, found = MDVAE(size=16, memory=8, width=16, dim=4, paper=paper), []
-        silence(model.w_head)
+        zero_init(model.w_head)
         a_BTA, v_BTV = model.observed(batch)
         for heard_BTA in (a_BTA, a_BTA + other_voice):
             model.observed = partial(lambda *given: given[:2], heard_BTA, v_BTV)  # type: ignore[method-assign]
@@ -262,8 +262,8 @@ def test_what_is_of_the_voice_is_found_without_the_face_and_the_other_way_round(
     """Given w and z_av, which both of them tell, and are 0 here."""
     torch.manual_seed(0)
     model, batch, other = MDVAE(size=16, memory=8, width=16, dim=4, paper=paper), noise(), noise(seed=1)
-    silence(model.w_head)
-    silence(model.chain("z_av").q_head)
+    zero_init(model.w_head)
+    zero_init(model.chain("z_av").q_head)
     before = model.infer(batch, mode="mean").q
     for name, changes, stays in (("power", "z_a", "z_v"), ("face", "z_v", "z_a")):
         after = model.infer(replace(batch, **{name: getattr(other, name)}), mode="mean").q

@@ -29,7 +29,7 @@ from avdvae.models.v_vae import VVAE
 from avdvae.models.vae import VAE
 from avdvae.models.vae_mm import VAEMM
 from avdvae.models.vrnn_wave import VRNNWave
-from avdvae.nn.blocks import silence, standardised
+from avdvae.nn.blocks import standardised, zero_init
 from avdvae.probability.distributions import VARIANCE_FLOOR, ComplexGaussian, Gaussian
 from avdvae.probability.objectives import Schedule
 from avdvae.protocols import Batch, is_speech_prior, why_not_enhancing
@@ -82,7 +82,7 @@ def test_importance_sampling_finds_the_likelihood_of_sound_and_lips(batch):
     model = MVAE(**SIZES)
     heads: list[Any] = [model.hear[-1], model.look[-1]]
     for part in (model.speak, model.draw, *heads):
-        silence(part)
+        zero_init(part)
     for head in heads:  # whose product with the prior is N(0.3, 0.7 I)
         torch.nn.init.constant_(head.mean.bias, 1.0)
         torch.nn.init.constant_(head.log_var.bias, 1.5)

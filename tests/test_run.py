@@ -176,7 +176,7 @@ def test_what_a_model_starts_from_is_trained_as_its_own_experiment_says(
     words = ["exp=av_dkf", "train.lr=1e-6", *debug(prepared), f"runs={runs}", f"run_dir={tmp_path / 'a'}"]
     assert f"start      dkf, found in {runs / 'dkf'}" in run("run.py", *words)
     start, own = (load_file(path / "weights.safetensors") for path in (runs / "dkf", tmp_path / "a"))
-    assert start["listen.0.weight"].equal(own["listen.0.weight"]) and own["tell.lips.weight"].any()
+    assert start["phi_x.0.weight"].equal(own["phi_x.0.weight"]) and own["emitter_fusion.lips_in.weight"].any()
     words = ["exp=av_dkf", *debug(prepared), f"run_dir={tmp_path / 'b'}"]
     run("run.py", *words, f"start=[{runs / 'dkf'}]", "train.lr=1e-6")
     again = load_file(tmp_path / "b" / "weights.safetensors")

@@ -1,17 +1,20 @@
-"""AV-DKF: a deep Kalman filter that looks at the lips, in encoder, decoder and in the transition of its latents.
+"""AV-DKF: a deep Kalman filter whose encoder, transition and emitter are conditioned on the lips.
 
 A. Golmakani, M. Sadeghi, R. Serizel, "Audio-visual speech enhancement with a deep Kalman filter generative model",
-ICASSP 2023 (arXiv 2211.00988), with raw mouth crops, whose features are brought to mean 0 and variance 1.
+ICASSP 2023 (arXiv 2211.00988), with raw mouth crops, whose features are normalised to mean 0 and variance 1.
 
     p(x, z | v) = prod_t Nc(x_t; 0, sigma(z_t, v_t)) N(z_t; mu, diag var (z_t-1, v_t))
     q(z | x, v) = prod_t N(z_t; mu, diag var (z_t-1, x_t:T, v_t:T))
     ELBO        L: dynamical_vae.py, everything given v
     modified      alpha L + (1 - alpha) sum_t E_{p(z | v)}[ln p(x_t | z_t, v_t)]
-    prior:      DKF's transition of u_t = tanh(A [z_t-1, tanh(B v_t)])
 
-    x_t   speech spectrum           observed_BTF holds |x_t|^2
-    v_t   features of the lips      context.video_BTM
-    z_t   latent                    z_KBTL
+    x_t        speech spectrum                    observed_BTF holds |x_t|^2
+    v_t        features of the lips               lip_encoder, context.video_BTM
+    z_t        latent                             z_KBTL
+    g_t        features of x_t:T and v_t:T        encoder_rnn of encoder_fusion(phi_x, lips_to_encoder), g_1BTM
+    p(z_t)     DKF's of a fusion of z_t-1 and v   transition of transition_fusion(z_t-1, lips_to_transition)
+    q(z_t)     DKF's of z_t-1 and g_t             combiner
+    sigma      variances of x_t                   emitter_head of emitter_fusion(phi_z, lips_to_emitter): logarithms
 """
 
 from __future__ import annotations
@@ -22,32 +25,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.models.dkf import DKF, GatedTransition, averaging
+from avdvae.models.dkf import DKF, Combiner, GatedTransition
 from avdvae.models.dynamical_vae import DynamicalVAE, Path
-from avdvae.nn.blocks import GaussianHead, LipEncoder, Recurrent, before, mlp, same_floor, silence
+from avdvae.nn.blocks import LipEncoder, Recurrent, check_same_floor, mlp, shifted, zero_init
 from avdvae.probability.distributions import ComplexGaussian, Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
 
 
-class Joined(nn.Module):
-    """tanh(A a + B v + c), where a is told of the sound or by the latent, and v of the lips."""
+class Fusion(nn.Module):
+    """tanh(A a + B v + c) of features a, of the sound or of the latent, and features v of the lips."""
 
-    STRAIGHT = 0.05  # up to here tanh differs from its argument by less than 0.1 %
+    LINEAR = 0.05  # up to here tanh differs from its argument by less than 0.1 %
 
     def __init__(self, size: int):
         super().__init__()
-        self.sound, self.lips = nn.Linear(size, size), nn.Linear(size, size, bias=False)
+        self.main_in, self.lips_in = nn.Linear(size, size), nn.Linear(size, size, bias=False)
 
-    def forward(self, a: Float[Tensor, "... H"], v: Float[Tensor, "... H"]) -> Float[Tensor, "... H"]:
-        return torch.tanh(self.sound(a) + self.lips(v))
+    def forward(self, a: Float[Tensor, "... M"], v: Float[Tensor, "... M"]) -> Float[Tensor, "... M"]:
+        return torch.tanh(self.main_in(a) + self.lips_in(v))
 
-    def pass_on(self, *weights: Tensor) -> None:
-        """Let `a` through as it is, and nothing of `v`; `weights` are those of the layers that follow."""
-        silence(self)
-        self.sound.weight.data.fill_diagonal_(self.STRAIGHT)
+    def start_as_identity(self, *weights: Tensor) -> None:
+        """The output is LINEAR a at first, whatever v; `weights`, of the layers that follow, undo the factor."""
+        zero_init(self)
+        self.main_in.weight.data.fill_diagonal_(self.LINEAR)
         for weight in weights:
-            weight.data /= self.STRAIGHT
+            weight.data /= self.LINEAR
 
 
 class AVDKF(DynamicalVAE):
@@ -68,48 +71,50 @@ class AVDKF(DynamicalVAE):
         self.latents = (LatentSpec("z", dim, rate=1, modality="audio-visual"),)
         self.alpha = alpha
         lips = LipEncoder(pixels, features=hidden, dropout=dropout)
-        self.look = nn.Sequential(lips, nn.LayerNorm(hidden, elementwise_affine=False), nn.ReLU())
-        self.listen, self.watch = mlp([features, wide], nn.Tanh), mlp([hidden, wide], nn.Tanh)
-        self.mix = Joined(wide)
-        self.hear = Recurrent(wide, hidden, "backward")
-        self.recall = mlp([dim, 32, hidden], nn.Tanh)
-        self.head = nn.Sequential(*mlp([hidden, 32], nn.Tanh), GaussianHead(32, dim))
-        self.expect, self.steer = mlp([hidden, dim], nn.Tanh), Joined(dim)
+        self.lip_encoder = nn.Sequential(lips, nn.LayerNorm(hidden, elementwise_affine=False), nn.ReLU())
+        self.phi_x, self.lips_to_encoder = mlp([features, wide], nn.Tanh), mlp([hidden, wide], nn.Tanh)
+        self.encoder_fusion = Fusion(wide)
+        self.encoder_rnn = Recurrent(wide, hidden, "backward")
+        self.combiner = Combiner(hidden, dim, recall=32)
+        self.lips_to_transition, self.transition_fusion = mlp([hidden, dim], nn.Tanh), Fusion(dim)
         self.transition = GatedTransition(dim)
-        self.want, self.show = mlp([dim, *narrow], nn.Tanh), mlp([hidden, narrow[-1]], nn.Tanh)
-        self.tell, self.speak = Joined(narrow[-1]), nn.Linear(narrow[-1], features)
+        self.phi_z, self.lips_to_emitter = mlp([dim, *narrow], nn.Tanh), mlp([hidden, narrow[-1]], nn.Tanh)
+        self.emitter_fusion, self.emitter_head = Fusion(narrow[-1]), nn.Linear(narrow[-1], features)
 
     def start_from(self, dkf: DKF) -> None:
-        """As a DKF whose lips say nothing yet."""
-        same_floor(self, dkf)
-        for name in ("listen", "hear", "recall", "head", "transition"):
+        """The layers of a DKF, which the lips do not change yet."""
+        check_same_floor(self, dkf)
+        for name in ("phi_x", "encoder_rnn", "combiner", "transition"):
             getattr(self, name).load_state_dict(getattr(dkf, name).state_dict())
-        self.want.load_state_dict(dkf.speak[:-1].state_dict())
-        self.speak.load_state_dict(dkf.speak[-1].state_dict())
-        self.mix.pass_on(self.hear.get_parameter("back.weight_ih_l0"))
-        self.steer.pass_on(*(self.transition.get_parameter(f"{name}.weight") for name in ("gate.0", "new.0", "stay")))
-        self.tell.pass_on(self.speak.weight)
+        self.phi_z.load_state_dict(dkf.emitter[:-1].state_dict())
+        self.emitter_head.load_state_dict(dkf.emitter[-1].state_dict())
+        self.encoder_fusion.start_as_identity(self.encoder_rnn.get_parameter("backward_rnn.weight_ih_l0"))
+        first_layers = ("gate.0", "proposed_mean.0", "z_to_loc")
+        self.transition_fusion.start_as_identity(
+            *(self.transition.get_parameter(f"{name}.weight") for name in first_layers)
+        )
+        self.emitter_fusion.start_as_identity(self.emitter_head.weight)
 
     def context(self, batch: Batch) -> Context:
-        return Context(batch.mask, video=self.look(batch.need("lips", self)))
+        return Context(batch.mask, video=self.lip_encoder(batch.need("lips", self)))
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
-        seen_BTM = self.mix(self.listen(observed_BTF), self.watch(context.video))
-        return averaging(self.head, self.recall, self.hear(seen_BTM[None], context.mask), noise["z"])
+        fused_BTM = self.encoder_fusion(self.phi_x(observed_BTF), self.lips_to_encoder(context.video))
+        return self.combiner.path(self.encoder_rnn(fused_BTM[None], context.mask), noise["z"])
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
-        return {"z": self.transition(self.steer(before(z["z"]), self.expect(context.video)))}
+        return {"z": self.transition(self.transition_fusion(shifted(z["z"]), self.lips_to_transition(context.video)))}
 
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
-        return self.speak(self.tell(self.want(z["z"]), self.show(context.video)))
+        return self.emitter_head(self.emitter_fusion(self.phi_z(z["z"]), self.lips_to_emitter(context.video)))
 
     def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
-        """Frame by frame: what is expected of the lips is one look, outside of the loop."""
-        expected_BTL = self.expect(context.video)
+        """Frame by frame; features of the lips are computed once, before the loop."""
+        lips_BTL = self.lips_to_transition(context.video)
         path = list(given["z"].expand(k, -1, -1, -1).unbind(2)) if given else []
-        z_KBL = path[-1] if path else expected_BTL.new_zeros(k, *expected_BTL[:, 0].shape)
-        for expected_BL in expected_BTL[:, len(path) :].unbind(1):
-            z_KBL = self.transition(self.steer(z_KBL, expected_BL)).sample()[0]
+        z_KBL = path[-1] if path else lips_BTL.new_zeros(k, *lips_BTL[:, 0].shape)
+        for lips_BL in lips_BTL[:, len(path) :].unbind(1):
+            z_KBL = self.transition(self.transition_fusion(z_KBL, lips_BL)).sample()[0]
             path.append(z_KBL)
         return {"z": torch.stack(path, 2)}
 

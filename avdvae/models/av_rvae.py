@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from avdvae.models.rvae import RVAE
-from avdvae.nn.blocks import GaussianHead, LipEncoder, Recurrent, same_floor, silence
+from avdvae.nn.blocks import GaussianHead, LipEncoder, Recurrent, check_same_floor, zero_init
 from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
 
@@ -39,19 +39,19 @@ class AVRVAE(RVAE):
         self.sees = ("power", "lips")
         self.latents = (LatentSpec("z", dim, rate=1, modality="audio-visual"),)
         lips = LipEncoder(pixels, features=hidden, dropout=dropout)
-        self.look = nn.Sequential(lips, nn.LayerNorm(hidden, elementwise_affine=False), nn.Tanh())
-        self.watch = Recurrent(hidden, hidden)
-        self.expect = GaussianHead(hidden, dim)
+        self.lip_encoder = nn.Sequential(lips, nn.LayerNorm(hidden, elementwise_affine=False), nn.Tanh())
+        self.prior_rnn = Recurrent(hidden, hidden)
+        self.prior_head = GaussianHead(hidden, dim)
 
     def start_from(self, rvae: RVAE) -> None:
-        same_floor(self, rvae)
+        check_same_floor(self, rvae)
         self.load_state_dict(rvae.state_dict(), strict=False)
-        silence(self.expect)
+        zero_init(self.prior_head)
 
     def context(self, batch: Batch) -> Context:
-        look_1BTM = self.look(batch.need("lips", self))[None]
-        return Context(batch.mask, video=self.watch(look_1BTM, batch.mask)[0])
+        look_1BTM = self.lip_encoder(batch.need("lips", self))[None]
+        return Context(batch.mask, video=self.prior_rnn(look_1BTM, batch.mask)[0])
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
-        p, size = self.expect(context.video), z["z"].shape
+        p, size = self.prior_head(context.video), z["z"].shape
         return {"z": Gaussian(p.mean.expand(size), p.log_var.expand(size))}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.vae import VAE
-from avdvae.nn.blocks import GaussianHead, LipEncoder, encoder_input, same_floor, silence
+from avdvae.nn.blocks import GaussianHead, LipEncoder, check_same_floor, encoder_input, zero_init
 from avdvae.probability.distributions import ComplexGaussian, Gaussian
 from avdvae.protocols import Batch, Context, Latents
 
@@ -49,11 +49,11 @@ class AVVAE(FrameVAE):
         self.sound_out = nn.Linear(hidden, frequencies)
 
     def start_from(self, vae: VAE) -> None:
-        same_floor(self, vae)
+        check_same_floor(self, vae)
         self.sound_in, self.head = vae.encoder[0], vae.encoder[-1]
         self.latent_out, self.sound_out = vae.decoder[0], vae.decoder[-1]
         for layer in (self.lips_in.features, self.lips_out.features):
-            silence(layer)
+            zero_init(layer)
 
     def video(self, batch: Batch) -> Float[Tensor, "B T M"]:
         return self.lips_out(batch.need("lips", self))

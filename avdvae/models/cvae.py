@@ -33,7 +33,7 @@ from torch.func import functional_call
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.vae import VAE
-from avdvae.nn.blocks import GaussianHead, LipEncoder, encoder_input, mlp, same_floor, silence
+from avdvae.nn.blocks import GaussianHead, LipEncoder, check_same_floor, encoder_input, mlp, zero_init
 from avdvae.probability.distributions import ComplexGaussian, Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Latents
@@ -67,11 +67,11 @@ class CVAE(FrameVAE):
         self.sound_out = nn.Linear(hidden, frequencies)
 
     def start_from(self, vae: VAE) -> None:
-        same_floor(self, vae)
+        check_same_floor(self, vae)
         self.sound_in, self.head = vae.encoder[0], vae.encoder[-1]
         self.latent_out, self.sound_out = vae.decoder[0], vae.decoder[-1]
         for layer in (self.lips_in, self.lips_out, self.prior_head[1]):
-            silence(layer)
+            zero_init(layer)
 
     def video(self, batch: Batch) -> Float[Tensor, "B T M"]:
         return self.look(batch.need("lips", self))

@@ -30,7 +30,7 @@ from torch.nn.functional import pad
 
 from avdvae.errors import UserError
 from avdvae.models.waveform import CodeHead, Waveforms
-from avdvae.nn.blocks import GaussianHead, before, beside, mlp
+from avdvae.nn.blocks import GaussianHead, concat_features, mlp, shifted
 from avdvae.nn.sliding import Sliding, SlidingBack
 from avdvae.probability.distributions import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
@@ -115,7 +115,7 @@ class Cell(nn.Module):
 
     def follow(self, z_NTL: Float[Tensor, "N T L"], c_NTH: Tensor | None) -> tuple[Float[Tensor, "N T H"], Gaussian]:
         """States and priors on the way of given draws."""
-        told = before(z_NTL) if c_NTH is None else beside(before(z_NTL), c_NTH)
+        told = shifted(z_NTL) if c_NTH is None else concat_features(shifted(z_NTL), c_NTH)
         h_NTH = self.remember(torch.relu(self.mix(told)))[0]
         return h_NTH, self.p_head(h_NTH)
 
@@ -143,7 +143,7 @@ class Cell(nn.Module):
             (torch.stack([p.bias, q.bias])[:, None], torch.stack([p.weight.t(), q.weight.t()]))
             for p, q in zip(later_p, later_q, strict=True)
         ]
-        (p_bias, p_weight), (q_bias, q_weight) = head_p.joined(), head_q.joined()
+        (p_bias, p_weight), (q_bias, q_weight) = head_p.bias_and_weight(), head_q.bias_and_weight()
         head_bias, head_weight = torch.stack([p_bias, q_bias])[:, None], torch.stack([p_weight, q_weight])
         gru = [getattr(self.remember, f"{kind}_l0") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
         z_NL, h_NH = noise_NTL.new_zeros(len(noise_NTL), self.dim), noise_NTL.new_zeros(len(noise_NTL), self.hidden)
@@ -173,7 +173,7 @@ class Level(nn.Module):
         self.lookback = (self.down.reach - 1) // stride  # steps before its own that an output of `up` depends on
 
     def raised(self, z_NTL: Tensor, h_NTH: Tensor) -> Float[Tensor, "N t H"]:
-        return self.up(torch.relu(self.enter(beside(z_NTL, h_NTH))))
+        return self.up(torch.relu(self.enter(concat_features(z_NTL, h_NTH))))
 
 
 class CWVAE(Waveforms):

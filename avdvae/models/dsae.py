@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.models.dynamical_vae import DynamicalVAE, Path
-from avdvae.nn.blocks import GaussianHead, Recurrent, before, beside, ends, mlp
+from avdvae.nn.blocks import GaussianHead, Recurrent, concat_features, final_states, mlp, shifted
 from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Context, Latents, Observed
 
@@ -39,27 +39,27 @@ class DSAE(DynamicalVAE):
     ):
         super().__init__(features, dim, observes, floor)
         self.latents = (replace(self.latents[0], name="v", dim=dim_v, rate=None), *self.latents)
-        self.hear_v = Recurrent(features, hidden, "both")
-        self.v_head = GaussianHead(2 * hidden, dim_v)
-        self.hear_z = Recurrent(features + dim_v, hidden, "both")
-        self.follow = nn.RNN(2 * hidden, hidden, batch_first=True)
-        self.z_head = GaussianHead(hidden, dim)
-        self.expect = Recurrent(dim, hidden)
-        self.p_head = GaussianHead(hidden, dim)
-        self.speak = nn.Sequential(*mlp([dim_v + dim, *narrow], nn.Tanh), nn.Linear(narrow[-1], features))
+        self.v_encoder_rnn = Recurrent(features, hidden, "both")
+        self.v_posterior_head = GaussianHead(2 * hidden, dim_v)
+        self.encoder_rnn = Recurrent(features + dim_v, hidden, "both")
+        self.posterior_rnn = nn.RNN(2 * hidden, hidden, batch_first=True)
+        self.posterior_head = GaussianHead(hidden, dim)
+        self.prior_rnn = Recurrent(dim, hidden)
+        self.prior_head = GaussianHead(hidden, dim)
+        self.decoder_net = nn.Sequential(*mlp([dim_v + dim, *narrow], nn.Tanh), nn.Linear(narrow[-1], features))
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
-        end_BM = ends(self.hear_v(observed_BTF, context.mask), context.mask)
-        q_v = self.v_head(end_BM[None, :, None])
+        end_BM = final_states(self.v_encoder_rnn(observed_BTF, context.mask), context.mask)
+        q_v = self.v_posterior_head(end_BM[None, :, None])
         v_KB1L = q_v.moved(noise["v"])
-        heard_KBTM = self.hear_z(beside(observed_BTF[None], v_KB1L), context.mask)
-        followed = self.follow(heard_KBTM.flatten(end_dim=1))[0]
-        q_z = self.z_head(followed.unflatten(0, heard_KBTM.shape[:2]))
+        heard_KBTM = self.encoder_rnn(concat_features(observed_BTF[None], v_KB1L), context.mask)
+        followed = self.posterior_rnn(heard_KBTM.flatten(end_dim=1))[0]
+        q_z = self.posterior_head(followed.unflatten(0, heard_KBTM.shape[:2]))
         return Path({"v": v_KB1L, "z": q_z.moved(noise["z"])}, {"v": q_v, "z": q_z})
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
-        expected_KBTM = self.expect(before(z["z"]), context.mask)
-        return {"v": Gaussian.standard(*z["v"].shape, like=z["v"]), "z": self.p_head(expected_KBTM)}
+        expected_KBTM = self.prior_rnn(shifted(z["z"]), context.mask)
+        return {"v": Gaussian.standard(*z["v"].shape, like=z["v"]), "z": self.prior_head(expected_KBTM)}
 
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
-        return self.speak(beside(z["v"], z["z"]))
+        return self.decoder_net(concat_features(z["v"], z["z"]))

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.errors import UserError
-from avdvae.nn.blocks import before, beginning, check_floor, encoder_input, hoisted, same_floor
+from avdvae.nn.blocks import check_floor, check_same_floor, encoder_input, keep_given, shifted, split_linear
 from avdvae.probability.distributions import Gaussian, likelihood_of
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
@@ -67,14 +67,14 @@ class DynamicalVAE(nn.Module):
     def likelihood(self, output: Float[Tensor, "K B T F"]) -> Any:
         return likelihood_of(self.observes, output)
 
-    def explain(
+    def prior_and_output(
         self, path: Path, context: Context, schedule: Schedule
     ) -> tuple[Mapping[str, Gaussian], Float[Tensor, "K B T F"]]:
         """Prior and output of what was inferred, in training."""
         return self.prior(path.z, context), self.output(path.z, context)
 
     def start_from(self: Own, trained: Own) -> None:
-        same_floor(self, trained)
+        check_same_floor(self, trained)
         self.load_state_dict(trained.state_dict())
 
     def context(self, batch: Batch) -> Context:
@@ -127,7 +127,7 @@ class DynamicalVAE(nn.Module):
         sizes = self._sizes(context, k)
         z = {name: torch.zeros(size, device=context.mask.device) for name, size in sizes.items()}
         known = {name: given[name].shape[2] if given and name in given else 0 for name in sizes}
-        return beginning(given, z), known
+        return keep_given(given, z), known
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         context = self.context(batch)  # by itself: amid a call, torch.compile would look at the names of the batch
@@ -135,7 +135,7 @@ class DynamicalVAE(nn.Module):
 
     def elbo(self, batch: Batch, context: Context, schedule: Schedule) -> Elbo:
         path = self._draw(batch, context, 1, "sample")
-        p, output = self.explain(path, context, schedule)
+        p, output = self.prior_and_output(path, context, schedule)
         likelihood_BT = self.likelihood(output).log_prob(self.observed(batch)).mean(0)
         kl = {name: q.kl(p[name]).mean(0) for name, q in path.q.items()}
         return Elbo(
@@ -150,7 +150,7 @@ class AutoregressiveVAE(DynamicalVAE):
 
     residual = False  # whether the mean of q is told as its distance from that of the prior
 
-    def proceed(
+    def update_state(
         self, heard: Float[Tensor, "#K B T F"], z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any
     ) -> tuple[Float[Tensor, "#K B T M"], Any]:
         """h_t from x_t-1, z_t-1 and z_t, for frames that follow those which left `state`; and the state after them."""
@@ -166,16 +166,16 @@ class AutoregressiveVAE(DynamicalVAE):
 
     def states(self, z: Latents, context: Context) -> Float[Tensor, "#K B T M"]:
         assert context.past is not None
-        past = before(context.past if context.past.ndim == 4 else context.past[None])
-        return self.proceed(self.network_input(past), before(z["z"]), z["z"], None)[0]
+        past = shifted(context.past if context.past.ndim == 4 else context.past[None])
+        return self.update_state(self.network_input(past), shifted(z["z"]), z["z"], None)[0]
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
-        return {"z": self.prior_at(self.states(z, context), before(z["z"]))}
+        return {"z": self.prior_at(self.states(z, context), shifted(z["z"]))}
 
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
         return self.output_at(self.states(z, context), z["z"])
 
-    def explain(
+    def prior_and_output(
         self, path: Path, context: Context, schedule: Schedule
     ) -> tuple[Mapping[str, Gaussian], Float[Tensor, "K B T F"]]:
         """By scheduled sampling: what the model says is taken for the past, and does not train what said it."""
@@ -185,7 +185,7 @@ class AutoregressiveVAE(DynamicalVAE):
             h = self.states(path.z, replace(context, past=self.own_past(path.z, context, own)))
         elif h is None:
             h = self.states(path.z, context)
-        return {"z": self.prior_at(h, before(path.z["z"]))}, self.output_at(h, path.z["z"])
+        return {"z": self.prior_at(h, shifted(path.z["z"]))}, self.output_at(h, path.z["z"])
 
     def context(self, batch: Batch) -> Context:
         return Context(batch.mask, past=getattr(batch, self.observes))
@@ -200,7 +200,7 @@ class AutoregressiveVAE(DynamicalVAE):
         self._walk(z["z"], known["z"], context, [t >= heard for t in range(context.mask.shape[1])])
         return z
 
-    def said(self, output: Float[Tensor, "K B 1 F"]) -> Float[Tensor, "K B 1 F"]:
+    def fed_back(self, output: Float[Tensor, "K B 1 F"]) -> Float[Tensor, "K B 1 F"]:
         """What the model takes for the past where it hears itself."""
         return self.likelihood(output).expected
 
@@ -218,11 +218,11 @@ class AutoregressiveVAE(DynamicalVAE):
         for t, z_now in enumerate(z_KBTL.split(1, 2)):  # views
             taken = self.network_input(said)
             if t >= known:  # h is told z_t = 0, which p(z_t) does not hear
-                h, _ = self.proceed(taken, z_before, z_now, state)
+                h, _ = self.update_state(taken, z_before, z_now, state)
                 z_now.copy_(self.prior_at(h, z_before).sample()[0])
-            h, state = self.proceed(taken, z_before, z_now, state)
+            h, state = self.update_state(taken, z_before, z_now, state)
             if own[t]:
-                said = self.said(self.output_at(h, z_now))
+                said = self.fed_back(self.output_at(h, z_now))
             else:
                 assert context.past is not None
                 said = context.past[..., t : t + 1, :].expand_as(said)
@@ -231,15 +231,15 @@ class AutoregressiveVAE(DynamicalVAE):
         return torch.cat(past, 2)
 
 
-def awaiting(
+def split_net(
     network: Any, early: Float[Tensor, "... M"]
 ) -> tuple[Float[Tensor, "... N"], Callable[[Tensor, Tensor], Tensor]]:
     """Of layers that end in a GaussianHead, what the first inputs add to the first of them, for all frames at once; and
     what makes mean and log-variance, side by side, of that and of the other inputs in a loop."""
     layers: list[Any] = [*network] if isinstance(network, nn.Sequential) else [network]
-    told, late_weight = hoisted(layers[0], early)
+    told, late_weight = split_linear(layers[0], early)
     between = layers[1:-1]
-    bias, weight = layers[-1].joined() if layers[1:] else (None, late_weight)
+    bias, weight = layers[-1].bias_and_weight() if layers[1:] else (None, late_weight)
 
     def finish(told_NM: Tensor, late_NM: Tensor) -> Tensor:
         features_NM = torch.addmm(told_NM, late_NM, late_weight)
@@ -250,7 +250,7 @@ def awaiting(
     return told, finish
 
 
-def along(told: Float[Tensor, "#K B T M"], noise_KBTL: Tensor, step: Callable[[Tensor, Tensor], Tensor]) -> Path:
+def sample_path(told: Float[Tensor, "#K B T M"], noise_KBTL: Tensor, step: Callable[[Tensor, Tensor], Tensor]) -> Path:
     """z_t one after another from z_0 = 0: `step`, of what is told at t and of z_t-1, gives mean and log-variance of q
     side by side. For it, draws and utterances are in one axis."""
     told_NTM = told.expand(len(noise_KBTL), -1, -1, -1).flatten(end_dim=1)

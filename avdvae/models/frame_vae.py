@@ -18,7 +18,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.nn.blocks import beginning
+from avdvae.nn.blocks import keep_given
 from avdvae.probability.distributions import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
@@ -61,7 +61,7 @@ class FrameVAE(nn.Module):
         return self.prior(context).log_prob(z["z"])
 
     def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
-        return beginning(given, {"z": self.prior(context).sample(k)})
+        return keep_given(given, {"z": self.prior(context).sample(k)})
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         return self.elbo(batch, self.context(batch))

@@ -35,9 +35,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from avdvae.models.dynamical_vae import DynamicalVAE, Path, along
+from avdvae.models.dynamical_vae import DynamicalVAE, Path, sample_path
 from avdvae.models.vqvae import HEARD_FROM
-from avdvae.nn.blocks import FaceDecoder, FaceEncoder, GaussianHead, Recurrent, before, beside, ends, hoisted, mlp
+from avdvae.nn.blocks import (
+    FaceDecoder,
+    FaceEncoder,
+    GaussianHead,
+    Recurrent,
+    concat_features,
+    final_states,
+    mlp,
+    shifted,
+    split_linear,
+)
 from avdvae.probability.distributions import ComplexGaussian, Gaussian, Picture
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
@@ -55,11 +65,11 @@ class Chain(nn.Module):
         self.q_head = GaussianHead(find[-1], dim)
 
     def prior(self, z_KBTL: Float[Tensor, "K B T L"]) -> Gaussian:
-        h_NTM, _ = self.remember(before(z_KBTL).flatten(end_dim=1))
+        h_NTM, _ = self.remember(shifted(z_KBTL).flatten(end_dim=1))
         return self.p(h_NTM.unflatten(0, z_KBTL.shape[:2]))
 
     def posterior(self, told: Float[Tensor, "*draws B T M"], noise_KBTL: Tensor) -> tuple[Tensor, Gaussian]:
-        (early, weight), (bias, out) = hoisted(self.q_in, told), self.q_head.joined()
+        (early, weight), (bias, out) = split_linear(self.q_in, told), self.q_head.bias_and_weight()
         cell = self.remember.all_weights[0]
         h_NM = noise_KBTL.new_zeros(len(noise_KBTL) * noise_KBTL.shape[1], self.remember.hidden_size)
 
@@ -68,7 +78,7 @@ class Chain(nn.Module):
             h_NM = torch.gru_cell(z_NL, h_NM, *cell)
             return torch.addmm(bias, self.q_on(torch.addmm(told_NM, h_NM, weight).tanh()), out)
 
-        path = along(early, noise_KBTL, step)
+        path = sample_path(early, noise_KBTL, step)
         return path.z["z"], path.q["z"]
 
 
@@ -148,8 +158,8 @@ class Multimodal(DynamicalVAE):
 
     def told(self, z: Latents, mask_BT: Tensor) -> tuple[Float[Tensor, "K B T A"], Float[Tensor, "K B T V"]]:
         """What the likelihoods of sound and face are made of."""
-        both = beside(z["w"], z["z_av"])
-        a, v = self.speak(beside(z["z_a"], both)), self.show(beside(z["z_v"], both))
+        both = concat_features(z["w"], z["z_av"])
+        a, v = self.speak(concat_features(z["z_a"], both)), self.show(concat_features(z["z_v"], both))
         if self.paper:
             return a, v
         still_a, swing_a, still_v = self.stay(z["w"]).split(self.stays, -1)
@@ -164,7 +174,7 @@ class Multimodal(DynamicalVAE):
         """Latents that training is still `without` are 0."""
         v_BTM, mask_BT = self.look(v_BTV), context.mask
         if self.paper:
-            stays_BM = ends(self.hear_w(torch.cat([a_BTA, v_BTM], -1), mask_BT), mask_BT)
+            stays_BM = final_states(self.hear_w(torch.cat([a_BTA, v_BTM], -1), mask_BT), mask_BT)
         else:
             a, v = Moves.of(a_BTA, mask_BT), Moves.of(v_BTM, mask_BT)
             a_BTA, v_BTM = a.left, v.left
@@ -176,7 +186,7 @@ class Multimodal(DynamicalVAE):
                 z[name] = torch.zeros_like(noise[name])
             else:
                 together = () if name == "z_av" else (z["z_av"],)
-                told = beside(z["w"], *(x_BTM[None] for x_BTM in seen), *together)
+                told = concat_features(z["w"], *(x_BTM[None] for x_BTM in seen), *together)
                 z[name], q[name] = self.chain(name).posterior(told, noise[name])
         return Path(z, q)
 

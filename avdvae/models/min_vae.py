@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from avdvae.errors import UserError
 from avdvae.models.v_vae import VVAE
 from avdvae.models.vae import VAE
-from avdvae.nn.blocks import GaussianHead, LipEncoder, beginning, check_floor, encoder_input, mlp, same_floor
+from avdvae.nn.blocks import GaussianHead, LipEncoder, check_floor, check_same_floor, encoder_input, keep_given, mlp
 from avdvae.probability.distributions import ComplexGaussian, Gaussian, Mixture
 from avdvae.probability.objectives import Elbo, Schedule, Terms, mixture_elbo, responsibilities
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
@@ -78,7 +78,7 @@ class MINVAE(nn.Module):
             self.epoch: Tensor
 
     def start_from(self, vae: VAE, v_vae: VVAE) -> None:
-        same_floor(self, vae)
+        check_same_floor(self, vae)
         self.hear, self.decoder, self.look = vae.encoder, vae.decoder, v_vae.encoder
 
     def context(self, batch: Batch) -> Context:
@@ -118,7 +118,7 @@ class MINVAE(nn.Module):
 
     def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
         drawn = {name: self.prior(m, context).sample(k) for m, name in enumerate(self.components)}
-        return beginning(given, drawn)
+        return keep_given(given, drawn)
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         heard_BTF = batch.need("power", self)

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.errors import UserError
-from avdvae.nn.blocks import GaussianHead, LipEncoder, beginning, check_floor, encoder_input, mlp, standardised
+from avdvae.nn.blocks import GaussianHead, LipEncoder, check_floor, encoder_input, keep_given, mlp, standardised
 from avdvae.probability.distributions import ComplexGaussian, Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
@@ -93,7 +93,7 @@ class MVAE(nn.Module):
         return self.prior(context).log_prob(z["z"])
 
     def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
-        return beginning(given, {"z": self.prior(context).sample(k)})
+        return keep_given(given, {"z": self.prior(context).sample(k)})
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         standard, n = Gaussian.standard(self.latents[0].dim, like=batch.mask), batch.mask.sum(1).float()

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.models.dynamical_vae import DynamicalVAE, Path, along
-from avdvae.nn.blocks import GaussianHead, Recurrent, hoisted
+from avdvae.models.dynamical_vae import DynamicalVAE, Path, sample_path
+from avdvae.nn.blocks import GaussianHead, Recurrent, split_linear
 from avdvae.protocols import Context, Latents, Observed
 
 
@@ -38,22 +38,22 @@ class RVAE(DynamicalVAE):
     ):
         super().__init__(features, dim, observes, floor)
         sides = 1 if causal else 2
-        self.hear = Recurrent(features, hidden, "backward" if causal else "both")
-        self.remember = nn.LSTMCell(dim, hidden)
-        self.head = GaussianHead((sides + 1) * hidden, dim)
-        self.speak = Recurrent(dim, hidden, "forward" if causal else "both")
-        self.out = nn.Linear(sides * hidden, features)
+        self.encoder_rnn = Recurrent(features, hidden, "backward" if causal else "both")
+        self.latent_rnn = nn.LSTMCell(dim, hidden)
+        self.posterior_head = GaussianHead((sides + 1) * hidden, dim)
+        self.decoder_rnn = Recurrent(dim, hidden, "forward" if causal else "both")
+        self.decoder_head = nn.Linear(sides * hidden, features)
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
-        g_1BTM, state = self.hear(observed_BTF[None], context.mask), None
-        told, weight = hoisted(self.head, g_1BTM)
+        g_1BTM, state = self.encoder_rnn(observed_BTF[None], context.mask), None
+        told, weight = split_linear(self.posterior_head, g_1BTM)
 
         def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
             nonlocal state
-            state = self.remember(z_NL, state)
+            state = self.latent_rnn(z_NL, state)
             return torch.addmm(told_NM, state[0], weight)
 
-        return along(told, noise["z"], step)
+        return sample_path(told, noise["z"], step)
 
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
-        return self.out(self.speak(z["z"], context.mask))
+        return self.decoder_head(self.decoder_rnn(z["z"], context.mask))

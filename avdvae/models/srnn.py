@@ -23,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, along, awaiting
-from avdvae.nn.blocks import GaussianHead, Recurrent, beside, mlp
+from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, sample_path, split_net
+from avdvae.nn.blocks import GaussianHead, Recurrent, concat_features, mlp
 from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Context, Latents, Observed
 
@@ -41,40 +41,42 @@ class SRNN(AutoregressiveVAE):
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__(features, dim, observes, floor)
-        self.listen = mlp([features, wide], nn.Tanh)
-        self.remember = nn.LSTM(wide, hidden, batch_first=True)
-        self.hear = mlp([hidden + features, wide], nn.Tanh)
-        self.hear_on = Recurrent(wide, hidden, "backward")
-        self.q_head = nn.Sequential(*mlp([hidden + dim, *narrow], nn.Tanh), GaussianHead(narrow[-1], dim))
-        self.p_head = nn.Sequential(*mlp([hidden + dim, *narrow], nn.Tanh), GaussianHead(narrow[-1], dim))
-        self.out = nn.Sequential(*mlp([hidden + dim, wide], nn.Tanh), nn.Linear(wide, features))
+        self.phi_x = mlp([features, wide], nn.Tanh)
+        self.rnn = nn.LSTM(wide, hidden, batch_first=True)
+        self.encoder_net = mlp([hidden + features, wide], nn.Tanh)
+        self.encoder_rnn = Recurrent(wide, hidden, "backward")
+        self.posterior_net = nn.Sequential(*mlp([hidden + dim, *narrow], nn.Tanh), GaussianHead(narrow[-1], dim))
+        self.prior_net = nn.Sequential(*mlp([hidden + dim, *narrow], nn.Tanh), GaussianHead(narrow[-1], dim))
+        self.decoder_net = nn.Sequential(*mlp([hidden + dim, wide], nn.Tanh), nn.Linear(wide, features))
 
-    def proceed(
+    def update_state(
         self, heard: Tensor, z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any
     ) -> tuple[Float[Tensor, "#K B T M"], Any]:
-        h, state = self.remember(self.listen(heard).flatten(end_dim=1), state)
+        h, state = self.rnn(self.phi_x(heard).flatten(end_dim=1), state)
         return h.unflatten(0, heard.shape[:2]), state
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         h = self.states(noise, context)
-        told_q, finish_q = awaiting(self.q_head, self.hear_on(self.heard(h, observed_BTF), context.mask))
+        told_q, finish_q = split_net(
+            self.posterior_net, self.encoder_rnn(self.encoder_features(h, observed_BTF), context.mask)
+        )
         if not self.residual:
-            return replace(along(told_q, noise["z"], finish_q), h=h)
-        told_p, finish_p = awaiting(self.p_head, h)
+            return replace(sample_path(told_q, noise["z"], finish_q), h=h)
+        told_p, finish_p = split_net(self.prior_net, h)
 
         def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
             told_q_NM, told_p_NM = told_NM.split([told_q.shape[-1], told_p.shape[-1]], -1)
             mean_NL = finish_p(told_p_NM, z_NL)[:, : z_NL.shape[-1]]
             return finish_q(told_q_NM, z_NL) + pad(mean_NL, (0, z_NL.shape[-1]))
 
-        return replace(along(beside(told_q, told_p), noise["z"], step), h=h)
+        return replace(sample_path(concat_features(told_q, told_p), noise["z"], step), h=h)
 
-    def heard(self, h: Tensor, observed_BTF: Tensor) -> Float[Tensor, "K B T M"]:
+    def encoder_features(self, h: Tensor, observed_BTF: Tensor) -> Float[Tensor, "K B T M"]:
         """What is heard from the end on."""
-        return self.hear(beside(h, observed_BTF[None]))
+        return self.encoder_net(concat_features(h, observed_BTF[None]))
 
     def prior_at(self, h: Tensor, z_before_KBTL: Tensor) -> Gaussian:
-        return self.p_head(beside(h, z_before_KBTL))
+        return self.prior_net(concat_features(h, z_before_KBTL))
 
     def output_at(self, h: Tensor, z_KBTL: Tensor) -> Float[Tensor, "K B T F"]:
-        return self.out(beside(h, z_KBTL))
+        return self.decoder_net(concat_features(h, z_KBTL))

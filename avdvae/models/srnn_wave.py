@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from avdvae.models.srnn import SRNN
 from avdvae.models.waveform import CodeHead, WaveformVAE
-from avdvae.nn.blocks import GaussianHead, Recurrent, beside, mlp
+from avdvae.nn.blocks import GaussianHead, Recurrent, concat_features, mlp
 
 
 class SRNNWave(WaveformVAE, SRNN):
@@ -35,14 +35,14 @@ class SRNNWave(WaveformVAE, SRNN):
         scoring: str = "exact",
     ):
         super().__init__(dim, stride, coding, scoring)
-        self.listen = mlp([stride, wide, wide, wide], nn.LeakyReLU)
-        self.remember = nn.GRU(wide, hidden, batch_first=True)
-        self.hear_on = Recurrent(wide + hidden, hidden, "backward", nn.GRU)
-        self.q_head, self.p_head = (
+        self.phi_x = mlp([stride, wide, wide, wide], nn.LeakyReLU)
+        self.rnn = nn.GRU(wide, hidden, batch_first=True)
+        self.encoder_rnn = Recurrent(wide + hidden, hidden, "backward", nn.GRU)
+        self.posterior_net, self.prior_net = (
             nn.Sequential(*mlp([hidden + dim, wide, wide, wide], nn.LeakyReLU), GaussianHead(wide, dim))
             for _ in range(2)
         )
-        self.out = nn.Sequential(*mlp([hidden + dim, wide, wide], nn.LeakyReLU), CodeHead(wide, stride))
+        self.decoder_net = nn.Sequential(*mlp([hidden + dim, wide, wide], nn.LeakyReLU), CodeHead(wide, stride))
 
-    def heard(self, h: Tensor, observed_BTF: Tensor) -> Float[Tensor, "K B T M"]:
-        return beside(self.listen(observed_BTF)[None], h)
+    def encoder_features(self, h: Tensor, observed_BTF: Tensor) -> Float[Tensor, "K B T M"]:
+        return concat_features(self.phi_x(observed_BTF)[None], h)

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.models.waveform import CodeHead, Waveforms
-from avdvae.nn.blocks import CausalConv, GatedLayer, before, beginning, beside, mlp
+from avdvae.nn.blocks import CausalConv, GatedLayer, concat_features, keep_given, mlp, shifted
 from avdvae.probability.distributions import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec
@@ -99,8 +99,10 @@ class STCN(Waveforms):
         above: list[Tensor] = []
         for level in reversed(range(len(self.latents))):
             name = self.latents[level].name
-            p[name] = self.p_heads[level](beside(d_before[level][None], *above))
-            q[name] = p[name] if d is None else self.q_heads[level](beside(d[level][None], *above)).times(p[name])
+            p[name] = self.p_heads[level](concat_features(d_before[level][None], *above))
+            q[name] = (
+                p[name] if d is None else self.q_heads[level](concat_features(d[level][None], *above)).times(p[name])
+            )
             z[name] = choose(name, q[name])
             above = [z[name]]
         return Inferred(z, q, p)
@@ -130,7 +132,7 @@ class STCN(Waveforms):
 
     def _prior(self, context: Context, choose: Callable[[str, Gaussian], Tensor]) -> Inferred:
         assert context.past is not None
-        return self._descend([before(told) for told in self.listen(context.past, None)[0]], None, choose)
+        return self._descend([shifted(told) for told in self.listen(context.past, None)[0]], None, choose)
 
     def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]:
         p = self._prior(context, lambda name, _: z[name]).p
@@ -144,7 +146,7 @@ class STCN(Waveforms):
 
         def choose(name: str, p: Gaussian) -> Tensor:
             z_KBTL = p.moved(torch.randn((*shape, p.mean.shape[-1]), device=p.mean.device))
-            return beginning(given, {name: z_KBTL})[name]
+            return keep_given(given, {name: z_KBTL})[name]
 
         return self._prior(context, choose).z
 

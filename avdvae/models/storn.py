@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.models.dynamical_vae import AutoregressiveVAE, Path
-from avdvae.nn.blocks import GaussianHead, Recurrent, beside, mlp
+from avdvae.nn.blocks import GaussianHead, Recurrent, concat_features, mlp
 from avdvae.protocols import Context, Latents, Observed
 
 
@@ -36,24 +36,24 @@ class STORN(AutoregressiveVAE):
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__(features, dim, observes, floor)
-        self.listen = mlp([features, wide], nn.Tanh)
-        self.hear = Recurrent(wide, hidden)
-        self.head = nn.Sequential(*mlp([hidden, *narrow], nn.Tanh), GaussianHead(narrow[-1], dim))
-        self.want = mlp([dim, *reversed(narrow)], nn.Tanh)
-        self.listen_back = mlp([features, wide], nn.Tanh)
-        self.speak = nn.LSTM(wide + narrow[0], hidden, batch_first=True)
-        self.out = nn.Sequential(*mlp([hidden, wide], nn.Tanh), nn.Linear(wide, features))
+        self.phi_x = mlp([features, wide], nn.Tanh)
+        self.encoder_rnn = Recurrent(wide, hidden)
+        self.posterior_net = nn.Sequential(*mlp([hidden, *narrow], nn.Tanh), GaussianHead(narrow[-1], dim))
+        self.phi_z = mlp([dim, *reversed(narrow)], nn.Tanh)
+        self.phi_past = mlp([features, wide], nn.Tanh)
+        self.decoder_rnn = nn.LSTM(wide + narrow[0], hidden, batch_first=True)
+        self.decoder_net = nn.Sequential(*mlp([hidden, wide], nn.Tanh), nn.Linear(wide, features))
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
-        q = self.head(self.hear(self.listen(observed_BTF[None]), context.mask))
+        q = self.posterior_net(self.encoder_rnn(self.phi_x(observed_BTF[None]), context.mask))
         return Path({"z": q.moved(noise["z"])}, {"z": q})
 
-    def proceed(
+    def update_state(
         self, heard: Tensor, z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any
     ) -> tuple[Float[Tensor, "#K B T M"], Any]:
-        told_KBTM = beside(self.want(z_KBTL), self.listen_back(heard))
-        h, state = self.speak(told_KBTM.flatten(end_dim=1), state)
+        told_KBTM = concat_features(self.phi_z(z_KBTL), self.phi_past(heard))
+        h, state = self.decoder_rnn(told_KBTM.flatten(end_dim=1), state)
         return h.unflatten(0, told_KBTM.shape[:2]), state
 
     def output_at(self, h: Tensor, z_KBTL: Tensor) -> Float[Tensor, "K B T F"]:
-        return self.out(h)
+        return self.decoder_net(h)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
-from avdvae.nn.blocks import GaussianHead, check_floor, encoder_input, mlp, same_floor
+from avdvae.nn.blocks import GaussianHead, check_floor, check_same_floor, encoder_input, mlp
 from avdvae.probability.distributions import Gaussian, likelihood_of
 from avdvae.protocols import Batch, Context, Latents, Observed
 
@@ -47,7 +47,7 @@ class VAE(FrameVAE):
         self.decoder = nn.Sequential(*mlp([dim, *sizes[:0:-1]], nn.Tanh), nn.Linear(sizes[1], frequencies))
 
     def start_from(self, vae: VAE) -> None:
-        same_floor(self, vae)
+        check_same_floor(self, vae)
         self.load_state_dict(vae.state_dict())
 
     def posterior(self, batch: Batch, context: Context) -> Gaussian:

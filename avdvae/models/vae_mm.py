@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
-from avdvae.nn.blocks import beginning, same_floor
+from avdvae.nn.blocks import check_same_floor, keep_given
 from avdvae.probability.distributions import Mixture
 from avdvae.probability.objectives import Elbo, Schedule, mixture_elbo, responsibilities
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
@@ -55,8 +55,8 @@ class VAEMM(nn.Module):
         return dict(self.parts.items())  # type: ignore[arg-type]
 
     def start_from(self, sound: FrameVAE, both: FrameVAE) -> None:
-        same_floor(self.parts["sound"], sound)
-        same_floor(self.parts["both"], both)
+        check_same_floor(self.parts["sound"], sound)
+        check_same_floor(self.parts["both"], both)
         self.parts = nn.ModuleDict({"sound": sound, "both": both})
 
     def context(self, batch: Batch) -> Context:
@@ -88,7 +88,7 @@ class VAEMM(nn.Module):
 
     def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
         drawn = {name: part.sample_prior(context, k)["z"] for name, part in self._parts.items()}
-        return beginning(given, drawn)
+        return keep_given(given, drawn)
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         context = self.context(batch)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from avdvae.models.mdvae import Multimodal
 from avdvae.models.vqvae import VQVAE, of_all_processes
-from avdvae.nn.memory import FrameMemory
+from avdvae.nn.frame_cache import FrameCache
 from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Batch, Context, Latents
 
@@ -69,7 +69,7 @@ class VQMDVAE(Multimodal):
     ):
         super().__init__(ear.size, eye.size, **common)
         self.ear, self.eye = ear.requires_grad_(False), eye.requires_grad_(False)
-        self.met = FrameMemory(ear.size + eye.size)
+        self.met = FrameCache(ear.size + eye.size)
         self.standard_a, self.standard_v = Standard(ear.size), Standard(eye.size)
         learned = variance == "learned"
         self.log_var_a = nn.Parameter(torch.zeros(ear.size), requires_grad=learned)
@@ -78,7 +78,7 @@ class VQMDVAE(Multimodal):
     def start_from(self, ear: VQVAE, eye: VQVAE) -> None:
         self.ear.load_state_dict(ear.state_dict())
         self.eye.load_state_dict(eye.state_dict())
-        self.met = FrameMemory(self.met.size)
+        self.met = FrameCache(self.met.size)
 
     def observed(self, batch: Batch) -> tuple[Float[Tensor, "B T A"], Float[Tensor, "B T V"]]:
         power_BTF, face_BTHW3 = batch.need("power", self), batch.need("face", self)

@@ -36,11 +36,11 @@ class VRNNWave(WaveformVAE, VRNN):
         scoring: str = "exact",
     ):
         super().__init__(dim, stride, coding, scoring)
-        self.listen = mlp([stride, wide, wide, wide], nn.LeakyReLU)
-        self.want = mlp([dim, wide, wide, wide, wide], nn.ReLU)
+        self.phi_x = mlp([stride, wide, wide, wide], nn.LeakyReLU)
+        self.phi_z = mlp([dim, wide, wide, wide, wide], nn.ReLU)
         remember: Any = nn.GRU(2 * wide, hidden, batch_first=True)
         nn.init.orthogonal_(remember.weight_hh_l0)
-        self.remember = remember
-        self.q_head = nn.Sequential(*mlp([wide + hidden, wide, wide, wide], nn.ReLU), GaussianHead(wide, dim))
-        self.p_head = nn.Sequential(*mlp([hidden, wide, wide, wide], nn.ReLU), GaussianHead(wide, dim))
-        self.out = nn.Sequential(*mlp([hidden + wide, wide, wide], nn.LeakyReLU), CodeHead(wide, stride))
+        self.rnn = remember
+        self.posterior_net = nn.Sequential(*mlp([wide + hidden, wide, wide, wide], nn.ReLU), GaussianHead(wide, dim))
+        self.prior_net = nn.Sequential(*mlp([hidden, wide, wide, wide], nn.ReLU), GaussianHead(wide, dim))
+        self.decoder_net = nn.Sequential(*mlp([hidden + wide, wide, wide], nn.LeakyReLU), CodeHead(wide, stride))

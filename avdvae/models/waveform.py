@@ -140,12 +140,12 @@ class WaveformVAE(Waveforms, AutoregressiveVAE):
     def decode(self, z: Any, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
         return super().decode(z, context, None if feedback is None else self.stacks(feedback))
 
-    def said(self, output: Float[Tensor, "K B 1 M"]) -> Float[Tensor, "K B 1 S"]:
+    def fed_back(self, output: Float[Tensor, "K B 1 M"]) -> Float[Tensor, "K B 1 S"]:
         return self.stacks(self.likelihood(output).sample())
 
     def elbo(self, batch: Batch, context: Context, schedule: Schedule) -> Elbo:
         path = self._draw(batch, context, 1, "sample")
-        p, output = self.explain(path, context, schedule)
+        p, output = self.prior_and_output(path, context, schedule)
         return self.bound(self.likelihood(output), batch, schedule, path.q, p, {"z": context.mask})
 
     @torch.no_grad()
@@ -160,10 +160,10 @@ class WaveformVAE(Waveforms, AutoregressiveVAE):
             z_1BTL = self.infer(batch).z["z"]
         x, z = (nn.functional.pad(value, (0, 0, 1, 0)) for value in (x_1BTS, z_1BTL))
         if x_1BTS.shape[2]:
-            _, state = self.proceed(x[:, :, :-1], z[:, :, :-1], z[:, :, 1:], None)
+            _, state = self.update_state(x[:, :, :-1], z[:, :, :-1], z[:, :, 1:], None)
         x, z, said = x[:, :, -1:], z[:, :, -1:], []
         for _ in range(-(-samples // self.stride)):
-            h, state = self.proceed(x, z, z, state)
+            h, state = self.update_state(x, z, z, state)
             z = self.prior_at(h, z).sample()[0]
             said.append(self.likelihood(self.output_at(h, z)).sample()[0])
             x = self.stacks(said[-1])[None]

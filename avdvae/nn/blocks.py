@@ -30,7 +30,7 @@ def check_floor(observes: str, floor: float | None) -> None:
         raise UserError(f"model.floor={floor}: give a power above 0, to models of power, or null")
 
 
-def same_floor(model: object, trained: object) -> None:
+def check_same_floor(model: object, trained: object) -> None:
     """An encoder is taken from a trained model: its input must be what it was trained on."""
     own, theirs = (getattr(m, "floor", None) for m in (model, trained))
     if own != theirs:
@@ -53,28 +53,28 @@ class Recurrent(nn.Module):
         unit: type[nn.LSTM] | type[nn.GRU] = nn.LSTM,
     ):
         super().__init__()
-        self.forth = unit(inputs, hidden, batch_first=True) if direction != "backward" else None
-        self.back = unit(inputs, hidden, batch_first=True) if direction != "forward" else None
+        self.forward_rnn = unit(inputs, hidden, batch_first=True) if direction != "backward" else None
+        self.backward_rnn = unit(inputs, hidden, batch_first=True) if direction != "forward" else None
 
     def forward(self, x: Float[Tensor, "*draws T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "*draws T H"]:
         flat, mask = x.flatten(end_dim=-3), mask_BT.expand(*x.shape[:-2], -1).flatten(end_dim=-2)
         flat = flat.transpose(0, 1).contiguous().transpose(0, 1)  # frames apart, or each unit would copy it so
         told = []
-        if self.forth:
-            told.append(self.forth(flat)[0])
-        if self.back:
-            told.append(backwards(self.back(backwards(flat, mask))[0], mask))
+        if self.forward_rnn:
+            told.append(self.forward_rnn(flat)[0])
+        if self.backward_rnn:
+            told.append(reverse_frames(self.backward_rnn(reverse_frames(flat, mask))[0], mask))
         return torch.cat(told, -1).unflatten(0, x.shape[:-2])
 
 
-def ends(both_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B M"]:
+def final_states(both_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B M"]:
     """Where each direction of a Recurrent in both arrives: at the last frame that does not pad, and at the first."""
     forth_BTM, back_BTM = both_BTM.chunk(2, -1)
     last_B = mask_BT.sum(1) - 1
     return torch.cat([forth_BTM[torch.arange(len(last_B)), last_B], back_BTM[:, 0]], -1)
 
 
-def backwards(x_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B T M"]:
+def reverse_frames(x_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B T M"]:
     """From the last frame that does not pad to the first; those that pad stay where they are."""
     if mask_BT.device.type == "cpu" and mask_BT.all():  # a GPU would have to be waited for
         return x_BTM.flip(1)
@@ -114,12 +114,12 @@ class GatedLayer(nn.Module):
         return (x_BTC + residual) * 0.5**0.5, skip, left_BDC
 
 
-def before(x: Float[Tensor, "*draws T M"]) -> Float[Tensor, "*draws T M"]:
+def shifted(x: Float[Tensor, "*draws T M"]) -> Float[Tensor, "*draws T M"]:
     """x_{t-1} at t, and 0 at the start."""
     return nn.functional.pad(x[..., :-1, :], (0, 0, 1, 0))
 
 
-def beginning(given: Mapping[str, Tensor] | None, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def keep_given(given: Mapping[str, Tensor] | None, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Draws of latents, K B T L by name, whose first frames are those that are given."""
     return {
         name: torch.cat([given[name].expand(len(z), -1, -1, -1), z[:, :, given[name].shape[2] :]], 2)
@@ -129,21 +129,23 @@ def beginning(given: Mapping[str, Tensor] | None, drawn: Mapping[str, Tensor]) -
     }
 
 
-def beside(*parts: Float[Tensor, "... _"]) -> Float[Tensor, "... _"]:
+def concat_features(*parts: Float[Tensor, "... _"]) -> Float[Tensor, "... _"]:
     """The features of all parts in one tensor; draws that a part has once are repeated."""
     lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
     return torch.cat([part.expand(*lead, -1) for part in parts], -1)
 
 
-def hoisted(layer: nn.Linear | GaussianHead, early: Float[Tensor, "... M"]) -> tuple[Float[Tensor, "... N"], Tensor]:
+def split_linear(
+    layer: nn.Linear | GaussianHead, early: Float[Tensor, "... M"]
+) -> tuple[Float[Tensor, "... N"], Tensor]:
     """What the first inputs of a layer add to its output, for all frames at once, and the weight that awaits the other
     inputs in a loop: torch.addmm(early, late, weight)."""
-    bias_N, weight_MN = layer.joined() if isinstance(layer, GaussianHead) else (layer.bias, layer.weight.t())
+    bias_N, weight_MN = layer.bias_and_weight() if isinstance(layer, GaussianHead) else (layer.bias, layer.weight.t())
     first, rest = weight_MN.tensor_split([early.shape[-1]])
     return early @ first + bias_N, rest
 
 
-def hoisted_memory(
+def split_rnn(
     layer: nn.LSTM | nn.GRU, early: Float[Tensor, "... M"]
 ) -> tuple[Float[Tensor, "... N"], Callable[[Tensor, Tensor, Any], Any]]:
     """What the first inputs of a recurrent layer add to its gates, for all frames at once; and what, in a loop, makes
@@ -172,7 +174,7 @@ def hoisted_memory(
     return early @ first + bias, gru
 
 
-def silence(layer: nn.Module) -> None:
+def zero_init(layer: nn.Module) -> None:
     """Let its output be 0 until training says otherwise."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -188,7 +190,7 @@ class GaussianHead(nn.Module):
     def forward(self, features: Float[Tensor, "... M"]) -> Gaussian:
         return Gaussian.floored(self.mean(features), self.log_var(features))
 
-    def joined(self) -> tuple[Float[Tensor, " N"], Float[Tensor, "M N"]]:
+    def bias_and_weight(self) -> tuple[Float[Tensor, " N"], Float[Tensor, "M N"]]:
         """Bias and weight of mean and log-variance side by side: torch.addmm(bias, features, weight)."""
         bias = torch.cat([self.mean.bias, self.log_var.bias])
         return bias, torch.cat([self.mean.weight, self.log_var.weight]).t()
@@ -231,12 +233,12 @@ class Residual(nn.Module):
 
     def __init__(self, conv: type[nn.Conv1d | nn.Conv2d], width: int, narrow: int, activation: type[nn.Module]):
         super().__init__()
-        self.correct = nn.Sequential(
+        self.correction = nn.Sequential(
             activation(), conv(width, narrow, 3, padding=1), activation(), conv(narrow, width, 1)
         )
 
     def forward(self, x: Float[Tensor, "N C *places"]) -> Float[Tensor, "N C *places"]:
-        return x + self.correct(x)
+        return x + self.correction(x)
 
 
 class FaceEncoder(nn.Module):

@@ -6,7 +6,78 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-FORMER_NAMES: Mapping[str, Mapping[str, str]] = {}  # by class: the former name of a layer, and its name now
+FORMER_NAMES: Mapping[str, Mapping[str, str]] = {  # by class: the former name of a layer, and its name now
+    "Recurrent": {"forth": "forward_rnn", "back": "backward_rnn"},
+    "Residual": {"correct": "correction"},
+    "GatedTransition": {"new": "proposed_mean", "stay": "z_to_loc", "spread": "scale"},
+    "DKF": {
+        "listen": "phi_x",
+        "hear": "encoder_rnn",
+        "recall": "combiner.z_to_hidden",
+        "head": "combiner.posterior_net",
+        "speak": "emitter",
+    },
+    "AVDKF": {
+        "look": "lip_encoder",
+        "listen": "phi_x",
+        "watch": "lips_to_encoder",
+        "mix": "encoder_fusion",
+        "hear": "encoder_rnn",
+        "recall": "combiner.z_to_hidden",
+        "head": "combiner.posterior_net",
+        "expect": "lips_to_transition",
+        "steer": "transition_fusion",
+        "want": "phi_z",
+        "show": "lips_to_emitter",
+        "tell": "emitter_fusion",
+        "speak": "emitter_head",
+    },
+    "Fusion": {"sound": "main_in", "lips": "lips_in"},
+    "STORN": {
+        "listen": "phi_x",
+        "hear": "encoder_rnn",
+        "head": "posterior_net",
+        "want": "phi_z",
+        "listen_back": "phi_past",
+        "speak": "decoder_rnn",
+        "out": "decoder_net",
+    },
+    "VRNN": {
+        "listen": "phi_x",
+        "want": "phi_z",
+        "remember": "rnn",
+        "q_head": "posterior_net",
+        "p_head": "prior_net",
+        "out": "decoder_net",
+    },
+    "SRNN": {
+        "listen": "phi_x",
+        "remember": "rnn",
+        "hear": "encoder_net",
+        "hear_on": "encoder_rnn",
+        "q_head": "posterior_net",
+        "p_head": "prior_net",
+        "out": "decoder_net",
+    },
+    "RVAE": {
+        "hear": "encoder_rnn",
+        "remember": "latent_rnn",
+        "head": "posterior_head",
+        "speak": "decoder_rnn",
+        "out": "decoder_head",
+    },
+    "AVRVAE": {"look": "lip_encoder", "watch": "prior_rnn", "expect": "prior_head"},
+    "DSAE": {
+        "hear_v": "v_encoder_rnn",
+        "v_head": "v_posterior_head",
+        "hear_z": "encoder_rnn",
+        "follow": "posterior_rnn",
+        "z_head": "posterior_head",
+        "expect": "prior_rnn",
+        "p_head": "prior_head",
+        "speak": "decoder_net",
+    },
+}
 
 
 def name_now(name: str, model: nn.Module) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from avdvae.protocols import Batch
 
 
-class FrameMemory:
+class FrameCache:
     """A frame is known by its utterance and its number there. Copies, and those of other processes, begin empty.
 
     u   features of a frame, NaN until it is met   u_BTM of a batch; u_TM of an utterance, as far as it was met
@@ -24,8 +24,8 @@ class FrameMemory:
         self.size, self.room = size, self.ROOM
         self.known: dict[str, Float[Tensor, "T M"]] = {}
 
-    def __reduce__(self) -> tuple[type[FrameMemory], tuple[int]]:
-        return FrameMemory, (self.size,)
+    def __reduce__(self) -> tuple[type[FrameCache], tuple[int]]:
+        return FrameCache, (self.size,)
 
     def __call__(
         self, batch: Batch, find: Callable[[Bool[Tensor, "B T"]], Float[Tensor, "N M"]]

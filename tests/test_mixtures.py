@@ -133,7 +133,7 @@ def test_the_switch_finds_who_spoke(kind, estep, batch):
     made: Any = [part.requires_grad_(False) for part in parts()]
     sound, both = made
     sound.decoder[-1].bias.copy_(torch.linspace(3, -6, 33))
-    both.sound_out.bias.copy_(torch.linspace(-6, 3, 33))
+    both.decoder_head.bias.copy_(torch.linspace(-6, 3, 33))
     whose = torch.arange(9) // 3 % 2 == 0  # sound, both, sound
     spectra = [torch.linspace(*ends, 33).exp().expand(2, 9, 33) for ends in ((3, -6), (-6, 3))]
     noisy = torch.where(whose[:, None], *spectra) * batch.mask[..., None]

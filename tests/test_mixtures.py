@@ -259,7 +259,7 @@ def test_noise_on_the_sound_lets_the_lips_win_frames_and_pi_follows(batch):
     torch.manual_seed(0)
     model = MINVAE(**SIZES, spoilt=1.0, loudness=1e6).train()
     with torch.no_grad():
-        for name, parameter in model.hear[-1].named_parameters():
+        for name, parameter in model.audio_encoder[-1].named_parameters():
             parameter.mul_(50 if "weight" in name else 1)  # what loud noise does to a trained network
     for _ in range(40):
         model(batch, Schedule())
@@ -277,14 +277,14 @@ def test_responsibilities_of_an_epoch_are_those_of_its_first_weights(batch):
         p.numel() for p in MINVAE(**SIZES).parameters()
     )
     bound(model, 0)
-    held = {name: value.clone() for name, value in model.past.state_dict().items()}  # type: ignore[union-attr]
+    held = {name: value.clone() for name, value in model.epoch_start.state_dict().items()}  # type: ignore[union-attr]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * parameter.requires_grad)
     bound(model, 0)
-    assert all(torch.equal(value, held[name]) for name, value in model.past.state_dict().items())  # type: ignore[union-attr]
+    assert all(torch.equal(value, held[name]) for name, value in model.epoch_start.state_dict().items())  # type: ignore[union-attr]
     bound(model, 1)
-    assert not all(torch.equal(value, held[name]) for name, value in model.past.state_dict().items())  # type: ignore[union-attr]
+    assert not all(torch.equal(value, held[name]) for name, value in model.epoch_start.state_dict().items())  # type: ignore[union-attr]
     with pytest.raises(UserError, match="choose optimal or per_epoch"):
         MINVAE(responsibilities="sometimes")
 

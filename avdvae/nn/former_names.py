@@ -95,6 +95,8 @@ FORMER_NAMES: Mapping[str, Mapping[str, str]] = {  # by class: the former name o
         "lips_out": "decoder_lips_in",
         "sound_out": "decoder_head",
     },
+    "MINVAE": {"hear": "audio_encoder", "look": "visual_encoder", "past": "epoch_start"},
+    "VAEMM": {"parts.sound": "sound", "parts.both": "both"},
 }
 
 

@@ -15,7 +15,7 @@ from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
 from avdvae.models.av_vae import AVVAE
 from avdvae.models.min_vae import MINVAE
-from avdvae.models.mvae import MVAE, product
+from avdvae.models.mvae import MVAE, product_of_experts
 from avdvae.models.sw_vae import SwVAE
 from avdvae.models.v_vae import VVAE
 from avdvae.models.vae import VAE
@@ -294,7 +294,7 @@ def test_a_product_of_experts_is_the_product_of_their_densities():
     experts = [Gaussian(*torch.randn((2, 1, 3), generator=g)) for _ in range(2)]
     z = torch.randn((5, 3), generator=g)
     for some in (experts, experts[:1], []):
-        joint = product(some) if some else Gaussian.standard(1, 3, like=z)
+        joint = product_of_experts(some) if some else Gaussian.standard(1, 3, like=z)
         wanted = sum(e.log_prob(z) for e in (*some, Gaussian.standard(1, 3, like=z)))
         rest = joint.log_prob(z) - wanted
         torch.testing.assert_close(rest, rest[:1].expand(5))  # up to a constant
@@ -318,7 +318,7 @@ def test_mvae_bounds_the_joint_likelihood_and_does_without_either(batch, joint):
         log_joint = power + lips + Normal(0, 1).log_prob(z_K)[:, None, None]
         exact, bound = log_joint.logsumexp(0) + math.log(step), torch.zeros(2, 9)
         for name in families:
-            q = model.posterior(batch, name)
+            q = model.posterior_given(name, batch)
             log_q = Normal(q.mean[..., 0], (q.log_var[..., 0] / 2).exp()).log_prob(z_K[:, None, None])
             bound += (log_q.exp() * (log_joint - log_q)).sum(0) * step / len(families)
         drawn = torch.stack([model(batch, Schedule()).bound for _ in range(400)])
@@ -328,9 +328,10 @@ def test_mvae_bounds_the_joint_likelihood_and_does_without_either(batch, joint):
     several = 4 * drawn.std(0) / 400**0.5
     assert ((drawn.mean(0) - (bound * batch.mask).sum(1)).abs() < several).all() and (several < 5).all()
     for name, family in (("power", "sound"), ("lips", "lips")):
-        torch.testing.assert_close(model.infer(batch.only(name)).q["z"].mean, model.posterior(batch, family).mean)
+        torch.testing.assert_close(model.infer(batch.only(name)).q["z"].mean, model.posterior_given(family, batch).mean)
     both = model.infer(batch).q["z"]
-    assert (both.log_var <= torch.minimum(*(model.posterior(batch, s).log_var for s in ("sound", "lips"))) + 1e-5).all()
+    alone = [model.posterior_given(subset, batch).log_var for subset in ("sound", "lips")]
+    assert (both.log_var <= torch.minimum(*alone) + 1e-5).all()
     with pytest.raises(UserError, match="MVAE needs power"):
         model(batch.only("lips"), Schedule())
     with pytest.raises(UserError, match="choose from poe, moe, mopoe"):

@@ -80,8 +80,8 @@ def test_importance_sampling_finds_the_likelihood_of_sound_and_lips(batch):
     """Exactly known where nothing that is seen or heard hangs on the latent."""
     torch.manual_seed(0)
     model = MVAE(**SIZES)
-    heads: list[Any] = [model.hear[-1], model.look[-1]]
-    for part in (model.speak, model.draw, *heads):
+    heads: list[Any] = [model.audio_encoder[-1], model.visual_encoder[-1]]
+    for part in (model.audio_decoder, model.visual_decoder, *heads):
         zero_init(part)
     for head in heads:  # whose product with the prior is N(0.3, 0.7 I)
         torch.nn.init.constant_(head.mean.bias, 1.0)

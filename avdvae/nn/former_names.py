@@ -96,6 +96,12 @@ FORMER_NAMES: Mapping[str, Mapping[str, str]] = {  # by class: the former name o
         "sound_out": "decoder_head",
     },
     "MINVAE": {"hear": "audio_encoder", "look": "visual_encoder", "past": "epoch_start"},
+    "MVAE": {
+        "hear": "audio_encoder",
+        "look": "visual_encoder",
+        "speak": "audio_decoder",
+        "draw": "visual_decoder",
+    },
     "VAEMM": {"parts.sound": "sound", "parts.both": "both"},
 }
 

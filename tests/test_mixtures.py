@@ -15,7 +15,7 @@ from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
 from avdvae.models.av_vae import AVVAE
 from avdvae.models.min_vae import MINVAE
-from avdvae.models.mvae import MVAE, product
+from avdvae.models.mvae import MVAE, product_of_experts
 from avdvae.models.sw_vae import SwVAE
 from avdvae.models.v_vae import VVAE
 from avdvae.models.vae import VAE
@@ -133,7 +133,7 @@ def test_the_switch_finds_who_spoke(kind, estep, batch):
     made: Any = [part.requires_grad_(False) for part in parts()]
     sound, both = made
     sound.decoder[-1].bias.copy_(torch.linspace(3, -6, 33))
-    both.sound_out.bias.copy_(torch.linspace(-6, 3, 33))
+    both.decoder_head.bias.copy_(torch.linspace(-6, 3, 33))
     whose = torch.arange(9) // 3 % 2 == 0  # sound, both, sound
     spectra = [torch.linspace(*ends, 33).exp().expand(2, 9, 33) for ends in ((3, -6), (-6, 3))]
     noisy = torch.where(whose[:, None], *spectra) * batch.mask[..., None]
@@ -259,7 +259,7 @@ def test_noise_on_the_sound_lets_the_lips_win_frames_and_pi_follows(batch):
     torch.manual_seed(0)
     model = MINVAE(**SIZES, spoilt=1.0, loudness=1e6).train()
     with torch.no_grad():
-        for name, parameter in model.hear[-1].named_parameters():
+        for name, parameter in model.audio_encoder[-1].named_parameters():
             parameter.mul_(50 if "weight" in name else 1)  # what loud noise does to a trained network
     for _ in range(40):
         model(batch, Schedule())
@@ -277,14 +277,14 @@ def test_responsibilities_of_an_epoch_are_those_of_its_first_weights(batch):
         p.numel() for p in MINVAE(**SIZES).parameters()
     )
     bound(model, 0)
-    held = {name: value.clone() for name, value in model.past.state_dict().items()}  # type: ignore[union-attr]
+    held = {name: value.clone() for name, value in model.epoch_start.state_dict().items()}  # type: ignore[union-attr]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * parameter.requires_grad)
     bound(model, 0)
-    assert all(torch.equal(value, held[name]) for name, value in model.past.state_dict().items())  # type: ignore[union-attr]
+    assert all(torch.equal(value, held[name]) for name, value in model.epoch_start.state_dict().items())  # type: ignore[union-attr]
     bound(model, 1)
-    assert not all(torch.equal(value, held[name]) for name, value in model.past.state_dict().items())  # type: ignore[union-attr]
+    assert not all(torch.equal(value, held[name]) for name, value in model.epoch_start.state_dict().items())  # type: ignore[union-attr]
     with pytest.raises(UserError, match="choose optimal or per_epoch"):
         MINVAE(responsibilities="sometimes")
 
@@ -294,7 +294,7 @@ def test_a_product_of_experts_is_the_product_of_their_densities():
     experts = [Gaussian(*torch.randn((2, 1, 3), generator=g)) for _ in range(2)]
     z = torch.randn((5, 3), generator=g)
     for some in (experts, experts[:1], []):
-        joint = product(some) if some else Gaussian.standard(1, 3, like=z)
+        joint = product_of_experts(some) if some else Gaussian.standard(1, 3, like=z)
         wanted = sum(e.log_prob(z) for e in (*some, Gaussian.standard(1, 3, like=z)))
         rest = joint.log_prob(z) - wanted
         torch.testing.assert_close(rest, rest[:1].expand(5))  # up to a constant
@@ -318,7 +318,7 @@ def test_mvae_bounds_the_joint_likelihood_and_does_without_either(batch, joint):
         log_joint = power + lips + Normal(0, 1).log_prob(z_K)[:, None, None]
         exact, bound = log_joint.logsumexp(0) + math.log(step), torch.zeros(2, 9)
         for name in families:
-            q = model.posterior(batch, name)
+            q = model.posterior_given(name, batch)
             log_q = Normal(q.mean[..., 0], (q.log_var[..., 0] / 2).exp()).log_prob(z_K[:, None, None])
             bound += (log_q.exp() * (log_joint - log_q)).sum(0) * step / len(families)
         drawn = torch.stack([model(batch, Schedule()).bound for _ in range(400)])
@@ -328,9 +328,10 @@ def test_mvae_bounds_the_joint_likelihood_and_does_without_either(batch, joint):
     several = 4 * drawn.std(0) / 400**0.5
     assert ((drawn.mean(0) - (bound * batch.mask).sum(1)).abs() < several).all() and (several < 5).all()
     for name, family in (("power", "sound"), ("lips", "lips")):
-        torch.testing.assert_close(model.infer(batch.only(name)).q["z"].mean, model.posterior(batch, family).mean)
+        torch.testing.assert_close(model.infer(batch.only(name)).q["z"].mean, model.posterior_given(family, batch).mean)
     both = model.infer(batch).q["z"]
-    assert (both.log_var <= torch.minimum(*(model.posterior(batch, s).log_var for s in ("sound", "lips"))) + 1e-5).all()
+    alone = [model.posterior_given(subset, batch).log_var for subset in ("sound", "lips")]
+    assert (both.log_var <= torch.minimum(*alone) + 1e-5).all()
     with pytest.raises(UserError, match="MVAE needs power"):
         model(batch.only("lips"), Schedule())
     with pytest.raises(UserError, match="choose from poe, moe, mopoe"):

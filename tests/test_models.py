@@ -80,8 +80,8 @@ def test_importance_sampling_finds_the_likelihood_of_sound_and_lips(batch):
     """Exactly known where nothing that is seen or heard hangs on the latent."""
     torch.manual_seed(0)
     model = MVAE(**SIZES)
-    heads: list[Any] = [model.hear[-1], model.look[-1]]
-    for part in (model.speak, model.draw, *heads):
+    heads: list[Any] = [model.audio_encoder[-1], model.visual_encoder[-1]]
+    for part in (model.audio_decoder, model.visual_decoder, *heads):
         zero_init(part)
     for head in heads:  # whose product with the prior is N(0.3, 0.7 I)
         torch.nn.init.constant_(head.mean.bias, 1.0)
@@ -144,20 +144,21 @@ def test_each_divergence_weighs_beta_times_its_share_of_the_loss(batch, monkeypa
 
 def test_the_sound_layers_of_the_cvae_stand_still_in_its_share_of_the_batches(batch):
     model = cvae(freeze_sound=0.3).train()
-    sound = {f"{layer}.{p}" for layer in ("sound_in", "latent_out") for p in ("weight", "bias")}
-    sound |= {f"head.{layer}.{p}" for layer in ("mean", "log_var") for p in ("weight", "bias")}
-    frozen = {"sound_in.weight", "sound_in.bias", "lips_out.weight", "lips_out.bias"}  # as by train.freeze
+    sound = {f"{layer}.{p}" for layer in ("encoder_audio_in", "decoder_latent_in") for p in ("weight", "bias")}
+    sound |= {f"posterior_head.{layer}.{p}" for layer in ("mean", "log_var") for p in ("weight", "bias")}
+    by_train_freeze = ("encoder_audio_in", "decoder_lips_in")
+    frozen = {f"{layer}.{p}" for layer in by_train_freeze for p in ("weight", "bias")}
     for freeze, (coin, still) in product((False, True), ((0.29, sound), (0.3, set()), (0.0, sound), (1.0, set()))):
         model.zero_grad()
         if freeze:
-            model.sound_in.requires_grad_(False)
-            model.lips_out.requires_grad_(False)
+            for layer in by_train_freeze:
+                model.get_submodule(layer).requires_grad_(False)
         model(batch, Schedule(coin=coin)).loss(PLAIN).sum().backward()
         unmoved = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()}
         assert unmoved == still | (frozen if freeze else set())
         assert all(p.grad is None for name, p in model.named_parameters() if name in unmoved)  # which Adam passes over
     model.eval()(batch, Schedule(coin=0.0)).loss(PLAIN).sum().backward()
-    assert model.get_parameter("head.mean.weight").grad is not None
+    assert model.get_parameter("posterior_head.mean.weight").grad is not None
     for setting in ({"alpha": 1.1}, {"freeze_sound": -0.1}):
         with pytest.raises(UserError, match=rf"model\.{next(iter(setting))}=.* from 0 to 1"):
             cvae(**setting)
@@ -227,7 +228,7 @@ def test_a_model_that_starts_from_an_a_vae_is_that_a_vae_until_the_lips_have_tau
     torch.testing.assert_close(model.decode(z, model.context(batch))["power"].log_var, spectra)
     model(batch, PLAIN).loss(PLAIN).sum().backward()
     learning = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert any(name.startswith("lips_out") for name in learning)
+    assert any(name.startswith("decoder_lips_in") for name in learning)
 
 
 @pytest.mark.parametrize("kind", [AVVAE, CVAE])

@@ -8,16 +8,19 @@ variational auto-encoders", IEEE/ACM TASLP 28, 2020 (arXiv 1908.02590), equation
     ELBO      L = sum_t E_q[ln p(s_t | z_t, v_t)] - KL(q(z_t | s_t, v_t) || p(z_t | v_t))
     modified    = alpha L + (1 - alpha) sum_t E_{p(z_t | v_t)}[ln p(s_t | z_t, v_t)]
 
-Encoder, decoder and prior share one look at the lips. The second term of the modified bound, and a share of the batches
-in which the layers that carry sound stand still, keep the model from ignoring them. Training may start from an A-VAE,
-to which the lips add nothing at first; from scratch, the latent ends up telling less.
+Encoder, decoder and prior share the features of the lips. Two things keep the model from ignoring the lips: the second
+term of the modified bound, and batches in which the layers of the sound are frozen. Training may start from an A-VAE,
+with weights of 0 for the lips; from scratch, the latent encodes less of the sound.
 
-From a face unlike those of the training, p(z | v) is narrow at a wrong place. Enhancement takes its power `temper`,
+For faces unlike those of the training set, p(z | v) is narrow around a wrong mean. Enhancement uses p(z | v)^temper,
 normalised.
 
-    s_t     speech spectrum    power_BTF holds |s_t|^2
-    v_t     mouth crop         lips_BTHW; its features: context.video_BTM
-    z_t     latent             z_KBTL
+    |s_t|^2             power spectrum           power_BTF
+    v_t                 mouth crop               lips_BTHW; its features: lip_encoder, context.video_BTM
+    z_t                 latent                   z_KBTL
+    mutilde, vartilde   of the posterior         encoder_audio_in, encoder_lips_in, posterior_head: Gaussian, B T L
+    mubar, varbar       of the prior             prior_net: Gaussian, B T L
+    sigma               variance of speech       decoder_latent_in, decoder_lips_in, decoder_head: exp(log_var_KBTF)
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ from avdvae.protocols import Batch, Context, Latents
 
 class CVAE(FrameVAE):
     sees = ("power", "lips")
-    SOUND = ("sound_in.", "latent_out.", "head.")  # what `freeze_sound` freezes
+    SOUND = ("encoder_audio_in.", "posterior_head.", "decoder_latent_in.")  # what `freeze_sound` freezes
 
     def __init__(
         self,
@@ -51,47 +54,47 @@ class CVAE(FrameVAE):
         dim: int = 32,
         dropout: float = 0.3,
         alpha: float = 0.9,
-        freeze_sound: float = 0.2,  # share of the batches that train the layers of the lips alone
+        freeze_sound: float = 0.2,  # fraction of the batches that train only the layers of the lips
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__(dim, "audio-visual")
-        for name, share in (("alpha", alpha), ("freeze_sound", freeze_sound)):
-            if not 0 <= share <= 1:
-                raise UserError(f"model.{name}={share}: give a share from 0 to 1")
+        for name, value in (("alpha", alpha), ("freeze_sound", freeze_sound)):
+            if not 0 <= value <= 1:
+                raise UserError(f"model.{name}={value}: give a number from 0 to 1")
         self.alpha, self.freeze_sound, self.floor = alpha, freeze_sound, floor
-        self.look = nn.Sequential(LipEncoder(pixels, features=hidden, dropout=dropout), nn.ReLU())
-        self.sound_in, self.lips_in = nn.Linear(frequencies, hidden), nn.Linear(hidden, hidden)
-        self.head = GaussianHead(hidden, dim)
-        self.prior_head = nn.Sequential(mlp([hidden, hidden], nn.ReLU), GaussianHead(hidden, dim))
-        self.latent_out, self.lips_out = nn.Linear(dim, hidden), nn.Linear(hidden, hidden)
-        self.sound_out = nn.Linear(hidden, frequencies)
+        self.lip_encoder = nn.Sequential(LipEncoder(pixels, features=hidden, dropout=dropout), nn.ReLU())
+        self.encoder_audio_in, self.encoder_lips_in = nn.Linear(frequencies, hidden), nn.Linear(hidden, hidden)
+        self.posterior_head = GaussianHead(hidden, dim)
+        self.prior_net = nn.Sequential(mlp([hidden, hidden], nn.ReLU), GaussianHead(hidden, dim))
+        self.decoder_latent_in, self.decoder_lips_in = nn.Linear(dim, hidden), nn.Linear(hidden, hidden)
+        self.decoder_head = nn.Linear(hidden, frequencies)
 
     def start_from(self, vae: VAE) -> None:
         check_same_floor(self, vae)
-        self.sound_in, self.head = vae.encoder[0], vae.encoder[-1]
-        self.latent_out, self.sound_out = vae.decoder[0], vae.decoder[-1]
-        for layer in (self.lips_in, self.lips_out, self.prior_head[1]):
+        self.encoder_audio_in, self.posterior_head = vae.encoder[0], vae.encoder[-1]
+        self.decoder_latent_in, self.decoder_head = vae.decoder[0], vae.decoder[-1]
+        for layer in (self.encoder_lips_in, self.decoder_lips_in, self.prior_net[1]):
             zero_init(layer)
 
     def video(self, batch: Batch) -> Float[Tensor, "B T M"]:
-        return self.look(batch.need("lips", self))
+        return self.lip_encoder(batch.need("lips", self))
 
     def prior(self, context: Context) -> Gaussian:
-        p = self.prior_head(context.video)
+        p = self.prior_net(context.video)
         return Gaussian(p.mean, p.log_var - math.log(context.temper))
 
     def posterior(self, batch: Batch, context: Context) -> Gaussian:
-        sound = self.sound_in(encoder_input(batch.need("power", self), self.floor))
-        return self.head(torch.tanh(sound + self.lips_in(context.video)))
+        audio = self.encoder_audio_in(encoder_input(batch.need("power", self), self.floor))
+        return self.posterior_head(torch.tanh(audio + self.encoder_lips_in(context.video)))
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, ComplexGaussian]:
-        hidden = torch.tanh(self.latent_out(z["z"]) + self.lips_out(context.video))
-        return {"power": ComplexGaussian(self.sound_out(hidden))}
+        hidden = torch.tanh(self.decoder_latent_in(z["z"]) + self.decoder_lips_in(context.video))
+        return {"power": ComplexGaussian(self.decoder_head(hidden))}
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
-        if self.training and schedule.coin < self.freeze_sound:  # the same pass, without slopes in the layers of sound
-            still = {name: p.detach() for name, p in self.named_parameters() if name.startswith(self.SOUND)}
-            return functional_call(self, still, (batch, replace(schedule, coin=1.0)))
+        if self.training and schedule.coin < self.freeze_sound:  # the same pass, without their gradients
+            frozen = {name: p.detach() for name, p in self.named_parameters() if name.startswith(self.SOUND)}
+            return functional_call(self, frozen, (batch, replace(schedule, coin=1.0)))
         context = self.context(batch)
         elbo = self.elbo(batch, context)
         if self.alpha == 1:

@@ -1,13 +1,15 @@
-"""What VAEs with one Gaussian latent a frame, and no memory from frame to frame, have in common.
+"""The base of VAEs with one Gaussian latent per frame and no dependence between frames.
 
     p(s, z | v) = prod_t p(s_t | z_t, v_t) p(z_t | v_t)        q(z | s, v) = prod_t q(z_t | s_t, v_t)
     ELBO = sum_t E_q[ln p(s_t | z_t, v_t)] - KL(q(z_t | s_t, v_t) || p(z_t | v_t))
 
-A model of the family gives `posterior` and `decode`, and `video` and `prior` where the lips tell of z.
+A subclass gives `posterior` and `decode`; `video` and `prior` if it is conditioned on the lips.
 
-    s   speech spectrum, of which the power |s|^2 suffices   power_BTF
-    v   features of the lips                                 context.video_BTM
-    z   latent                                               z_KBTL
+    s   speech spectrum, given by its power |s|^2    power_BTF
+    v   features of the lips                         video: context.video_BTM
+    z   latent                                       z_KBTL
+    q   posterior of z                               posterior: Gaussian, B T L
+    p   prior of z, and likelihood of s              prior: Gaussian, B T L; decode: ComplexGaussian, K B T F
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Obse
 
 
 class FrameVAE(nn.Module):
-    observes: Observed = "power"  # what it explains
+    observes: Observed = "power"
     sees: tuple[str, ...] = ("power",)
 
     def __init__(self, dim: int, modality: Literal["audio", "audio-visual", "motion"] = "audio"):
@@ -67,7 +69,7 @@ class FrameVAE(nn.Module):
         return self.elbo(batch, self.context(batch))
 
     def terms(self, batch: Batch, context: Context) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-        """The two of the bound, frame by frame."""
+        """E_q[ln p(s_t | z_t, v_t)] and KL(q || p), the two terms of the bound in each frame."""
         q = self.posterior(batch, context)
         return self.log_likelihood({"z": q.sample()}, context, batch), q.kl(self.prior(context))
 
@@ -80,5 +82,5 @@ class FrameVAE(nn.Module):
         )
 
     def log_likelihood(self, z: Latents, context: Context, batch: Batch) -> Float[Tensor, "B T"]:
-        """ln p(s | z, v), averaged over the draws of z."""
+        """The mean of ln p(s_t | z_t, v_t) over the draws of z."""
         return self.decode(z, context)[self.observes].log_prob(batch.need(self.observes, self)).mean(0)

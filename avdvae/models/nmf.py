@@ -1,4 +1,4 @@
-"""A dictionary of speech spectra: the classical baseline beside the VAEs.
+"""NMF: a dictionary of speech spectra, the classical baseline of the VAEs.
 
 C. Fevotte, N. Bertin, J.-L. Durrieu, "Nonnegative matrix factorization with the Itakura-Saito divergence", Neural
 Computation 21(3), 2009, as a generative model with a log-normal prior on the activations.
@@ -6,12 +6,15 @@ Computation 21(3), 2009, as a generative model with a log-normal prior on the ac
     p(z_tk) = N(m_k, v_k)        p(s_ft | z_t) = Nc(0, sum_k D_fk exp(z_tk))        q(z_tk | s_t) = N(ln h_tk(s_t), c_k)
     ELBO = sum_t E_q[ln p(s_t | z_t)] - KL(q(z_t | s_t) || p(z_t))
 
-h minimises the Itakura-Saito divergence from |s|^2 to h D^T by multiplicative updates, the dictionary being given; what
-is learned is D, m, v and c.
+h minimises the Itakura-Saito divergence from |s|^2 to h D^T by multiplicative updates with D fixed. D, m, v and c
+are trained.
 
     |s_t|^2   power spectrum           power_BTF
-    h_t       activations, exp(z_t)    h_BTL
-    D         dictionary               D_FL
+    z_t       log-activations          z_KBTL
+    h_t       activations              activations: h_BTL
+    D         dictionary               exp(log_dictionary): D_FL
+    m, v      of the prior             prior_mean, exp(prior_log_var), L
+    c         of the posterior         exp(posterior_log_var), L
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sw-VAE: VAE-MM whose switch has a memory.
+"""Sw-VAE: VAE-MM whose switch is a Markov chain.
 
 M. Sadeghi, X. Alameda-Pineda, "Switching variational auto-encoders for noise-agnostic audio-visual speech enhancement",
 ICASSP 2021 (arXiv 2102.04144).
@@ -7,10 +7,12 @@ ICASSP 2021 (arXiv 2102.04144).
     q(m, z | s, v) = r(m_1 .. m_T) prod_t q(z^m_t | s_t, v_t)        r by forward-backward
     ELBO = ln sum_{m_1 .. m_T} p(m_1 .. m_T) prod_t exp ELBO_m_t(s_t, v_t)
 
-lambda and tau are learned from the utterance that is enhanced. Bad lips come in stretches, and so does what the switch
-says of them. Training, where one wants it, is that of VAE-MM, frame by frame.
+lambda and tau are learned from the utterance that is enhanced. Corrupted lips last for several frames, and the chain
+models it. Training is that of VAE-MM, frame by frame.
 
     lambda, tau   prior of the switch    context.switch_BSM: lambda above the rows of tau
+
+The other symbols are those of vae_mm.py.
 """
 
 from __future__ import annotations
@@ -40,6 +42,6 @@ class SwVAE(VAEMM):
     def context(self, batch: Batch) -> Context:
         return replace(super().context(batch), learns=self.learn)
 
-    def switch(self, batch: Batch) -> Float[Tensor, "B S M"]:
+    def switch_prior(self, batch: Batch) -> Float[Tensor, "B S M"]:
         rows = [[0.5, 0.5], [self.stay, 1 - self.stay], [1 - self.stay, self.stay]]
         return torch.tensor([rows], device=batch.mask.device).expand(len(batch.mask), -1, -1)

@@ -1,4 +1,4 @@
-"""V-VAE: the latent of speech spectra inferred from the lips alone.
+"""V-VAE: a VAE of speech whose latent is inferred from the lips alone.
 
 M. Sadeghi, S. Leglaive, X. Alameda-Pineda, L. Girin, R. Horaud, "Audio-visual speech enhancement using conditional
 variational auto-encoders", IEEE/ACM TASLP 28, 2020 (arXiv 1908.02590), section IV-A, with raw mouth crops.
@@ -6,9 +6,11 @@ variational auto-encoders", IEEE/ACM TASLP 28, 2020 (arXiv 1908.02590), section 
     p(z_t) = N(0, I)        p(s_ft | z_t) = Nc(0, sigma_f(z_t))        q(z_t | v_t) = N(mu(v_t), diag var(v_t))
     ELBO = sum_t E_q[ln p(s_t | z_t)] - KL(q(z_t | v_t) || N(0, I))
 
-    s_t     speech spectrum    power_BTF holds |s_t|^2
-    v_t     mouth crop         lips_BTHW; its features: context.video_BTM
-    z_t     latent             z_KBTL
+    |s_t|^2   power spectrum        power_BTF
+    v_t       mouth crop            lips_BTHW
+    z_t       latent                z_KBTL
+    mu, var   of the posterior      encoder: mean_BTL, exp(log_var_BTL)
+    sigma     variance of speech    decoder: exp(log_var_KBTF)
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ class VVAE(FrameVAE):
         self, frequencies: int = 513, pixels: int = 67 * 67, hidden: int = 128, dim: int = 32, dropout: float = 0.3
     ):
         super().__init__(dim, "audio-visual")
-        look = LipEncoder(pixels, features=hidden, dropout=dropout)
-        self.encoder = nn.Sequential(look, nn.Tanh(), GaussianHead(hidden, dim))
+        lip_encoder = LipEncoder(pixels, features=hidden, dropout=dropout)
+        self.encoder = nn.Sequential(lip_encoder, nn.Tanh(), GaussianHead(hidden, dim))
         self.decoder = nn.Sequential(*mlp([dim, hidden], nn.Tanh), nn.Linear(hidden, frequencies))
 
     def start_from(self, vae: VAE) -> None:

@@ -7,9 +7,10 @@ conditional variational auto-encoders", IEEE/ACM TASLP 28, 2020 (arXiv 1908.0259
     p(z_t) = N(0, I)        p(s_ft | z_t) = Nc(0, sigma_f(z_t))        q(z_t | s_t) = N(mu(|s_t|^2), diag var(|s_t|^2))
     ELBO = sum_t E_q[ln p(s_t | z_t)] - KL(q(z_t | s_t) || N(0, I))
 
-    |s_t|^2   power spectrum        power_BTF
-    z_t       latent                z_KBTL
-    sigma     variance of speech    exp(log_var_KBTF)
+    |s_t|^2   power spectrum                  power_BTF
+    z_t       latent                          z_KBTL
+    mu, var   of the posterior                encoder: mean_BTL, exp(log_var_BTL)
+    sigma     variance of speech              decoder: exp(log_var_KBTF)
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class VAE(FrameVAE):
         observes: Observed = "power",
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
-        """Several layers are `hidden` where it names their sizes, in the order of the encoder. Poses, too, can be what
-        it `observes`, with as many numbers a frame as `frequencies` says."""
+        """A sequence `hidden` gives the sizes of several layers, in the order of the encoder. With observes="pose",
+        `frequencies` is the number of coordinates per frame."""
         check_floor(observes, floor)
         super().__init__(dim, "audio" if observes == "power" else "motion")
         self.observes: Observed = observes

@@ -77,6 +77,32 @@ FORMER_NAMES: Mapping[str, Mapping[str, str]] = {  # by class: the former name o
         "p_head": "prior_head",
         "speak": "decoder_net",
     },
+    "AVVAE": {
+        "sound_in": "encoder_audio_in",
+        "lips_in": "encoder_lips_in",
+        "head": "posterior_head",
+        "latent_out": "decoder_latent_in",
+        "lips_out": "decoder_lips_in",
+        "sound_out": "decoder_head",
+    },
+    "CVAE": {
+        "look": "lip_encoder",
+        "sound_in": "encoder_audio_in",
+        "lips_in": "encoder_lips_in",
+        "head": "posterior_head",
+        "prior_head": "prior_net",
+        "latent_out": "decoder_latent_in",
+        "lips_out": "decoder_lips_in",
+        "sound_out": "decoder_head",
+    },
+    "MINVAE": {"hear": "audio_encoder", "look": "visual_encoder", "past": "epoch_start"},
+    "MVAE": {
+        "hear": "audio_encoder",
+        "look": "visual_encoder",
+        "speak": "audio_decoder",
+        "draw": "visual_decoder",
+    },
+    "VAEMM": {"parts.sound": "sound", "parts.both": "both"},
 }
 
 

@@ -24,7 +24,6 @@ from avdvae.models.lstm import LSTM
 from avdvae.models.stcn import STCN
 from avdvae.models.vae import VAE
 from avdvae.pictures.figures import probe_curves
-from avdvae.probability.objectives import Schedule
 from avdvae.probability.pcm import CODES, DMoL
 from avdvae.protocols import why_not_enhancing
 from avdvae.signals.audio import Stft
@@ -56,14 +55,6 @@ def test_the_fitted_mixture_is_a_distribution_and_fits():
     cost = bits[(drawn * CODES).int().numpy() + CODES].mean()
     best = -true.log_prob(drawn).mean().item() / np.log(2)
     assert best - 0.01 < cost < best + 1e-3
-
-
-def test_pieces_cost_what_the_whole_costs(monkeypatch):
-    batch = utterances(3300, 5900)
-    monkeypatch.setattr("avdvae.latents.likelihood.PIECE", 1000)
-    model = small(LSTM)
-    whole = -model(batch, Schedule()).bound / np.log(2)
-    torch.testing.assert_close(bound_bits(model, batch), whole.float(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("kind", [CWVAE, STCN])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,19 +16,17 @@ from torch import Tensor
 
 from avdvae.probability.objectives import Schedule
 from avdvae.probability.pcm import CODES, DMoL
-from avdvae.protocols import Batch, LatentModel
+from avdvae.protocols import Batch, LatentModel, WaveformModel
 
-PIECE = 65_536  # samples that a model which can go on hears at a time
+PIECE = 65_536  # samples that a causal model takes at a time
 
 
 @torch.no_grad()
-def bound_bits(model: Any, batch: Batch) -> Float[Tensor, " B"]:
+def bound_bits(model: WaveformModel, batch: Batch) -> Float[Tensor, " B"]:
     """Minus the bound, with one draw."""
-    if not hasattr(model, "carry"):
-        return -model(batch, Schedule()).bound / math.log(2)
     assert batch.waveform is not None and batch.lengths is not None
     bits_B, state = torch.zeros(len(batch.ids), device=batch.waveform.device), None
-    size = PIECE // model.stride * model.stride
+    size = PIECE // model.stride * model.stride if model.causal else batch.waveform.shape[1]
     for first in range(0, batch.waveform.shape[1], size):
         part_BN = batch.waveform[:, first : first + size]
         lengths = (batch.lengths - first).clamp(0, part_BN.shape[1])

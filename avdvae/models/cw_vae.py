@@ -324,7 +324,7 @@ class CWVAE(Waveforms):
         return self.bound(self._likelihood(told["z1"], 1), batch, schedule, q, p, masks, share)
 
     @torch.no_grad()
-    def go_on(self, waveform_BN: Float[Tensor, "B N"], samples: int) -> Float[Tensor, "B n"]:
+    def generate(self, waveform_BN: Float[Tensor, "B N"], samples: int) -> Float[Tensor, "B n"]:
         """What may follow sound, or silence where there is none. Steps that see what comes are inferred as if silence
         did, so that those that see little else are left to the prior."""
         total = waveform_BN.shape[1] + samples

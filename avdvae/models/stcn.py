@@ -46,6 +46,8 @@ class WideHead(nn.Module):
 
 
 class STCN(Waveforms):
+    causal = True
+
     def __init__(
         self,
         stride: int = 64,
@@ -108,7 +110,7 @@ class STCN(Waveforms):
         return Inferred(z, q, p)
 
     def context(self, batch: Batch) -> Context:
-        return Context(self.steps(batch), past=self.stacks(batch.need("waveform", self)))
+        return Context(self.steps(batch), past=None if batch.waveform is None else self.stacks(batch.waveform))
 
     def _infer(self, context: Context, k: int, mode: str, state: Any = None) -> tuple[Inferred, Any]:
         assert context.past is not None
@@ -125,6 +127,7 @@ class STCN(Waveforms):
         return self._descend(d_before, d, choose), ([told[:, -1:] for told in d], inner)
 
     def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred:
+        batch.need("waveform", self)
         return self._infer(self.context(batch), k, mode)[0]
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
@@ -185,7 +188,8 @@ class STCN(Waveforms):
         return self.carry(batch, schedule, None)[0]
 
     def carry(self, batch: Batch, schedule: Schedule, state: Any) -> tuple[Elbo, Any]:
-        """As of a Predictor."""
+        """See protocols.WaveformModel."""
+        batch.need("waveform", self)
         context, (heard, spoken) = self.context(batch), state or (None, None)
         inferred, heard = self._infer(context, 1, "sample", heard)
         output, spoken = self.speak_of(inferred.z, spoken)
@@ -194,7 +198,7 @@ class STCN(Waveforms):
         return elbo, (heard, spoken)
 
     @torch.no_grad()
-    def go_on(self, waveform_BN: Float[Tensor, "B N"], samples: int) -> Float[Tensor, "B n"]:
+    def generate(self, waveform_BN: Float[Tensor, "B N"], samples: int) -> Float[Tensor, "B n"]:
         """What may follow whole stacks of sound, or silence where there are none."""
         x_BTS = self.stacks(waveform_BN)
         mask = torch.ones(x_BTS.shape[:2], dtype=torch.bool, device=x_BTS.device)

@@ -38,6 +38,7 @@ class CodeHead(nn.Linear):
 class Waveforms(nn.Module):
     observes: Observed = "waveform"
     sees: tuple[str, ...] = ("waveform",)
+    causal = False
     stride: int
     coding: Coding
     scoring: Scoring
@@ -51,9 +52,9 @@ class Waveforms(nn.Module):
         self.stride, self.coding, self.scoring = stride, coding, scoring  # type: ignore[assignment]  # checked
 
     def steps(self, batch: Batch) -> Bool[Tensor, "B T"]:
-        """Which stacks hold data."""
-        samples = batch.need("waveform", self).shape[1]
+        """Which stacks hold data; without a waveform, `lengths` alone gives how many there are."""
         assert batch.lengths is not None
+        samples = int(batch.lengths.max()) if batch.waveform is None else batch.waveform.shape[1]
         first_T = torch.arange(0, samples, self.stride, device=batch.lengths.device)
         return first_T < batch.lengths[:, None]
 
@@ -92,9 +93,15 @@ class Waveforms(nn.Module):
             aux={f"free_{name}": nats_B for name, nats_B in free.items()} if schedule.free else {},
         )
 
+    def carry(self, batch: Batch, schedule: Schedule, state: Any) -> tuple[Elbo, Any]:
+        """See protocols.WaveformModel; here of a whole utterance, for its posterior depends on later samples."""
+        return self(batch, schedule), None
+
 
 class Predictor(Waveforms):
     """A model without latents: each stack from those before it."""
+
+    causal = True
 
     def tell(self, before_BTS: Float[Tensor, "B T S"], state: Any) -> tuple[Float[Tensor, "B T M"], Any]:
         """What the likelihood of x_t is made of, from x_t-1 and the state that the stacks before left; and the next."""
@@ -104,15 +111,14 @@ class Predictor(Waveforms):
         return self.carry(batch, schedule, None)[0]
 
     def carry(self, batch: Batch, schedule: Schedule, state: Any) -> tuple[Elbo, Any]:
-        """The bound of a piece of an utterance, whole stacks long unless it is the last, in the light of what came
-        before, which `state` holds; and the state after it."""
+        """See protocols.WaveformModel."""
         x_BTS = self.stacks(batch.need("waveform", self))
         last_B1S, inner = state or (torch.zeros_like(x_BTS[:, :1]), None)
         output, inner = self.tell(torch.cat([last_B1S, x_BTS[:, :-1]], 1), inner)
         return self.bound(self.likelihood(output), batch, schedule), (x_BTS[:, -1:], inner)
 
     @torch.no_grad()
-    def go_on(self, waveform_BN: Float[Tensor, "B N"], samples: int) -> Float[Tensor, "B n"]:
+    def generate(self, waveform_BN: Float[Tensor, "B N"], samples: int) -> Float[Tensor, "B n"]:
         """What may follow whole stacks of sound, or silence where there are none."""
         x_BTS = self.stacks(waveform_BN)
         output, state = self.tell(nn.functional.pad(x_BTS, (0, 0, 1, 0)), None)
@@ -135,10 +141,7 @@ class WaveformVAE(Waveforms, AutoregressiveVAE):
         return self.stacks(batch.need("waveform", self))
 
     def context(self, batch: Batch) -> Context:
-        return Context(self.steps(batch), past=self.observed(batch))
-
-    def decode(self, z: Any, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
-        return super().decode(z, context, None if feedback is None else self.stacks(feedback))
+        return Context(self.steps(batch), past=None if batch.waveform is None else self.observed(batch))
 
     def fed_back(self, output: Float[Tensor, "K B 1 M"]) -> Float[Tensor, "K B 1 S"]:
         return self.stacks(self.likelihood(output).sample())
@@ -149,7 +152,7 @@ class WaveformVAE(Waveforms, AutoregressiveVAE):
         return self.bound(self.likelihood(output), batch, schedule, path.q, p, {"z": context.mask})
 
     @torch.no_grad()
-    def go_on(self, waveform_BN: Float[Tensor, "B N"], samples: int) -> Float[Tensor, "B n"]:
+    def generate(self, waveform_BN: Float[Tensor, "B N"], samples: int) -> Float[Tensor, "B n"]:
         """What may follow whole stacks of sound, or silence where there are none."""
         lengths = torch.full((len(waveform_BN),), waveform_BN.shape[1], device=waveform_BN.device)
         mask = torch.ones(len(waveform_BN), 0, dtype=torch.bool)

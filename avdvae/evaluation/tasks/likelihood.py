@@ -13,7 +13,7 @@ again; how its first second goes on; and what the model says from nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from avdvae.errors import UserError
 from avdvae.evaluation.tasks.task import Measured, Part, Subject
 from avdvae.latents.likelihood import bound_bits, fitted_dmol, flac_bits, importance_bits
 from avdvae.probability.pcm import CODES
-from avdvae.protocols import Batch, LatentModel
+from avdvae.protocols import Batch, LatentModel, WaveformModel
 from avdvae.signals.clock import RATE
 
 
@@ -32,7 +32,7 @@ class Likelihood:
 
     def check(self, subject: Subject) -> None:
         model, draws = subject.model, subject.settings.importance
-        if getattr(model, "observes", None) != "waveform":
+        if not isinstance(model, WaveformModel):
             raise UserError(
                 f"{type(model).__name__} gives densities of spectra, not probabilities of 16-bit samples, which bits "
                 "are of: choose exp=wavenet, lstm, vrnn_wave, srnn_wave, stcn or cw_vae"
@@ -76,17 +76,16 @@ def _codes(batch: Batch, b: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def _sounds(model: Any, batch: Batch, b: int) -> Mapping[str, np.ndarray]:
+def _sounds(model: WaveformModel, batch: Batch, b: int) -> Mapping[str, np.ndarray]:
     assert batch.waveform is not None and batch.lengths is not None
     clean_1N = batch.waveform[b : b + 1, : int(batch.lengths[b])]
     alone = Batch(batch.ids[b : b + 1], batch.mask[b : b + 1], waveform=clean_1N, lengths=batch.lengths[b : b + 1])
     second = min(RATE, clean_1N.shape[1] // 2) // model.stride * model.stride
     sounds: dict[str, Tensor] = {"clean": clean_1N[0]}
-    has_latents = isinstance(model, LatentModel)
-    if has_latents:
+    if isinstance(model, LatentModel):
         again = model.decode(model.infer(alone, mode="mean").z, model.context(alone))["waveform"]
         sounds["by its latents"] = again.mode[0, 0, : clean_1N.shape[1]]
-    goes_on_1N = model.go_on(clean_1N[:, :second], second)
+    goes_on_1N = model.generate(clean_1N[:, :second], second)
     sounds["goes on after half"] = torch.cat([clean_1N[0, :second], goes_on_1N[0]])
-    sounds["from nothing"] = model.go_on(clean_1N[:, :0], second)[0]
+    sounds["from nothing"] = model.generate(clean_1N[:, :0], second)[0]
     return {name: sound_N.cpu().numpy() for name, sound_N in sounds.items()}

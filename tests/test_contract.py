@@ -1,7 +1,7 @@
 """The contract of avdvae/protocols.py, for each model of configs/model that it concerns.
 
 `pytest tests/test_contract.py --model=my_file.MyModel` checks a class of your own, made with its default arguments,
-instead. A test is for models of one kind, KINDS, and its argument says which.
+instead. The argument of a test names the kind of models that it is for; see KINDS.
 """
 
 import sys
@@ -131,7 +131,7 @@ def losses(model: Any, batch: Batch) -> Tensor:
 
 
 def first(batch: Batch, steps: int) -> Batch:
-    """Of each utterance so many frames, and 512 times as many samples: whole steps of all levels of the models."""
+    """The first frames, and 512 times as many samples, so that these are whole steps of all levels of a model."""
     waveform, lengths = batch.need("waveform", batch)[:, : 512 * steps], batch.need("lengths", batch)
     return replace(batch.first(steps), waveform=waveform, lengths=lengths.clamp(max=512 * steps))
 
@@ -325,10 +325,9 @@ def test_decoding_gives_a_likelihood_of_what_the_model_observes(latent_model, ba
     z, context = model.infer(batch, 3).z, model.context(batch)
     true, own = model.decode(z, context), by_itself(model, z, context)
     fed = model.decode(z, replace(context, past=None), feedback=context.past)
-    for said in (true, own):
-        assert said[model.observes].log_prob(observed).isfinite().all()
-    values = [said[model.observes].log_prob(observed) for said in (true, fed)]
-    assert values[0].shape == (3, *observed.shape[:2]) and torch.equal(*values)
+    assert own[model.observes].log_prob(observed).isfinite().all()
+    values = [likelihoods[model.observes].log_prob(observed) for likelihoods in (true, fed)]
+    assert values[0].shape == (3, *observed.shape[:2]) and values[0].isfinite().all() and torch.equal(*values)
 
 
 def test_decoding_gives_a_likelihood_that_can_take_noise(speech_prior, batch):
@@ -374,10 +373,10 @@ def test_it_enhances(speech_prior, batch):
     torch.testing.assert_close(enhanced.filter, torch.stack([filters[n][b] for b, n in enumerate(kept)]))
     assert (enhanced.filter >= 0).all() and (enhanced.filter <= 1).all() and enhanced.cost.isfinite().all()
     assert (enhanced.cost[-1] < enhanced.cost[0]).all()
-    power, heard = batch.need("power", model).sum(-1), enhanced.filter.mean(-1)
+    power, gain = batch.need("power", model).sum(-1), enhanced.filter.mean(-1)
     for b, frames in enumerate(batch.mask.sum(1).tolist()):
         order = power[b, :frames].argsort()
-        assert heard[b, order[-3:]].mean() > 1.1 * heard[b, order[:3]].mean()
+        assert gain[b, order[-3:]].mean() > 1.1 * gain[b, order[:3]].mean()
 
 
 @pytest.fixture
@@ -388,7 +387,7 @@ def same_noise(monkeypatch) -> None:
 
 
 def one_in_batches() -> list[tuple[Batch, int]]:
-    """The same utterance alone, padded, and beside another; and its number there."""
+    """The same utterance alone, padded, and in batches with another; and its index in each."""
     return [
         (utterances(*samples, frames=frames), samples.index(SHORT))
         for samples, frames in (((SHORT,), None), ((SHORT,), 15), ((SHORT, LONG), None), ((LONG, SHORT), None))

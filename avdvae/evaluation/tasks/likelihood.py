@@ -1,13 +1,13 @@
-"""Likelihood: the bits that a sample of the split's utterances costs, beside what cheap codes take for it.
+"""Likelihood: bits per sample of the split's utterances, beside those of simple codes.
 
-bits_per_frame     minus the bound, with one draw (the exact likelihood of models without latents)
-importance_bits    the importance-weighted bound, where evaluate.importance asks for it
-dmol_bits          by one mixture of two logistics, fitted to these very utterances
+bits_per_frame     minus the bound, with one draw (the exact likelihood of models without latents); a frame is a sample
+importance_bits    minus the importance-weighted bound with `evaluate.importance` draws, unless that is null
+dmol_bits          by one mixture of two logistics, fitted to the same utterances
 flac_bits          of the stream of a FLAC file, headers excluded
 uniform_bits       16
 
-Each is a ratio of totals: bits of all utterances over samples of all. Examples: an utterance; its latents sounding
-again; how its first second goes on; and what the model says from nothing.
+Each is a ratio of totals: bits of all utterances over samples of all. Examples: an utterance; its resynthesis; its
+first half, a second at most, and samples generated after it; samples generated from nothing.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Likelihood:
         model, draws = subject.model, subject.settings.importance
         if not isinstance(model, WaveformModel):
             raise UserError(
-                f"{type(model).__name__} gives densities of spectra, not probabilities of 16-bit samples, which bits "
-                "are of: choose exp=wavenet, lstm, vrnn_wave, srnn_wave, stcn or cw_vae"
+                f"{type(model).__name__} gives densities, not probabilities of 16-bit samples, so it has no bits per "
+                "sample: choose exp=wavenet, lstm, vrnn_wave, srnn_wave, stcn or cw_vae"
             )
         if draws is not None and (draws < 1 or not isinstance(model, LatentModel)):
             raise UserError(
@@ -83,9 +83,9 @@ def _sounds(model: WaveformModel, batch: Batch, b: int) -> Mapping[str, np.ndarr
     second = min(RATE, clean_1N.shape[1] // 2) // model.stride * model.stride
     sounds: dict[str, Tensor] = {"clean": clean_1N[0]}
     if isinstance(model, LatentModel):
-        again = model.decode(model.infer(alone, mode="mean").z, model.context(alone))["waveform"]
-        sounds["by its latents"] = again.mode[0, 0, : clean_1N.shape[1]]
-    goes_on_1N = model.generate(clean_1N[:, :second], second)
-    sounds["goes on after half"] = torch.cat([clean_1N[0, :second], goes_on_1N[0]])
-    sounds["from nothing"] = model.generate(clean_1N[:, :0], second)[0]
+        resynthesis = model.decode(model.infer(alone, mode="mean").z, model.context(alone))["waveform"]
+        sounds["resynthesis"] = resynthesis.mode[0, 0, : clean_1N.shape[1]]
+    generated_1N = model.generate(clean_1N[:, :second], second)
+    sounds["generated after half"] = torch.cat([clean_1N[0, :second], generated_1N[0]])
+    sounds["generated from nothing"] = model.generate(clean_1N[:, :0], second)[0]
     return {name: sound_N.cpu().numpy() for name, sound_N in sounds.items()}

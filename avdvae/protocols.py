@@ -183,6 +183,27 @@ class Autoregressive(LatentModel, Protocol):
         ...
 
 
+@runtime_checkable
+class WaveformModel(Model, Protocol):
+    """A Model of 16-bit samples, in steps of `stride` of them; one with latents is a LatentModel, too.
+
+    causal   whether the bound of a piece depends on earlier samples alone. If so, `carry` takes an utterance in pieces
+             of whole steps, one after another; if not, as a whole
+    """
+
+    observes: Observed
+    stride: int
+    causal: bool
+
+    def carry(self, batch: Batch, schedule: Schedule, state: Any) -> tuple[Elbo, Any]:
+        """The bound of a piece, given the state after the pieces before it (None at first); and the state after it."""
+        ...
+
+    def generate(self, waveform: Float[Tensor, "B N"], samples: int) -> Float[Tensor, "B n"]:
+        """A draw of the samples that follow a waveform of whole steps, or of none."""
+        ...
+
+
 def why_not_enhancing(model: object) -> str | None:
     """What keeps the EM stage from enhancing with this model, and which models qualify; None: nothing."""
     if is_speech_prior(model):

@@ -1,13 +1,13 @@
-"""Let a model speak, or move, on its own: after the beginning of a clip, or from nothing.
+"""Generate speech or motion with a model: after the beginning of a clip, or from the prior.
 
 python experiments/generate.py run=RUN source=A                          after the first second of A, an id or a file
 python experiments/generate.py run=RUN source=A analysis=0.5 seconds=6 draws=3
 python experiments/generate.py run=RUN                                   from the prior alone
 
-The beginning is analysed by itself; latents of a whole utterance stay what it tells. A model that hears the past hears
-the true one first, and then itself. One that looks at the lips follows those of the source, to their end at most. A
-folder gets a wav a draw, strip.png and film.mp4, in which they follow each other; a line marks where the model is on
-its own.
+Latents are inferred from the beginning alone; those of a whole utterance are kept. An autoregressive model takes the
+true past in the beginning, and its own output after it. A model conditioned on lips takes those of the source, so the
+output ends with the source at the latest. Written are a wav of each draw, strip.png, and film.mp4 with the draws one
+after another; a line marks where generation begins.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from avdvae.runs import open_run
 
 def generate_clips(config: Mapping[str, Any]) -> None:
     if config["run"] is None:
-        raise UserError("run= missing: give run=RUN, and source=A to go on from")
+        raise UserError("run= missing: give run=RUN, and source=A for a clip to continue")
     for name in ("analysis", "seconds"):
         if config[name] is not None and not (isinstance(config[name], int | float) and 0 <= config[name] <= 60):
             raise UserError(f"{name}={config[name]}: give 0 to 60 seconds")

@@ -1,9 +1,14 @@
-"""What every model of configs/model must offer, whatever it is; `pytest tests/test_contract.py --model=my_file.MyModel`
-checks a class of your own, made with its default arguments, instead."""
+"""The contract of avdvae/protocols.py, for each model of configs/model that it concerns.
+
+`pytest tests/test_contract.py --model=my_file.MyModel` checks a class of your own, made with its default arguments,
+instead. The argument of a test names the kind of models that it is for; see KINDS.
+"""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,19 @@ from torch import Tensor
 from avdvae.enhancement.esteps import FreeGaussian
 from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
-from avdvae.probability.distributions import VARIANCE_FLOOR, ComplexGaussian, Mixture, SpeechLikelihood
+from avdvae.latents.resynthesis import by_itself
+from avdvae.probability.distributions import VARIANCE_FLOOR, ComplexGaussian, Gaussian, Mixture, SpeechLikelihood
 from avdvae.probability.objectives import Elbo, Schedule
-from avdvae.protocols import Batch, LatentModel, Model, indispensable, is_speech_prior
+from avdvae.probability.pcm import CODES
+from avdvae.protocols import (
+    Autoregressive,
+    Batch,
+    LatentModel,
+    Model,
+    WaveformModel,
+    indispensable,
+    is_speech_prior,
+)
 from avdvae.runs import build_model
 from avdvae.signals.audio import Stft
 
@@ -30,19 +45,50 @@ LISTED = {
 }
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if own := metafunc.config.getoption("--model"):
+@cache
+def built(own: str | None) -> dict[str, Any]:
+    """The models as they start, by name: all, or one of your own."""
+    if own:
         sys.path.insert(0, str(Path.cwd()))  # as when Python runs a file there
-    models = (
-        {own: {"target": own}} if own else {k: v for k, v in LISTED.items() if not OmegaConf.is_missing(v, "target")}
-    )
-    metafunc.parametrize("config", models.values(), ids=models.keys())
+    configs: dict[str, Any] = {own: {"target": own}} if own else LISTED
+    models = {}
+    for name, config in configs.items():
+        if own or not OmegaConf.is_missing(config, "target"):
+            torch.manual_seed(0)
+            models[name] = build_model(config).eval()
+    return models
 
 
-@pytest.fixture
-def model(config: Mapping[str, Any]) -> Any:
-    torch.manual_seed(0)
-    return build_model(config).eval()
+def subtracts_one_kl_a_latent(model: Any) -> bool:
+    """Mixtures weigh the divergences of their components, and models that can miss a modality average bounds."""
+    if not isinstance(model, LatentModel) or indispensable(model) != set(model.sees):
+        return False
+    return model.context(utterances(SHORT)).switch is None
+
+
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "model": lambda model: True,
+    "latent_model": lambda model: isinstance(model, LatentModel),
+    "elbo_model": subtracts_one_kl_a_latent,
+    "autoregressive": lambda model: isinstance(model, Autoregressive),
+    "speech_prior": is_speech_prior,
+    "waveform_model": lambda model: isinstance(model, WaveformModel),
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for kind in {*KINDS} & {*metafunc.fixturenames}:
+        models = {n: m for n, m in built(metafunc.config.getoption("--model")).items() if KINDS[kind](m)}
+        metafunc.parametrize(kind, models.values(), ids=models.keys(), indirect=True)
+
+
+def copied(request: pytest.FixtureRequest) -> Any:
+    return deepcopy(request.param)
+
+
+model, latent_model, elbo_model, autoregressive, speech_prior, waveform_model = (
+    pytest.fixture(copied, name=kind) for kind in KINDS
+)
 
 
 def utterances(*samples: int, frames: int | None = None) -> Batch:
@@ -84,60 +130,45 @@ def losses(model: Any, batch: Batch) -> Tensor:
     return model(batch, schedule).loss(schedule)
 
 
-def latent(model: Any) -> Any:
-    if not isinstance(model, LatentModel):
-        pytest.skip("it has no latents")
-    return model
-
-
-def first_samples(batch: Batch, steps: int) -> Batch:
-    """Of each utterance; a step of 512 is a whole one of all levels of the models."""
+def first(batch: Batch, steps: int) -> Batch:
+    """The first frames, and 512 times as many samples, so that these are whole steps of all levels of a model."""
     waveform, lengths = batch.need("waveform", batch)[:, : 512 * steps], batch.need("lengths", batch)
-    return replace(batch.only("waveform"), waveform=waveform, lengths=lengths.clamp(max=512 * steps))
+    return replace(batch.first(steps), waveform=waveform, lengths=lengths.clamp(max=512 * steps))
 
 
-def past(model: Any, batch: Batch) -> Tensor:
-    """The true one, for models that hear it."""
-    return batch.need("waveform" if observes_waveforms(model) else "power", model)
+def samples_of_a_step(model: Any) -> int:
+    return model.stride if isinstance(model, WaveformModel) else STFT.hop
 
 
-def observes_waveforms(model: Any) -> bool:
-    return getattr(model, "observes", "power") == "waveform"
+def decode(model: Any, batch: Batch, k: int = 1) -> Any:
+    """The likelihood of what the model observes, given the true past."""
+    return model.decode(model.infer(batch, k).z, model.context(batch))[model.observes]
 
 
-def decode(model: Any, batch: Batch, k: int = 1) -> tuple[SpeechLikelihood, Tensor]:
-    """The likelihood of speech, and its power."""
-    model = latent(model)
-    likelihoods = model.decode(model.infer(batch, k).z, model.context(batch), feedback=past(model, batch))
-    if "power" not in likelihoods:
-        pytest.skip("it does not explain the power")
-    return likelihoods["power"], batch.need("power", model)
-
-
-def test_it_offers_all_that_its_kind_must(config, model, batch):
+def test_it_offers_all_that_its_kind_must(model):
+    assert {model.observes, *model.sees} <= set(Batch.MODALITIES)
+    assert isinstance(model, WaveformModel) == (model.observes == "waveform")
     assert isinstance(model, Model)
-    if isinstance(model, LatentModel):
-        assert model.latents and set(model.sees) <= set(Batch.MODALITIES)
-        assert len({spec.name for spec in model.latents}) == len(model.latents)
-    elif own := {"latents", "infer", "decode"} & set(dir(model)):
-        missing = {"observes", "latents", "sees", "context", "infer", "decode", "log_prior", "sample_prior"} - set(
-            dir(model)
-        )
-        pytest.fail(f"it has {', '.join(own)} but not {', '.join(missing)}")
-    if "avdvae" in config["target"] and isinstance(model, LatentModel):
-        assert is_speech_prior(model) != observes_waveforms(model)
-        if is_speech_prior(model):
-            assert isinstance(decode(model, batch)[0], SpeechLikelihood)
+    verbs = {"latents", "context", "infer", "decode", "log_prior", "sample_prior"}
+    if has := verbs & set(dir(model)):
+        assert not (missing := verbs - has), f"it has {', '.join(has)} but not {', '.join(missing)}"
+        assert isinstance(model, LatentModel)
+
+
+def test_latents_have_names_of_their_own(latent_model):
+    assert latent_model.latents
+    assert len({spec.name for spec in latent_model.latents}) == len(latent_model.latents)
 
 
 def test_the_bound_comes_in_finite_parts_of_each_utterance(model, batch):
     elbo = model(batch, Schedule())
     assert isinstance(elbo, Elbo) and elbo.recon and set(elbo.recon) <= set(Batch.MODALITIES)
-    if isinstance(model, LatentModel):
-        assert set(elbo.kl) <= {spec.name for spec in model.latents} | {"switch"}
+    assert model.observes in elbo.recon
+    latents = {spec.name for spec in model.latents} if isinstance(model, LatentModel) else set()
+    assert set(elbo.kl) <= latents | {"switch"}
     for part in (*elbo.parts().values(), elbo.n, elbo.loss(Schedule(beta=0.1))):
         assert part.shape == (2,) and part.isfinite().all() and part.dtype == torch.float32
-    assert elbo.n.tolist() in ([7, 12], [SHORT, LONG])  # frames or samples
+    assert elbo.n.tolist() == ([SHORT, LONG] if model.observes == "waveform" else [7, 12])  # samples or frames
 
 
 def test_the_loss_trains_every_parameter(model, batch):
@@ -164,11 +195,11 @@ def test_a_few_steps_lower_the_loss(model, batch):
     assert judge() < before
 
 
-def test_shapes_are_those_that_the_latents_declare(model, batch):
-    model, context = latent(model), latent(model).context(batch)
+def test_shapes_are_those_that_the_latents_declare(latent_model, batch):
+    model, context = latent_model, latent_model.context(batch)
     inferred, drawn = model.infer(batch, 3), model.sample_prior(context, 3)
     named, steps = {spec.name for spec in model.latents}, context.mask.shape[1]
-    assert steps == 12 or observes_waveforms(model)
+    assert steps == -(-12 * STFT.hop // samples_of_a_step(model))
     assert named == set(inferred.z) == set(inferred.q) == set(inferred.p) == set(drawn)
     for spec in model.latents:
         z = inferred.z[spec.name]
@@ -183,8 +214,8 @@ def test_shapes_are_those_that_the_latents_declare(model, batch):
         assert all(len(z) == 1 for z in alone.values())  # where none is asked for
 
 
-def test_draws_are_from_the_posterior_and_means_are_its_means(model, batch):
-    model = latent(model)
+def test_draws_are_from_the_posterior_and_means_are_its_means(latent_model, batch):
+    model = latent_model
     inferred = model.infer(batch, 20)
     for name, z in inferred.z.items():
         q = inferred.q[name]
@@ -199,34 +230,41 @@ def test_draws_are_from_the_posterior_and_means_are_its_means(model, batch):
         torch.testing.assert_close(z, middle.q[name].mean.expand_as(z))
 
 
-def test_the_prior_declared_is_the_prior_computed(model):
-    """By torch's own density; it is N(0, I) where it depends on nothing, and that from which the bound diverges."""
-    model, batch = latent(model), utterances(LONG)
-    inferred, context = model.infer(batch, 100), model.context(batch)
-    log_p, gains = {}, {}
-    for spec in model.latents:
-        z, q, p = (side[spec.name] for side in (inferred.z, inferred.q, inferred.p))
+def density(side: Gaussian, z: Tensor) -> Tensor:
+    """By torch, in nats of each step."""
+    return torch.distributions.Normal(side.mean, (side.log_var / 2).exp()).log_prob(z).sum(-1)
+
+
+def test_the_prior_declared_is_the_prior_computed(latent_model):
+    """It is N(0, I) where it depends on nothing."""
+    model, batch = latent_model, utterances(LONG)
+    inferred, context = model.infer(batch, 20), model.context(batch)
+    log_p = {}
+    for name, z in inferred.z.items():
+        p = inferred.p[name]
         if len(p.mean.unique()) == len(p.log_var.unique()) == 1 and not p.log_var.requires_grad:
-            assert (p.mean == 0).all() and (p.log_var == 0).all(), spec.name
-        q, p = (torch.distributions.Normal(side.mean, (side.log_var / 2).exp()) for side in (q, p))
-        log_p[spec.name] = p.log_prob(z).sum(-1)
-        steps = -(-LONG // spec.rate) if observes_waveforms(model) else z.shape[2]  # the others hold silence alone
-        gains[spec.name] = (q.log_prob(z).sum(-1) - log_p[spec.name])[..., :steps].sum((1, 2))
+            assert (p.mean == 0).all() and (p.log_var == 0).all(), name
+        log_p[name] = density(p, z)
     computed = model.log_prior(inferred.z, context)
     total = sum(value.flatten(2).sum(-1) for value in log_p.values())
     torch.testing.assert_close(computed.sum(-1), total, rtol=1e-5, atol=1e-2)
     if all(spec.rate == 1 for spec in model.latents):
         torch.testing.assert_close(computed, torch.stack([*log_p.values()]).sum(0), rtol=1e-5, atol=1e-3)
-    kl = model(batch, Schedule(epoch=1000)).kl
-    if "switch" in kl or getattr(model, "can_miss", ()):
-        return  # its bound weights them, or enhancement has a prior of its own
-    for name, gain_K in gains.items():
-        assert (gain_K.mean() - kl[name]).abs() < 5 * gain_K.std() / 10 + 0.02 * gain_K.mean().abs(), name
 
 
-def test_draws_from_the_prior_are_draws_from_its_density(model):
+def test_the_bound_subtracts_the_divergence_of_the_posterior_from_the_prior(elbo_model):
+    model, batch = elbo_model, utterances(LONG)
+    inferred, kl = model.infer(batch, 100), model(batch, Schedule(epoch=1000)).kl
+    for spec in model.latents:
+        z, q, p = (side[spec.name] for side in (inferred.z, inferred.q, inferred.p))
+        steps = -(-LONG // spec.rate) if isinstance(model, WaveformModel) else None  # the others hold silence alone
+        gain_K = (density(q, z) - density(p, z))[..., :steps].sum((1, 2))
+        assert (gain_K.mean() - kl[spec.name]).abs() < 5 * gain_K.std() / 10 + 0.02 * gain_K.mean().abs(), spec.name
+
+
+def test_draws_from_the_prior_are_draws_from_its_density(latent_model):
     """By Stein's identities, E[slope] = 0 and E[slope * z] = -1 in every dimension for slope = d ln p(z) / dz."""
-    model, batch = latent(model), utterances(LONG)
+    model, batch = latent_model, utterances(LONG)
     with torch.no_grad():
         context = model.context(batch)
         drawn = model.sample_prior(context, 50)
@@ -239,8 +277,23 @@ def test_draws_from_the_prior_are_draws_from_its_density(model):
 
 
 @torch.no_grad()
-def test_draws_go_on_from_what_is_given_without_knowing_what_follows(model, batch, monkeypatch):
-    model, first = latent(model), first_samples if observes_waveforms(model) else Batch.first
+def test_the_prior_needs_nothing_of_what_the_model_observes(latent_model, batch):
+    model = latent_model
+    context = model.context(batch.only(*(set(model.sees) - {model.observes})))
+    assert torch.equal(context.mask.sum(1), model.context(batch).mask.sum(1))
+    whole, again = (model.sample_prior(context, 2) for _ in range(2))
+    for spec in model.latents:
+        z = whole[spec.name]
+        assert z.isfinite().all() and (len(z), *z.shape[1::2]) == (2, 2, spec.dim)
+        assert (z[0] != z[1]).any() and (z != again[spec.name]).any(), spec.name
+    one = model.latents[0].name
+    kept = model.sample_prior(context, 3, {one: whole[one][:1]})  # of one latent, a draw for all
+    assert torch.equal(kept[one], whole[one][:1].expand(3, -1, -1, -1))
+
+
+@torch.no_grad()
+def test_draws_go_on_from_what_is_given_whatever_follows(latent_model, batch, monkeypatch):
+    model = latent_model
     given = model.infer(first(batch, 5), mode="mean").z
     drawn = model.sample_prior(model.context(batch), 3, given)
     for name, z in given.items():
@@ -253,9 +306,32 @@ def test_draws_go_on_from_what_is_given_without_knowing_what_follows(model, batc
         torch.testing.assert_close(long[name][:, :, : z.shape[2]], z, rtol=1e-5, atol=1e-5)
 
 
-def test_decoding_gives_a_likelihood_that_can_take_noise(model, batch):
-    likelihood: Any
-    likelihood, power = decode(model, batch, 3)
+@torch.no_grad()
+def test_the_past_may_be_the_own_one(autoregressive, batch):
+    """`own_past` gives, and `feedback` takes, what `context.past` is."""
+    model, context = autoregressive, autoregressive.context(batch)
+    z = model.infer(batch, 3).z
+    none, half = ([n >= own for n in range(context.mask.shape[1])] for own in (1e9, context.mask.shape[1] // 2))
+    past = model.own_past(z, context, none)
+    assert torch.equal(past, context.past.expand_as(past)) and past.shape[:3] == (3, *context.mask.shape)
+    other = model.own_past(z, context, half)
+    assert torch.equal(other[:, :, : sum(none) - sum(half)], past[:, :, : sum(none) - sum(half)])
+    assert (other[:, :, -sum(half) :] != past[:, :, -sum(half) :]).any()
+
+
+@torch.no_grad()
+def test_decoding_gives_a_likelihood_of_what_the_model_observes(latent_model, batch):
+    model, observed = latent_model, batch.need(latent_model.observes, latent_model)
+    z, context = model.infer(batch, 3).z, model.context(batch)
+    true, own = model.decode(z, context), by_itself(model, z, context)
+    fed = model.decode(z, replace(context, past=None), feedback=context.past)
+    assert own[model.observes].log_prob(observed).isfinite().all()
+    values = [likelihoods[model.observes].log_prob(observed) for likelihoods in (true, fed)]
+    assert values[0].shape == (3, *observed.shape[:2]) and values[0].isfinite().all() and torch.equal(*values)
+
+
+def test_decoding_gives_a_likelihood_that_can_take_noise(speech_prior, batch):
+    likelihood, power = decode(speech_prior, batch, 3), batch.need("power", speech_prior)
     variance, precision, weights, _ = likelihood.components(power)
     assert (likelihood.expected > 0).all() and likelihood.expected.shape == (3, *power.shape)
     assert variance.shape[1:] == power.shape and variance.isfinite().all() and (variance > 0).all()
@@ -271,19 +347,19 @@ def test_decoding_gives_a_likelihood_that_can_take_noise(model, batch):
     drowned = ComplexGaussian(torch.full((3, *power.shape), 1e8).log()).log_prob(power)
     components = len(likelihood.parts) if isinstance(likelihood, Mixture) else 1
     torch.testing.assert_close(noisy.log_prob(power), components * drowned, rtol=1e-3, atol=0)
+    assert isinstance(likelihood, SpeechLikelihood)
 
 
-def test_it_enhances(model, batch):
+def test_it_enhances(speech_prior, batch):
     """By the Wiener filter of what the model makes of the last latents: less of the frames in which speech fades."""
-    decode(model, batch)
-    ends = []
+    model, ends = speech_prior, []
 
     class Watched(FreeGaussian):
         def final(self, target, state, draws):
             ends.append((target, super().final(target, state, draws)))
             return ends[-1][1]
 
-    enhanced = enhance(latent(model), batch, Vem(Watched(steps=1), iterations=8))
+    enhanced = enhance(model, batch, Vem(Watched(steps=1), iterations=8))
     filters = []
     for target, likelihood in ends:  # two, of models that can do without the lips: an utterance keeps the better
         speech, _, weight, _ = likelihood.components(batch.need("noisy", model))
@@ -297,54 +373,79 @@ def test_it_enhances(model, batch):
     torch.testing.assert_close(enhanced.filter, torch.stack([filters[n][b] for b, n in enumerate(kept)]))
     assert (enhanced.filter >= 0).all() and (enhanced.filter <= 1).all() and enhanced.cost.isfinite().all()
     assert (enhanced.cost[-1] < enhanced.cost[0]).all()
-    power, heard = batch.need("power", model).sum(-1), enhanced.filter.mean(-1)
+    power, gain = batch.need("power", model).sum(-1), enhanced.filter.mean(-1)
     for b, frames in enumerate(batch.mask.sum(1).tolist()):
         order = power[b, :frames].argsort()
-        assert heard[b, order[-3:]].mean() > 1.1 * heard[b, order[:3]].mean()
+        assert gain[b, order[-3:]].mean() > 1.1 * gain[b, order[:3]].mean()
 
 
-def shown(model: Any, batch: Batch, b: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """All that can be seen of one utterance: the parts of its bound, and the rest."""
-    elbo = model(batch, Schedule())
-    parts, seen = torch.stack([part[b] for part in elbo.parts().values()]), {"n": elbo.n[b]}
-    if isinstance(model, LatentModel):
-        inferred, context = model.infer(batch, mode="mean"), model.context(batch)
-        frames, samples = int(context.mask[b].sum()), int(elbo.n[b])
-        for spec in model.latents:
-            stop = None if spec.rate is None else frames if spec.rate == 1 else -(-samples // spec.rate)
-            seen[f"z_{spec.name}"] = inferred.z[spec.name][:, b, :stop]
-        seen["prior"] = model.log_prior(inferred.z, context)[:, b, :frames]
-        likelihoods = model.decode(inferred.z, context, feedback=past(model, batch))
-        if "power" in likelihoods:
-            seen["speech"] = likelihoods["power"].components(batch.need("power", model)).speech[:, b, :frames]
-        if "waveform" in likelihoods:
-            seen["sound"] = likelihoods["waveform"].log_prob(batch.need("waveform", model))[:, b, :samples]
-    return parts, seen
+@pytest.fixture
+def same_noise(monkeypatch) -> None:
+    """Draws of noise that do not depend on the shape of the batch."""
+    monkeypatch.setattr(torch, "randn", lambda *shape, **_: 0.6 * torch.ones(*shape))
+    monkeypatch.setattr(torch, "randn_like", lambda like, **_: torch.full_like(like, 0.6))
+
+
+def one_in_batches() -> list[tuple[Batch, int]]:
+    """The same utterance alone, padded, and in batches with another; and its index in each."""
+    return [
+        (utterances(*samples, frames=frames), samples.index(SHORT))
+        for samples, frames in (((SHORT,), None), ((SHORT,), 15), ((SHORT, LONG), None), ((LONG, SHORT), None))
+    ]
 
 
 @torch.no_grad()
-def test_padding_and_company_change_nothing(model, monkeypatch):
-    lone, padded, first, second = (
-        (utterances(*samples, frames=frames), samples.index(SHORT))
-        for samples, frames in (((SHORT,), None), ((SHORT,), 15), ((SHORT, LONG), None), ((LONG, SHORT), None))
+@pytest.mark.usefixtures("same_noise")
+def test_padding_and_company_change_no_bound(model):
+    alone, *others = (
+        (torch.stack([part[b] for part in elbo.parts().values()]), elbo.n[b])
+        for elbo, b in ((model(batch, Schedule()), b) for batch, b in one_in_batches())
     )
-    # Draws of noise that do not depend on the shape of the batch.
-    monkeypatch.setattr(torch, "randn", lambda *shape, **_: 0.6 * torch.ones(*shape))
-    monkeypatch.setattr(torch, "randn_like", lambda like, **_: torch.full_like(like, 0.6))
-    parts_alone, seen_alone = shown(model, *lone)
-    rounding = 1e-6 * parts_alone.abs().max().item()  # a part may be the difference of large ones
-    for batch, b in (padded, first, second):
-        parts, seen = shown(model, batch, b)
-        torch.testing.assert_close(parts, parts_alone, rtol=1e-5, atol=rounding)
-        torch.testing.assert_close(seen, seen_alone, rtol=1e-5, atol=1e-5)
+    rounding = 1e-6 * alone[0].abs().max().item()  # a part may be the difference of large ones
+    for found in others:
+        torch.testing.assert_close(found, alone, rtol=1e-5, atol=rounding)
 
 
-def test_it_says_what_it_sees_and_sees_nothing_else(model, batch):
-    model = latent(model)
+def found_of_latents(model: Any, batch: Batch, b: int) -> dict[str, Tensor]:
+    """Of one utterance: means of its latents, their prior, and the likelihood of each step."""
+    inferred, context = model.infer(batch, mode="mean"), model.context(batch)
+    frames, samples = int(batch.mask[b].sum()), int(batch.need("lengths", model)[b])
+    found = {}
+    for spec in model.latents:
+        steps = {None: 1, 1: frames}.get(spec.rate) or -(-samples // spec.rate)
+        found[spec.name] = inferred.z[spec.name][:, b, :steps]
+    found["prior"] = model.log_prior(inferred.z, context)[:, b, : int(context.mask[b].sum())]
+    for modality, likelihood in model.decode(inferred.z, context).items():
+        log_p = likelihood.log_prob(batch.need(modality, model))
+        found[modality] = log_p[:, b, : samples if modality == "waveform" else frames]
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("same_noise")
+def test_padding_and_company_change_no_latent(latent_model):
+    alone, *others = (found_of_latents(latent_model, batch, b) for batch, b in one_in_batches())
+    for found in others:
+        torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("same_noise")
+def test_padding_and_company_change_no_component_of_the_speech(speech_prior):
+    alone, *others = (
+        decode(speech_prior, batch).components(batch.need("power", speech_prior)).speech[:, b, :7]
+        for batch, b in one_in_batches()
+    )
+    for found in others:
+        torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_it_declares_what_it_takes_and_takes_nothing_else(latent_model, batch):
+    model = latent_model
     some = batch.only(*model.sees)
     whole, part = (model.infer(b, mode="mean").z for b in (batch, some))
     assert all(torch.equal(z, part[name]) for name, z in whole.items())
-    model.decode(part, model.context(some), feedback=past(model, batch))
+    model.decode(part, model.context(some))
     for modality in set(model.sees) - indispensable(model):
         model.infer(batch.only(modality))
     for modality in indispensable(model):
@@ -363,14 +464,39 @@ def test_digital_silence_is_finite(model, batch):
     loss = losses(model, hush)
     loss.sum().backward()
     assert loss.isfinite().all() and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-    if isinstance(model, LatentModel):
-        assert all(z.isfinite().all() for z in model.infer(hush).z.values())
 
 
-def test_the_seed_decides(model, batch):
-    def run(seed: int) -> Tensor:
+def test_latents_of_digital_silence_are_finite(latent_model, batch):
+    silent = {name: torch.zeros_like(getattr(batch, name)) for name in ("waveform", "mixture", "power", "noisy")}
+    assert all(z.isfinite().all() for z in latent_model.infer(replace(batch, **silent)).z.values())
+
+
+def bound(model: Any, batch: Batch, seed: int) -> Tensor:
+    torch.manual_seed(seed)
+    return model(batch, Schedule()).bound
+
+
+def test_a_seed_gives_the_same_bound_again(model, batch):
+    assert torch.equal(bound(model, batch, 1), bound(model, batch, 1))
+
+
+def test_another_seed_draws_other_latents(latent_model, batch):
+    assert (bound(latent_model, batch, 1) != bound(latent_model, batch, 2)).all()
+
+
+def test_generated_samples_are_pcm_codes_that_the_seed_decides(waveform_model, batch):
+    def generated(seed: int, first: int) -> Tensor:
         torch.manual_seed(seed)
-        return model(batch, Schedule()).bound
+        return waveform_model.generate(batch.need("waveform", waveform_model)[:, :first], 700)
 
-    assert torch.equal(run(1), run(1))
-    assert not isinstance(model, LatentModel) or (run(1) != run(2)).all()
+    for first in (0, 1024):
+        x_BN = generated(1, first)
+        assert x_BN.shape == (2, 700) and x_BN.abs().max() <= 1 and torch.equal(x_BN, (x_BN * CODES).round() / CODES)
+        assert torch.equal(x_BN, generated(1, first)) and not torch.equal(x_BN, generated(2, first))
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("same_noise")
+def test_a_whole_utterance_may_be_one_piece(waveform_model, batch):
+    elbo, _ = waveform_model.carry(batch, Schedule(), None)
+    torch.testing.assert_close(elbo.bound, waveform_model(batch, Schedule()).bound)

@@ -1,4 +1,4 @@
-"""Bits are bits, whoever counts them, and probes know no more than what they are told."""
+"""Code lengths in bits, and probes of latents."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from avdvae.models.lstm import LSTM
 from avdvae.models.stcn import STCN
 from avdvae.models.vae import VAE
 from avdvae.pictures.figures import probe_curves
-from avdvae.probability.objectives import Schedule
 from avdvae.probability.pcm import CODES, DMoL
 from avdvae.protocols import why_not_enhancing
 from avdvae.signals.audio import Stft
@@ -58,14 +57,6 @@ def test_the_fitted_mixture_is_a_distribution_and_fits():
     assert best - 0.01 < cost < best + 1e-3
 
 
-def test_pieces_cost_what_the_whole_costs(monkeypatch):
-    batch = utterances(3300, 5900)
-    monkeypatch.setattr("avdvae.latents.likelihood.PIECE", 1000)
-    model = small(LSTM)
-    whole = -model(batch, Schedule()).bound / np.log(2)
-    torch.testing.assert_close(bound_bits(model, batch), whole.float(), rtol=1e-5, atol=0)
-
-
 @pytest.mark.parametrize("kind", [CWVAE, STCN])
 def test_more_draws_bring_the_bound_nearer(kind):
     torch.manual_seed(0)
@@ -86,21 +77,21 @@ def test_bits_are_a_ratio_of_totals():
     assert means["bits_per_frame"] == 7.0 and means["probe"] == 6.0
 
 
-def test_neighbours_know_what_there_is_to_know_and_no_more():
+def test_neighbours_predict_labels_from_features_that_hold_them_alone():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 120)
-    told = np.eye(4)[labels] @ rng.standard_normal((4, 10)) + 0.1 * rng.standard_normal((120, 10))
-    assert neighbours_right(told, labels, np.arange(120), 3, [1, 9]).mean(1).min() > 0.97
-    # Of noise with many features, discriminants fitted to all points would tell nearly every label.
+    features = np.eye(4)[labels] @ rng.standard_normal((4, 10)) + 0.1 * rng.standard_normal((120, 10))
+    assert neighbours_right(features, labels, np.arange(120), 3, [1, 9]).mean(1).min() > 0.97
+    # On noise with many features, discriminants fitted to all points would predict nearly every label.
     noise, coin = rng.standard_normal((90, 60)), rng.integers(0, 2, 90)
     assert 0.25 < neighbours_right(noise, coin, np.arange(90), 1, [5]).mean() < 0.75
-    # What tells the speaker tells nothing of other speakers' labels, drawn for each.
+    # Features of the speaker do not predict other speakers' labels, drawn for each.
     speakers = np.repeat(np.arange(30), 4)
     voices = rng.standard_normal((30, 8))[speakers] + 0.01 * rng.standard_normal((120, 8))
     drawn = rng.integers(0, 2, 30)[speakers]
     assert neighbours_right(voices, drawn, np.arange(120), 1, [1]).mean() > 0.95
     assert neighbours_right(voices, drawn, speakers, 1, [1]).mean() < 0.75
-    # A label that one speaker alone has is not to be told from the others.
+    # A label that one speaker alone has cannot be predicted from the others.
     assert not neighbours_right(voices, (speakers == 3).astype(int), speakers, 1, [1])[0, speakers == 3].any()
 
 
@@ -127,7 +118,7 @@ def test_likelihood_from_the_corpus_to_the_rows(prepared, tmp_path):
 
 
 @pytest.mark.parametrize("model", [small(CWVAE), VAE(dim=4)], ids=["cw_vae", "vae"])
-def test_probes_ask_every_latent(model, prepared, tmp_path):
+def test_probes_cover_every_latent(model, prepared, tmp_path):
     rows = measure(subject_of(model, prepared, tmp_path, tasks=("probe",), per_speaker=None))
     asked = {row.metric for row in rows}
     latents = {"mel"} | {spec.name for spec in model.latents}
@@ -142,7 +133,7 @@ def test_probes_ask_every_latent(model, prepared, tmp_path):
     assert (tmp_path / "figures" / "m_probe.png").exists()
 
 
-def test_labels_and_latents_of_several_words_are_told_apart_in_the_figure():
+def test_labels_and_latents_of_several_words_stay_apart_in_the_figure():
     metrics = "height_cm_mel_k1", "height_cm_z_av_k1", "height_cm_z_av_k5", "sex_z_av_k1", "sex_w_k1"
     figure = probe_curves(
         [{"metric": metric, "mean": 0.5, "ci_low": 0.4, "ci_high": 0.6} for metric in metrics], ["sex", "height_cm"]
@@ -151,7 +142,7 @@ def test_labels_and_latents_of_several_words_are_told_apart_in_the_figure():
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {"mel", "z_av", "w"}
 
 
-def test_models_are_told_what_they_are_not_for(prepared, tmp_path):
+def test_errors_name_the_models_that_a_task_takes(prepared, tmp_path):
     message = (
         "CWVAE cannot enhance, for it explains samples code by code, .*: choose a model that has one, such as exp=vae"
     )
@@ -160,7 +151,7 @@ def test_models_are_told_what_they_are_not_for(prepared, tmp_path):
     assert why_not_enhancing(VAE()) is None
     assert "explains poses" in (why_not_enhancing(VAE(51, observes="pose")) or "")
     for model, task, why in (
-        (VAE(), "likelihood", "VAE gives densities of spectra, not probabilities of 16-bit samples"),
+        (VAE(), "likelihood", "VAE gives densities, not probabilities of 16-bit samples"),
         (small(LSTM), "probe", "LSTM has no latents to probe"),
         (small(LSTM), "enhancement", "LSTM cannot enhance, for it explains samples"),
     ):

@@ -1,6 +1,6 @@
-"""Models of waveforms: sizes, what depends on what, pieces and wholes, and what they say by themselves."""
+"""Models of waveforms: sizes, dependences, pieces, fused and plain recursions, generation."""
 
-from dataclasses import replace
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -10,12 +10,14 @@ from test_contract import utterances
 from torch import Tensor, nn
 
 from avdvae.errors import UserError
-from avdvae.models.cw_vae import CWVAE, Block, Told
+from avdvae.latents.likelihood import bound_bits
+from avdvae.models.cw_vae import CWVAE
 from avdvae.models.lstm import LSTM
 from avdvae.models.srnn_wave import SRNNWave
 from avdvae.models.stcn import STCN
 from avdvae.models.vrnn_wave import VRNNWave
 from avdvae.models.wavenet import WaveNet
+from avdvae.nn.ladder import Block
 from avdvae.nn.sliding import Sliding, SlidingBack
 from avdvae.probability.distributions import Gaussian
 from avdvae.probability.objectives import Schedule, divergence
@@ -35,7 +37,7 @@ EVERY = pytest.mark.parametrize("kind", SMALL)
 def small(kind: Any, **options: Any) -> Any:
     torch.manual_seed(0)
     model = kind(**SMALL[kind], **options)
-    for parameter in model.parameters():  # the usual start is too timid for what depends on what to show
+    for parameter in model.parameters():  # at the usual start, dependences are too weak to show
         parameter.data *= 1.5
     return model.eval().requires_grad_(False)
 
@@ -51,14 +53,6 @@ def sound(waveform_BN: Tensor) -> Batch:
     lengths = torch.full((len(waveform_BN),), waveform_BN.shape[1])
     mask = torch.ones(len(waveform_BN), 1, dtype=torch.bool)
     return Batch(("",) * len(waveform_BN), mask, waveform=waveform_BN, lengths=lengths)
-
-
-def piece(batch: Batch, first: int, last: int) -> Batch:
-    batch = batch.only("waveform")
-    assert batch.waveform is not None and batch.lengths is not None
-    return replace(
-        batch, waveform=batch.waveform[:, first:last], lengths=(batch.lengths - first).clamp(0, last - first)
-    )
 
 
 @pytest.mark.parametrize(
@@ -127,11 +121,11 @@ def test_a_sample_depends_on_those_that_the_published_models_reach():
     torch.manual_seed(0)
     model = WaveNet(1, 2).double()
     x = torch.randn(1, 5300, 1, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(model.tell(x, None)[0][:, -1].square().sum(), x)
+    (slope,) = torch.autograd.grad(model.predict(x, None)[0][:, -1].square().sum(), x)
     assert (slope[0, :, 0] != 0).nonzero().min() == 5300 - 5117 == 5300 - model.reach
     stcn = STCN(1, 4, (2, 2, 2, 2, 2)).double()
     x = torch.randn(1, 200, 1, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(stcn.listen(x, None)[0][-1][:, -1].square().sum(), x)
+    (slope,) = torch.autograd.grad(stcn.encode(x, None)[0][-1][:, -1].square().sum(), x)
     assert (slope[0, :, 0] != 0).nonzero().min() == 200 - 157 == 200 - stcn.reach
 
 
@@ -139,20 +133,20 @@ def test_a_sample_depends_on_those_that_the_published_models_reach():
 def test_the_clockwork_looks_ahead_as_far_as_published(stride, reach):
     rate, total = 1, 1
     for level, published in zip(CWVAE(stride, 3, 2, 2).levels, reach, strict=True):
-        total += rate * (level.down.reach - 1)  # type: ignore[union-attr,operator]
-        rate *= level.down.stride  # type: ignore[union-attr,operator]
+        total += rate * (level.encoder.reach - 1)  # type: ignore[union-attr,operator]
+        rate *= level.encoder.stride  # type: ignore[union-attr,operator]
         assert total == published
 
 
 @EVERY
-def test_nothing_is_told_of_a_sample_by_what_comes_after_it(kind):
-    """But through the latents: given these, the likelihood of x_t and the prior of z_t see the past alone."""
+def test_a_sample_depends_on_later_ones_through_latents_alone(kind):
+    """Given latents, the likelihood of x_t and the prior of z_t depend on the past alone."""
     model, g = small(kind), torch.Generator().manual_seed(0)
     one = 0.3 * torch.randn((1, 640), generator=g)
     other = torch.cat([one[:, :320], one[:, 320:].flip(1)], 1)
     if kind in (WaveNet, LSTM):
-        said = [
-            model.likelihood(model.tell(torch.nn.functional.pad(model.stacks(x), (0, 0, 1, -1)), None)[0]).loc
+        found = [
+            model.likelihood(model.predict(torch.nn.functional.pad(model.stacks(x), (0, 0, 1, -1)), None)[0]).loc
             for x in (one, other)
         ]
         last = 336
@@ -162,24 +156,27 @@ def test_nothing_is_told_of_a_sample_by_what_comes_after_it(kind):
             name: torch.cat([value[:, :, : value.shape[2] // 2], value[:, :, value.shape[2] // 2 :] + 1], 2)
             for name, value in z.items()
         }
-        said = [
+        found = [
             model.decode(path, model.context(sound(x)))["waveform"].loc[0] for path, x in ((z, one), (changed, other))
         ]
         priors = [model.log_prior(path, model.context(sound(x)))[..., :16] for path, x in ((z, one), (changed, other))]
         torch.testing.assert_close(*priors)
         last = 256 if kind is CWVAE else 320  # its upper level has steps of 128
-    torch.testing.assert_close(said[0][:, :last], said[1][:, :last])
-    assert not torch.allclose(said[0][:, last + 32 :], said[1][:, last + 32 :])
+    torch.testing.assert_close(found[0][:, :last], found[1][:, :last])
+    assert not torch.allclose(found[0][:, last + 32 :], found[1][:, last + 32 :])
 
 
 @pytest.mark.usefixtures("same_noise")
-@pytest.mark.parametrize("kind", [WaveNet, LSTM, STCN])
-def test_pieces_one_after_another_are_the_whole(kind):
-    model, batch, state, bound = small(kind), utterances(3300, 5900), None, torch.zeros(2)
-    for first in range(0, 6400, 640):
-        elbo, state = model.carry(piece(batch, first, first + 640), Schedule(), state)
-        bound += elbo.bound
-    torch.testing.assert_close(bound, model(batch, Schedule()).bound, rtol=1e-5, atol=0)
+@EVERY
+def test_pieces_one_after_another_cost_the_bits_of_the_whole(kind, monkeypatch):
+    """Those whose posterior depends on later samples take an utterance as one piece."""
+    model, batch = small(kind), utterances(3300, 5900)
+    monkeypatch.setattr("avdvae.latents.likelihood.PIECE", 640)
+    pieces: list[int] = []
+    whole, carry = -model(batch, Schedule()).bound / math.log(2), model.carry
+    monkeypatch.setattr(model, "carry", lambda part, *rest: pieces.append(1) or carry(part, *rest))
+    torch.testing.assert_close(bound_bits(model, batch), whole, rtol=1e-5, atol=0)
+    assert len(pieces) == (10 if kind in (WaveNet, LSTM, STCN) else 1)
 
 
 @pytest.mark.usefixtures("same_noise")
@@ -200,10 +197,10 @@ def test_sliding_is_the_convolution_of_torch_and_so_are_its_slopes(stride, frame
         (Sliding, nn.functional.conv1d(x.mT, weight, **how).mT),
         (SlidingBack, nn.functional.conv_transpose1d(x.mT, weight, **how).mT[:, : frames * stride]),
     ):
-        said: Any = own.apply(x, weight[:, 0].t(), bias, stride)
-        torch.testing.assert_close(said, published)
-        slope = torch.randn(said.shape, generator=g, dtype=torch.double)
-        torch.testing.assert_close(*(torch.autograd.grad(y, (x, weight, bias), slope) for y in (said, published)))
+        output: Any = own.apply(x, weight[:, 0].t(), bias, stride)
+        torch.testing.assert_close(output, published)
+        slope = torch.randn(output.shape, generator=g, dtype=torch.double)
+        torch.testing.assert_close(*(torch.autograd.grad(y, (x, weight, bias), slope) for y in (output, published)))
 
 
 @pytest.mark.parametrize("rises", [False, True])
@@ -213,7 +210,7 @@ def test_a_block_in_parts_is_the_block_and_so_are_its_slopes(stride, rises, fram
     block = Block(3, stride, rises).double()
     x = torch.randn(2, frames, 3, dtype=torch.double, requires_grad=True)
     whole = block(x)
-    monkeypatch.setattr("avdvae.models.cw_vae.SPAN", 1)
+    monkeypatch.setattr("avdvae.nn.ladder.SPAN", 1)
     parts = block(x)
     torch.testing.assert_close(parts, whole)
     slope, given = torch.randn_like(whole), (x, *block.parameters())
@@ -247,24 +244,24 @@ def x() -> Tensor:
 
 def test_wavenet_is_its_formula(x):
     model = small(WaveNet)
-    _, skips = gated(model.layers, model.second(convolved(model.first, x, 1)), 2 * [1, 2, 4])
-    features = model.out[1](torch.stack(skips).sum(0).div(6**0.5).relu()).relu()
-    torch.testing.assert_close(model.tell(x, None)[0], model.head(features.view(2, 40, 16, 6)).flatten(-2))
+    _, skips = gated(model.layers, model.conv_1x1(convolved(model.causal_conv, x, 1)), 2 * [1, 2, 4])
+    features = model.decoder_net[1](torch.stack(skips).sum(0).div(6**0.5).relu()).relu()
+    torch.testing.assert_close(model.predict(x, None)[0], model.decoder_head(features.view(2, 40, 16, 6)).flatten(-2))
 
 
 def test_stcn_is_its_formula(x):
     model = small(STCN)
     wave = sound(0.3 * x.flatten(1))
     inferred, context = model.infer(wave, mode="mean"), model.context(wave)
-    _, skips = gated(model.layers, convolved(model.first, context.past, 1), 3 * [1, 2])
+    _, skips = gated(model.tcn, convolved(model.audio_in, context.past, 1), 3 * [1, 2])
     above = torch.zeros(2, 40, 0)
     for level, name in ((2, "z3"), (1, "z2"), (0, "z1")):
         d = skips[2 * level + 1]
         moments = []
-        for heads, told in ((model.p_heads, nn.functional.pad(d, (0, 0, 1, -1))), (model.q_heads, d)):
+        for nets, features in ((model.prior_nets, nn.functional.pad(d, (0, 0, 1, -1))), (model.posterior_nets, d)):
             values = []
-            for layers in (heads[level].mean, heads[level].deviation):
-                y = torch.cat([told, above], -1)
+            for layers in (nets[level].mean, nets[level].deviation):
+                y = torch.cat([features, above], -1)
                 for layer in (layers[0], layers[2]):
                     y = nn.functional.leaky_relu(layer(y))
                 values.append(layers[4](y))
@@ -276,9 +273,10 @@ def test_stcn_is_its_formula(x):
         above = (mean / deviation**2 + mean_p / deviation_p**2) / precision
         torch.testing.assert_close(inferred.q[name].log_var[0].exp(), 1 / precision)
         torch.testing.assert_close(inferred.z[name][0], above)
-    y, skips = gated(model.speak, model.enter(torch.cat([inferred.z[f"z{n}"][0] for n in (1, 2, 3)], -1)), [1, 1])
-    said = model.likelihood(model.head((torch.stack(skips).sum(0) + y).relu()))
-    torch.testing.assert_close(model.decode(inferred.z, context)["waveform"].loc[0], said.loc)
+    z = torch.cat([inferred.z[f"z{n}"][0] for n in (1, 2, 3)], -1)
+    y, skips = gated(model.decoder_tcn, model.latent_in(z), [1, 1])
+    likelihood = model.likelihood(model.decoder_head((torch.stack(skips).sum(0) + y).relu()))
+    torch.testing.assert_close(model.decode(inferred.z, context)["waveform"].loc[0], likelihood.loc)
 
 
 def test_the_clockwork_is_its_formula(x):
@@ -288,64 +286,76 @@ def test_the_clockwork_is_its_formula(x):
     log_p = torch.zeros(2)
     for level, name, steps in ((model.levels[1], "z2", 40), (model.levels[0], "z1", 640)):
         z_now, cell, states = z[name][0], nn.GRUCell(4, 4), []
-        cell.load_state_dict({key[:-3]: value for key, value in level.cell.remember.state_dict().items()})
-        told, h = level.cell.mix(torch.cat([nn.functional.pad(z_now, (0, 0, 1, -1)), c], -1)).relu(), torch.zeros(2, 4)
-        for t in range(told.shape[1]):
-            h = cell(told[:, t], h)
+        cell.load_state_dict({key[:-3]: value for key, value in level.cell.rnn.state_dict().items()})
+        inputs = level.cell.rnn_in(torch.cat([nn.functional.pad(z_now, (0, 0, 1, -1)), c], -1)).relu()
+        h = torch.zeros(2, 4)
+        for t in range(inputs.shape[1]):
+            h = cell(inputs[:, t], h)
             states.append(h)
         y = torch.stack(states, 1)
-        for linear in list(level.cell.p_head)[:-1:2]:
+        for linear in list(level.cell.prior_net)[:-1:2]:
             y = linear(y).relu()
-        head = level.cell.p_head[-1]
+        head = level.cell.prior_net[-1]
         p = torch.distributions.Normal(head.mean(y), (head.log_var(y) / 2).exp())
         log_p = log_p + p.log_prob(z_now).sum((1, 2))
-        c = level.up(level.enter(torch.cat([z_now, torch.stack(states, 1)], -1)).relu())[:, :steps]
+        c = level.decoder(level.latent_in(torch.cat([z_now, torch.stack(states, 1)], -1)).relu())[:, :steps]
     torch.testing.assert_close(model.log_prior(z, context)[0].sum(1), log_p)
-    said = model.likelihood(model.head(model.out(c).relu()))
-    torch.testing.assert_close(model.decode(z, context)["waveform"].loc[0], said.loc)
+    likelihood = model.likelihood(model.decoder_net(c))
+    torch.testing.assert_close(model.decode(z, context)["waveform"].loc[0], likelihood.loc)
 
 
-def test_prior_and_posterior_in_one_product_are_the_two_networks():
-    torch.manual_seed(0)
-    cell = small(CWVAE).levels[0].cell
-    c, e, noise = torch.randn(2, 9, 4), torch.randn(2, 6, 4), torch.randn(2, 9, 3)
-    told: Told = cell.draw(c, e, noise)
-    h, p = cell.follow(told.z, c)
-    q = cell.q_head(torch.cat([h[:, :6], e], -1)).times(Gaussian(p.mean[:, :6], p.log_var[:, :6]))
-    torch.testing.assert_close(told.h, h)
-    torch.testing.assert_close((told.p.mean, told.p.log_var), (p.mean, p.log_var))
-    torch.testing.assert_close((told.q.mean[:, :6], told.q.log_var[:, :6]), (q.mean, q.log_var))
-    torch.testing.assert_close(told.z[:, :6], q.moved(noise[:, :6]))
-    torch.testing.assert_close(told.z[:, 6:], p.moved(noise)[:, 6:])  # where nothing is heard, the prior
+@pytest.mark.parametrize("encoded", [9, 6, 0])
+@pytest.mark.parametrize("given", [0, 2])
+@pytest.mark.parametrize("level", [0, 1])
+def test_the_fused_clockwork_is_its_recursion_in_value_and_gradient(level, encoded, given):
+    cell = small(CWVAE).levels[level].cell.requires_grad_()
+    c, e, noise = (
+        torch.randn(2, steps, size, requires_grad=True)
+        for steps, size in ((9, 4), (encoded, 4), (9, cell.prior_net[-1].mean.out_features))
+    )
+    z_given = noise[:, :given] + 1 if given else None
+    found = []
+    for draw in (cell.recursion, cell.draw):
+        path = draw(None if level else c, e, noise, z_given)
+        values = [path.z, path.h, path.q.mean, path.q.log_var, path.p.mean, path.p.log_var]
+        loss = torch.cat([(n + 1) * value.sin().flatten() for n, value in enumerate(values)]).sum()
+        inputs = [noise, *cell.parameters(), *([] if level else [c])]
+        found.append((values, torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    z, h, q_mean, _, p_mean, _ = found[0][0]
+    assert h.shape == (2, 9, 4) and torch.equal(z[:, :given], noise[:, :given] + 1)
+    assert torch.equal(q_mean[:, encoded:], p_mean[:, encoded:]) and not (q_mean == p_mean)[:, :encoded].any()
+    torch.testing.assert_close(cell.follow(z, None if level else c)[0], h)
 
 
 @pytest.mark.usefixtures("same_noise")
 @EVERY
-def test_what_it_says_is_what_it_would_say_after_what_it_said(kind):
+def test_generated_samples_are_those_of_the_model_given_them_as_the_past(kind):
     model = small(kind)
-    said = model.go_on(torch.zeros(2, 0), 160)
-    assert said.shape == (2, 160) and torch.equal(said, (said * 32768).round() / 32768) and said.any()
+    generated = model.generate(torch.zeros(2, 0), 160)
+    assert generated.shape == (2, 160) and generated.any()
+    assert torch.equal(generated, (generated * 32768).round() / 32768)
     if kind in (WaveNet, LSTM):
-        x = model.stacks(said)
-        output = model.tell(torch.nn.functional.pad(x, (0, 0, 1, -1)), None)[0]
+        x = model.stacks(generated)
+        output = model.predict(torch.nn.functional.pad(x, (0, 0, 1, -1)), None)[0]
         again = model.likelihood(output).sample()
-        torch.testing.assert_close(model.go_on(said[:, :64], 96), said[:, 64:], rtol=0, atol=1e-4)
+        torch.testing.assert_close(model.generate(generated[:, :64], 96), generated[:, 64:], rtol=0, atol=1e-4)
     else:
-        context = model.context(sound(said))
+        context = model.context(sound(generated))
         again = model.decode(model.sample_prior(context), context)["waveform"].sample()[0]
         alone = Context(torch.ones(2, -(-160 // model.stride), dtype=torch.bool))
-        drawn = model.sample_prior(alone, 2)  # with no past but its own
+        drawn = model.sample_prior(alone, 2)  # without a true past
         torch.testing.assert_close(drawn, {k: z.expand(2, -1, -1, -1) for k, z in model.sample_prior(context).items()})
-    torch.testing.assert_close(again, said, rtol=0, atol=1e-4)
+    torch.testing.assert_close(again, generated, rtol=0, atol=1e-4)
 
 
 @pytest.mark.usefixtures("same_noise")
 @pytest.mark.parametrize("kind", [VRNNWave, SRNNWave, STCN])
-def test_it_goes_on_after_sound_whose_latents_are_inferred(kind):
+def test_samples_after_a_waveform_follow_its_inferred_latents(kind):
     """As it would from the prior of what follows, with its own sound as the past."""
     model, begun = small(kind), 0.3 * torch.randn((2, 64), generator=torch.Generator().manual_seed(0))
-    said = model.go_on(begun, 96)
-    whole, given = model.context(sound(torch.cat([begun, said], 1))), model.infer(sound(begun)).z
+    generated = model.generate(begun, 96)
+    whole, given = model.context(sound(torch.cat([begun, generated], 1))), model.infer(sound(begun)).z
     if kind is STCN:
         z = model._prior(
             whole, lambda name, p: torch.cat([given[name], p.moved(0.6 * torch.ones_like(p.mean))[:, :, 4:]], 2)
@@ -353,8 +363,8 @@ def test_it_goes_on_after_sound_whose_latents_are_inferred(kind):
     else:
         z = model.sample_prior(whole, 1, given)
     again = model.decode(z, whole)["waveform"].sample()[0]
-    torch.testing.assert_close(again[:, 64:], said, rtol=0, atol=1e-4)
-    assert not torch.allclose(said, model.go_on(torch.zeros(2, 0), 96), atol=1e-2)
+    torch.testing.assert_close(again[:, 64:], generated, rtol=0, atol=1e-4)
+    assert not torch.allclose(generated, model.generate(torch.zeros(2, 0), 96), atol=1e-2)
 
 
 def test_free_nats_cost_no_more_than_none():
@@ -370,7 +380,7 @@ def test_free_nats_cost_no_more_than_none():
     torch.testing.assert_close(slope, torch.tensor([[[[0, 1.0], [0, 0], [0, 0]]]]))
 
 
-def test_what_they_cannot_be_made_of_is_told():
+def test_wrong_settings_are_named():
     wrongs: list[tuple[dict[str, Any], str]] = [
         ({"coding": "a-law"}, "model.coding=a-law: choose mu-law or linear"),
         ({"scoring": "seed"}, "model.scoring=seed: choose exact or paper"),

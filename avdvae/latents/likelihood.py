@@ -1,6 +1,5 @@
-"""Bits that recordings of 16 bits cost: by a model's bound, by a fixed distribution, by FLAC. All in bits, whole files.
-
-A frame is a sample. FLAC is libsndfile's at its best level, its stream without the headers of the file.
+"""Code lengths of 16-bit recordings, in bits of a whole recording: by a model's bound, by one mixture for all samples,
+by FLAC at libsndfile's highest compression, without the headers of the file.
 """
 
 from __future__ import annotations
@@ -8,7 +7,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,19 +15,17 @@ from torch import Tensor
 
 from avdvae.probability.objectives import Schedule
 from avdvae.probability.pcm import CODES, DMoL
-from avdvae.protocols import Batch, LatentModel
+from avdvae.protocols import Batch, LatentModel, WaveformModel
 
-PIECE = 65_536  # samples that a model which can go on hears at a time
+PIECE = 65_536  # samples that a causal model takes at a time
 
 
 @torch.no_grad()
-def bound_bits(model: Any, batch: Batch) -> Float[Tensor, " B"]:
+def bound_bits(model: WaveformModel, batch: Batch) -> Float[Tensor, " B"]:
     """Minus the bound, with one draw."""
-    if not hasattr(model, "carry"):
-        return -model(batch, Schedule()).bound / math.log(2)
     assert batch.waveform is not None and batch.lengths is not None
     bits_B, state = torch.zeros(len(batch.ids), device=batch.waveform.device), None
-    size = PIECE // model.stride * model.stride
+    size = PIECE // model.stride * model.stride if model.causal else batch.waveform.shape[1]
     for first in range(0, batch.waveform.shape[1], size):
         part_BN = batch.waveform[:, first : first + size]
         lengths = (batch.lengths - first).clamp(0, part_BN.shape[1])
@@ -41,53 +37,53 @@ def bound_bits(model: Any, batch: Batch) -> Float[Tensor, " B"]:
 
 @torch.no_grad()
 def importance_bits(model: LatentModel, batch: Batch, draws: int) -> Float[Tensor, " B"]:
-    """Minus ln (1/K sum_k p(x, z_k) / q(z_k | x)), which comes nearer to the likelihood the more draws there are."""
+    """Minus log2 (1/K sum_k p(x, z_k) / q(z_k | x)), an upper bound that more draws tighten."""
     waveform_BN = batch.need("waveform", model)
     assert batch.lengths is not None
     samples_N = torch.arange(waveform_BN.shape[1], device=waveform_BN.device)
-    sounds_BN, context, weights = samples_N < batch.lengths[:, None], model.context(batch), []
+    holds_data_BN, context, log_weights = samples_N < batch.lengths[:, None], model.context(batch), []
     for _ in range(draws):
         inferred = model.infer(batch)
         log_x_BN = model.decode(inferred.z, context)["waveform"].log_prob(waveform_BN)[0]
-        log_w_B = (log_x_BN * sounds_BN).sum(-1)
+        log_w_B = (log_x_BN * holds_data_BN).sum(-1)
         for spec in model.latents:
             z, q, p = inferred.z[spec.name], inferred.q[spec.name], inferred.p[spec.name]
             first_T = torch.arange(z.shape[2], device=z.device) * (spec.rate or 0)
             ratio_BT = (p.log_prob(z) - q.log_prob(z))[0]
             log_w_B = log_w_B + (ratio_BT * (first_T < batch.lengths[:, None])).sum(-1)
-        weights.append(log_w_B)
-    return -(torch.stack(weights).logsumexp(0) - math.log(draws)) / math.log(2)
+        log_weights.append(log_w_B)
+    return -(torch.stack(log_weights).logsumexp(0) - math.log(draws)) / math.log(2)
 
 
 def fitted_dmol(recordings: Sequence[Int16[np.ndarray, " _"]], components: int = 2) -> Float[np.ndarray, " codes"]:
-    """The bits of each code by one mixture of logistics for all samples, the most likely one for these recordings."""
+    """The bits of each code by one mixture of logistics for all samples, fitted to these recordings."""
     counts = np.bincount(np.concatenate(recordings).astype(np.int32) + CODES, minlength=2 * CODES)
-    seen = torch.from_numpy(np.flatnonzero(counts))
-    share = torch.from_numpy(counts[seen] / counts.sum())
+    present = torch.from_numpy(np.flatnonzero(counts))
+    frequency = torch.from_numpy(counts[present] / counts.sum())
     code = torch.arange(-CODES, CODES, dtype=torch.float64) / CODES
     start = torch.cat([torch.zeros(components), torch.linspace(-0.4, 0.4, components), torch.full((components,), -2.0)])
     output = start.double().requires_grad_()
-    best = torch.optim.LBFGS([output], max_iter=200, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS([output], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
-        best.zero_grad()
-        log_p = DMoL.of(output.expand(len(seen), -1), "mu-law", "exact").log_prob(code[seen])
-        value = -(share * log_p).sum()
+        optimiser.zero_grad()
+        log_p = DMoL.of(output.expand(len(present), -1), "mu-law", "exact").log_prob(code[present])
+        value = -(frequency * log_p).sum()
         value.backward()
         return value
 
-    best.step(loss)  # type: ignore[arg-type]  # it returns a tensor, as it should
+    optimiser.step(loss)  # type: ignore[arg-type]  # it returns a tensor, as it should
     with torch.no_grad():
         return -DMoL.of(output.expand(2 * CODES, -1), "mu-law", "exact").log_prob(code).numpy() / math.log(2)
 
 
 def flac_bits(codes: Int16[np.ndarray, " N"], rate: int) -> int:
-    """Of the frames, without the marker and the blocks of metadata before them."""
+    """Of FLAC's frames, without the marker and the metadata blocks before them."""
     import soundfile
 
     file = io.BytesIO()
     soundfile.write(file, codes, rate, format="FLAC", subtype="PCM_16", compression_level=1.0)
-    stream, at, last = file.getvalue(), 4, False
+    stream, begin, last = file.getvalue(), 4, False
     while not last:
-        last, at = bool(stream[at] & 0x80), at + 4 + int.from_bytes(stream[at + 1 : at + 4], "big")
-    return 8 * (len(stream) - at)
+        last, begin = bool(stream[begin] & 0x80), begin + 4 + int.from_bytes(stream[begin + 1 : begin + 4], "big")
+    return 8 * (len(stream) - begin)

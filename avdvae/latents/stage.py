@@ -137,7 +137,7 @@ class Stage:
         if source is not None:
             begun_KN = source.need("waveform", model)[:, : round(analysis * RATE) // model.stride * model.stride]
             begun_KN = begun_KN.expand(draws, -1)
-        more_KN = model.go_on(begun_KN, round(seconds * RATE) - begun_KN.shape[1])
+        more_KN = model.generate(begun_KN, round(seconds * RATE) - begun_KN.shape[1])
         return [Scene(sound_N.cpu().numpy()) for sound_N in torch.cat([begun_KN, more_KN], 1)]
 
     def true(self, batch: Batch) -> Scene:

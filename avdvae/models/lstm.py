@@ -1,11 +1,14 @@
-"""LSTM: each stack of samples from all those before it, through one recurrent state; no latents.
+"""LSTM: each stack of samples given all stacks before it, through one recurrent state; no latents.
 
 The baseline of J. D. Havtorn et al., "Benchmarking generative latent variable models for speech", 2022 (arXiv
 2202.12707).
 
     h_t = LSTM(h_t-1; phi(x_t-1)),  x_0 = 0        p(x) = prod_t DMoL(x_t; f(h_t))
 
-    x   stacks of s samples      before_BTS holds x_t-1 at t
+    x_t   stack of s samples       x_BTS; before_BTS holds x_t-1 at t
+    phi   features of a stack      phi_x
+    h_t   state                    rnn; h_BTM
+    f     decoder                  decoder_net
 """
 
 from __future__ import annotations
@@ -29,11 +32,11 @@ class LSTM(Predictor):
         scoring: str = "exact",
     ):
         super().__init__()
-        self.listen_by(stride, coding, scoring)
-        self.listen = mlp([stride, hidden, hidden, hidden], nn.ReLU)
-        self.remember = nn.LSTM(hidden, hidden, layers, batch_first=True)
-        self.out = nn.Sequential(*mlp([hidden, hidden, hidden], nn.ReLU), CodeHead(hidden, stride))
+        self.set_coding(stride, coding, scoring)
+        self.phi_x = mlp([stride, hidden, hidden, hidden], nn.ReLU)
+        self.rnn = nn.LSTM(hidden, hidden, layers, batch_first=True)
+        self.decoder_net = nn.Sequential(*mlp([hidden, hidden, hidden], nn.ReLU), CodeHead(hidden, stride))
 
-    def tell(self, before_BTS: Float[Tensor, "B T S"], state: Any) -> tuple[Float[Tensor, "B T M"], Any]:
-        h_BTM, state = self.remember(self.listen(before_BTS), state)
-        return self.out(h_BTM), state
+    def predict(self, before_BTS: Float[Tensor, "B T S"], state: Any) -> tuple[Float[Tensor, "B T M"], Any]:
+        h_BTM, state = self.rnn(self.phi_x(before_BTS), state)
+        return self.decoder_net(h_BTM), state

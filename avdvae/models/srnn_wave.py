@@ -4,12 +4,16 @@ J. D. Havtorn et al., "Benchmarking generative latent variable models for speech
 
     h_t = GRU(h_t-1; x_t-1)
     p(x, z) = prod_t DMoL(x_t; f(h_t, z_t)) N(z_t; mu_p, diag var_p (h_t, z_t-1))
-    q(z | x) = prod_t N(z_t; mu_p + mu, diag var (g_t, z_t-1)),  where g_t hears h_t:T and x_t:T from the end on
+    q(z | x) = prod_t N(z_t; mu_p + mu, diag var (g_t, z_t-1)),  g_t = GRU(g_t+1; h_t, x_t)
     ELBO: dynamical_vae.py
 
-    x_t   stack of s samples    x_BTS
-    z_t   latent                z_KBTL
-    h_t   state                 h_1BTM
+    x_t      stack of s samples             x_BTS
+    z_t      latent                         z_KBTL
+    h_t      state                          rnn of phi_x; h_1BTM
+    g_t      state, backward in time        encoder_rnn of phi_x, h_t; g_1BTM
+    p(z_t)   prior                          prior_net of h_t, z_t-1
+    mu, var  of q(z_t)                      posterior_net of g_t, z_t-1
+    f        decoder                        decoder_net of h_t, z_t
 """
 
 from __future__ import annotations

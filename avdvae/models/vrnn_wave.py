@@ -7,9 +7,12 @@ J. D. Havtorn et al., "Benchmarking generative latent variable models for speech
     q(z | x) = prod_t N(z_t; mu_p + mu, diag var (h_t, x_t))
     ELBO: dynamical_vae.py
 
-    x_t   stack of s samples    x_BTS
-    z_t   latent                z_KBTL
-    h_t   state                 h_KBTM
+    x_t      stack of s samples             x_BTS
+    z_t      latent                         z_KBTL
+    h_t      state                          rnn of phi_x, phi_z; h_KBTM
+    p(z_t)   prior                          prior_net of h_t
+    mu, var  of q(z_t)                      posterior_net of phi_x, h_t
+    f        decoder                        decoder_net of h_t, phi_z
 """
 
 from __future__ import annotations
@@ -38,9 +41,8 @@ class VRNNWave(WaveformVAE, VRNN):
         super().__init__(dim, stride, coding, scoring)
         self.phi_x = mlp([stride, wide, wide, wide], nn.LeakyReLU)
         self.phi_z = mlp([dim, wide, wide, wide, wide], nn.ReLU)
-        remember: Any = nn.GRU(2 * wide, hidden, batch_first=True)
-        nn.init.orthogonal_(remember.weight_hh_l0)
-        self.rnn = remember
+        self.rnn: Any = nn.GRU(2 * wide, hidden, batch_first=True)
+        nn.init.orthogonal_(self.rnn.weight_hh_l0)
         self.posterior_net = nn.Sequential(*mlp([wide + hidden, wide, wide, wide], nn.ReLU), GaussianHead(wide, dim))
         self.prior_net = nn.Sequential(*mlp([hidden, wide, wide, wide], nn.ReLU), GaussianHead(wide, dim))
         self.decoder_net = nn.Sequential(*mlp([hidden + wide, wide, wide], nn.LeakyReLU), CodeHead(wide, stride))

@@ -1,4 +1,4 @@
-"""WaveNet: each stack of samples from those before it, through gated convolutions of growing reach; no latents.
+"""WaveNet: each stack of samples given the stacks before it, through dilated gated convolutions; no latents.
 
 A. van den Oord et al., "WaveNet: a generative model for raw audio", 2016 (arXiv 1609.03499); sizes as in J. D. Havtorn
 et al., "Benchmarking generative latent variable models for speech", 2022 (arXiv 2202.12707).
@@ -7,7 +7,13 @@ et al., "Benchmarking generative latent variable models for speech", 2022 (arXiv
     y_0 = A x_t-2:t-1      y_i = (y_i-1 + U g) / sqrt(2)      g = tanh * sigmoid (W y_i-1, now and 2^i before)
     f = sum_i V g_i / sqrt(number of layers)
 
-    x   stacks of s samples      before_BTS holds x_t-1 at t
+    x_t    stack of s samples                  x_BTS; before_BTS holds x_t-1 at t
+    A      a causal and a pointwise layer      causal_conv, conv_1x1
+    y_i    residual output of layer i          y_BTM
+    W      content and gate                    layers[i].conv
+    U, V   residual and skip                   layers[i].out
+    f      skip outputs of all layers          before decoder_net, decoder_head
+    R      stacks that x_t depends on          reach
 """
 
 from __future__ import annotations
@@ -32,19 +38,19 @@ class WaveNet(Predictor):
         scoring: str = "exact",
     ):
         super().__init__()
-        self.listen_by(stride, coding, scoring)
-        self.first, self.second = CausalConv(stride, channels), nn.Linear(channels, channels)
+        self.set_coding(stride, coding, scoring)
+        self.causal_conv, self.conv_1x1 = CausalConv(stride, channels), nn.Linear(channels, channels)
         self.layers = nn.ModuleList(GatedLayer(channels, 2**i) for _ in range(stacks) for i in range(layers))
-        self.out = nn.Sequential(nn.ReLU(), nn.Linear(channels, channels * stride), nn.ReLU())
-        self.head = CodeHead(channels)
-        self.reach = 2 + stacks * (2**layers - 1)  # stacks that the next one depends on
+        self.decoder_net = nn.Sequential(nn.ReLU(), nn.Linear(channels, channels * stride), nn.ReLU())
+        self.decoder_head = CodeHead(channels)
+        self.reach = 2 + stacks * (2**layers - 1)
 
-    def tell(self, before_BTS: Float[Tensor, "B T S"], state: Any) -> tuple[Float[Tensor, "B T M"], Any]:
-        old = iter(state or [None] * (1 + len(self.layers)))
-        y_BTC, left = self.first(before_BTS, next(old))
-        y_BTC, states, skips = self.second(y_BTC), [left], 0.0
+    def predict(self, before_BTS: Float[Tensor, "B T S"], state: Any) -> tuple[Float[Tensor, "B T M"], Any]:
+        states = iter(state or [None] * (1 + len(self.layers)))  # of each convolution: its last inputs
+        y_BTM, inputs = self.causal_conv(before_BTS, next(states))
+        y_BTM, later_states, skips = self.conv_1x1(y_BTM), [inputs], 0.0
         for layer in self.layers:
-            y_BTC, skip_BTC, left = layer(y_BTC, next(old))
-            skips, states = skips + skip_BTC, [*states, left]
-        features_BTSC = self.out(skips * len(self.layers) ** -0.5).unflatten(-1, (self.stride, -1))
-        return self.head(features_BTSC).flatten(-2), states
+            y_BTM, skip_BTM, inputs = layer(y_BTM, next(states))
+            skips, later_states = skips + skip_BTM, [*later_states, inputs]
+        features_BTSM = self.decoder_net(skips * len(self.layers) ** -0.5).unflatten(-1, (self.stride, -1))
+        return self.decoder_head(features_BTSM).flatten(-2), later_states

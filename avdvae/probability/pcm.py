@@ -1,8 +1,8 @@
-"""Likelihoods of sounds of 16 bits, sample by sample.
+"""Likelihoods of waveforms of 16 bits, sample by sample.
 
 A. van den Oord et al., "WaveNet", 2016 (arXiv 1609.03499), for the mu-law; T. Salimans et al., "PixelCNN++", ICLR 2017
 (arXiv 1701.05517), for mixtures of logistics; J. D. Havtorn et al., 2022 (arXiv 2202.12707), for both together.
-Shapes: N samples, M logistics.
+Shapes: N samples, M logistics of each.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def expand(y: Tensor) -> Tensor:
 
 @cache
 def _cells(coding: Coding, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower and upper edges of the cells of all codes, and their widths; the outermost cells reach to infinity, which
-    their users see to."""
+    """Lower and upper edges of the cells of all codes, and their widths. The outermost cells reach to infinity, which
+    `DMoL._exact` accounts for."""
     with torch.inference_mode(False):
         edges = (torch.arange(-CODES, CODES + 1, dtype=torch.float64) - 0.5) / CODES
         edges = compand(edges) if coding == "mu-law" else edges
@@ -59,7 +59,7 @@ class DMoL:
               codes sum to 1 and -log2 is a number of bits. paper: as Havtorn et al. publish it, with s >= e^-7 and
               cells 1 / 32768 wide also on the companded line, where codes do not lie so; bits are then no code length
 
-    Where it holds more samples than it is asked about, those at the end are left out: they fill the last stack.
+    It may hold more samples than the waveform, which fill the last stack: those at the end are left out.
     """
 
     logits: Float[Tensor, "*draws N M"]
@@ -104,20 +104,21 @@ class DMoL:
         return torch.where(y < -1 + 1 / CODES, first, torch.where(y > 1 - 1 / CODES, last, inside))
 
     def sample(self) -> Float[Tensor, "*draws N"]:
-        """A draw of each sample; exact ones are those of PCM codes."""
+        """A draw of each sample."""
         noise = torch.rand_like(self.logits).clamp(1e-5, 1 - 1e-5)
         chosen = (self.logits - (-noise.log()).log()).argmax(-1, keepdim=True)
         loc, log_scale = (part.gather(-1, chosen)[..., 0] for part in (self.loc, self.log_scale))
         low, high = (-7, math.inf) if self.scoring == "paper" else LOGISTIC_SCALES
         where = torch.rand_like(loc).clamp(1e-5, 1 - 1e-5).logit()
-        return self._sounding(loc + log_scale.clamp(low, high).exp() * where)
+        return self._samples(loc + log_scale.clamp(low, high).exp() * where)
 
     @property
     def mode(self) -> Float[Tensor, "*draws N"]:
         """The middle of the most probable component."""
-        return self._sounding(self.loc.gather(-1, self.logits.argmax(-1, keepdim=True))[..., 0])
+        return self._samples(self.loc.gather(-1, self.logits.argmax(-1, keepdim=True))[..., 0])
 
-    def _sounding(self, y: Tensor) -> Tensor:
+    def _samples(self, y: Tensor) -> Tensor:
+        """From the line of `coding`; exact ones are rounded to PCM codes."""
         x = y.clamp(-1, 1)
         x = expand(x) if self.coding == "mu-law" else x
         return x if self.scoring == "paper" else (x * CODES).round().clamp(-CODES, CODES - 1) / CODES

@@ -1,19 +1,19 @@
-"""Likelihood: the bits that a sample of the split's utterances costs, beside what cheap codes take for it.
+"""Likelihood: bits per sample of the split's utterances, beside those of simple codes.
 
-bits_per_frame     minus the bound, with one draw (the exact likelihood of models without latents)
-importance_bits    the importance-weighted bound, where evaluate.importance asks for it
-dmol_bits          by one mixture of two logistics, fitted to these very utterances
+bits_per_frame     minus the bound, with one draw (the exact likelihood of models without latents); a frame is a sample
+importance_bits    minus the importance-weighted bound with `evaluate.importance` draws, unless that is null
+dmol_bits          by one mixture of two logistics, fitted to the same utterances
 flac_bits          of the stream of a FLAC file, headers excluded
 uniform_bits       16
 
-Each is a ratio of totals: bits of all utterances over samples of all. Examples: an utterance; its latents sounding
-again; how its first second goes on; and what the model says from nothing.
+Each is a ratio of totals: bits of all utterances over samples of all. Examples: an utterance; its resynthesis; its
+first half, a second at most, and samples generated after it; samples generated from nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from avdvae.errors import UserError
 from avdvae.evaluation.tasks.task import Measured, Part, Subject
 from avdvae.latents.likelihood import bound_bits, fitted_dmol, flac_bits, importance_bits
 from avdvae.probability.pcm import CODES
-from avdvae.protocols import Batch, LatentModel
+from avdvae.protocols import Batch, LatentModel, WaveformModel
 from avdvae.signals.clock import RATE
 
 
@@ -32,10 +32,10 @@ class Likelihood:
 
     def check(self, subject: Subject) -> None:
         model, draws = subject.model, subject.settings.importance
-        if getattr(model, "observes", None) != "waveform":
+        if not isinstance(model, WaveformModel):
             raise UserError(
-                f"{type(model).__name__} gives densities of spectra, not probabilities of 16-bit samples, which bits "
-                "are of: choose exp=wavenet, lstm, vrnn_wave, srnn_wave, stcn or cw_vae"
+                f"{type(model).__name__} gives densities, not probabilities of 16-bit samples, so it has no bits per "
+                "sample: choose exp=wavenet, lstm, vrnn_wave, srnn_wave, stcn or cw_vae"
             )
         if draws is not None and (draws < 1 or not isinstance(model, LatentModel)):
             raise UserError(
@@ -76,17 +76,16 @@ def _codes(batch: Batch, b: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def _sounds(model: Any, batch: Batch, b: int) -> Mapping[str, np.ndarray]:
+def _sounds(model: WaveformModel, batch: Batch, b: int) -> Mapping[str, np.ndarray]:
     assert batch.waveform is not None and batch.lengths is not None
     clean_1N = batch.waveform[b : b + 1, : int(batch.lengths[b])]
     alone = Batch(batch.ids[b : b + 1], batch.mask[b : b + 1], waveform=clean_1N, lengths=batch.lengths[b : b + 1])
     second = min(RATE, clean_1N.shape[1] // 2) // model.stride * model.stride
     sounds: dict[str, Tensor] = {"clean": clean_1N[0]}
-    has_latents = isinstance(model, LatentModel)
-    if has_latents:
-        again = model.decode(model.infer(alone, mode="mean").z, model.context(alone))["waveform"]
-        sounds["by its latents"] = again.mode[0, 0, : clean_1N.shape[1]]
-    goes_on_1N = model.go_on(clean_1N[:, :second], second)
-    sounds["goes on after half"] = torch.cat([clean_1N[0, :second], goes_on_1N[0]])
-    sounds["from nothing"] = model.go_on(clean_1N[:, :0], second)[0]
+    if isinstance(model, LatentModel):
+        resynthesis = model.decode(model.infer(alone, mode="mean").z, model.context(alone))["waveform"]
+        sounds["resynthesis"] = resynthesis.mode[0, 0, : clean_1N.shape[1]]
+    generated_1N = model.generate(clean_1N[:, :second], second)
+    sounds["generated after half"] = torch.cat([clean_1N[0, :second], generated_1N[0]])
+    sounds["generated from nothing"] = model.generate(clean_1N[:, :0], second)[0]
     return {name: sound_N.cpu().numpy() for name, sound_N in sounds.items()}

@@ -30,7 +30,7 @@ from avdvae.data.shards import PreparedCorpus
 from avdvae.data.talker.corpus import Talker
 from avdvae.errors import UserError
 from avdvae.signals.faces import find_face_model
-from avdvae.signals.video import read_pictures, read_sound, write_mp4
+from avdvae.signals.video import probe, read_pictures, read_sound, write_mp4
 
 PROJECT = Path(__file__).parent.parent
 MODEL = find_face_model()
@@ -99,7 +99,7 @@ def test_the_mouth_that_mediapipe_measures_follows_the_drawn_one(talker: Talker)
         for clip in clips[::2]:
             if clip.speaker == speaker:
                 assert clip.video
-                lips = extract_lips(clip.video, MODEL)
+                lips = extract_lips(probe(clip.video), MODEL)
                 truth = json.loads(clip.video.with_suffix(".json").read_text())
                 measured.append(lips.geometry)
                 drawn.append(np.stack([truth["lip_aperture"], truth["lip_width"]], 1)[: len(lips.geometry)])
@@ -426,6 +426,14 @@ def test_sounds_are_ensured_without_a_face_model_and_after_an_interruption(sound
         assert len(list((one / "shards").iterdir())) == 3
         (one / "shards" / "00001.safetensors").unlink()
         assert contents(ensure_prepared(config, tmp_path / "one")) == contents(two) and len(begun) == again + 4
+
+
+def test_a_film_is_opened_three_times(clip: Path, tmp_path: Path, monkeypatch) -> None:
+    """For its clock, sound and key pictures; for landmarks; and for crops, which need the landmarks of all pictures."""
+    opened, av_open = [], av.open
+    monkeypatch.setattr(av, "open", lambda path, **options: opened.append(path) or av_open(path, **options))
+    preparation.prepare_alone(Clip("c", "own", "train", "x", clip), tmp_path)
+    assert opened == [str(clip)] * 3
 
 
 def test_wrong_modalities_and_empty_corpora_are_refused(sounds: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from avdvae.pictures.stills import write_png
 from avdvae.signals.clock import RATE
 from avdvae.signals.faces import find_face_model
 from avdvae.signals.lips import MIN_PICTURES, draw_overlay, extract_lips
-from avdvae.signals.video import ClipSound, probe, read_clip_sound, read_pictures, read_sound
+from avdvae.signals.video import ClipSound, clip_sound, probe, read_frames, read_sound, to_rgb
 
 CLIPS_PER_SHARD = 64
 TABLES = ("quality.csv", "manifest.csv")
@@ -217,10 +217,10 @@ def _recording(job: _Job) -> tuple[PreparedClip, Quality]:
 
 
 def _film(job: _Job) -> tuple[PreparedClip, Quality]:
-    video = job.clip.source
     assert job.model
-    sound = read_clip_sound(video, job.clip.audio, probe(video), RATE)
-    lips = extract_lips(video, job.model, job.size, job.face)
+    film = probe(job.clip.source, sound=not job.clip.audio)
+    sound = clip_sound(film, job.clip.audio)
+    lips = extract_lips(film, job.model, job.size, job.face)
     clip, quality = _speaking(job.clip, sound, lips.crops, lips.confidence, lips.found, lips.fps)
     if job.face:
         frames = len(clip.lips)
@@ -363,9 +363,10 @@ def _finish(groups: dict[str, list[_Job]], unreadable: list[Unreadable], out: Pa
 def _overlay(job: _Job):
     """The middle picture of a clip with its landmarks and the outline of its crop."""
     assert job.model
-    lips = extract_lips(job.clip.source, job.model, job.size)
+    film = probe(job.clip.source)
+    lips = extract_lips(film, job.model, job.size)
     middle = len(lips.crops) // 2
-    seconds = lips.info.start + middle / float(lips.fps)
-    pictures = read_pictures(job.clip.source, max(lips.info.width, lips.info.height))
-    _, picture = min(pictures, key=lambda shown: abs(shown[0] - seconds))
+    seconds = film.start + middle / float(film.fps)
+    frame = min(read_frames(film.path), key=lambda frame: abs((frame.time or 0.0) - seconds))
+    picture = to_rgb(frame, max(frame.width, frame.height))
     return draw_overlay(picture, lips.landmarks[middle], lips.matrices[middle], job.size)

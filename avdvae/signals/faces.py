@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avdvae.errors import UserError
-from avdvae.signals import video as film
+from avdvae.signals.video import LONGEST, Film, read_frames, to_rgb, upright_size
 
 Points = NDArray[np.complexfloating]
 
@@ -41,11 +41,7 @@ KEPT = STABLE + LIPS
 
 # A head moves slowly and its path is smoothed, so that fifteen looks a second tell as much as thirty in half the time.
 LOOKS_PER_SECOND = 15
-# Longer side of the picture given to the landmarker, in pixels. It finds no face narrower than a sixth of the picture,
-# and looks at that with 256 x 256 pixels; on drawn faces in 1080 lines more than this improved nothing.
-LONGEST = 640
 MOST_FACES = 4
-KEY_PICTURES = 8  # looked at to see whether there is more than one face
 AS_LARGE = 0.75  # of the talker's eye distance has another face that may be the one that speaks
 RIVALLED = 0.2  # share of the pictures with a face from which on such another one is told of
 JUMP = 0.6  # eye distances, or as much growth, from one look to the next: heads are slower, another face is not
@@ -104,7 +100,7 @@ class Faces(NamedTuple):
     flags: tuple[str, ...]
 
 
-def find_faces(video: Path, info: film.VideoInfo, model: Path) -> Faces:
+def find_faces(film: Film, model: Path) -> Faces:
     """The talker's face in every picture."""
     times: list[float] = []
     rows: list[Points] = []
@@ -112,16 +108,16 @@ def find_faces(video: Path, info: film.VideoInfo, model: Path) -> Faces:
     jumps: list[float] = []
     nothing = np.full(len(KEPT), np.nan + 0j)
     talker, unseen = None, 0
-    every = max(1, round(info.fps / LOOKS_PER_SECOND))
-    with _task("FaceLandmarker", model.read_bytes(), num_faces=_count_faces(video, model)) as look:
-        for number, frame in enumerate(film.read_frames(video)):
+    every = max(1, round(film.fps / LOOKS_PER_SECOND))
+    with _task("FaceLandmarker", model.read_bytes(), num_faces=_count_faces(film, model)) as look:
+        for number, frame in enumerate(read_frames(film.path)):
             if frame.time is None:
                 raise UserError("one of its pictures carries no time: put it into an mp4 of known rate with ffmpeg")
             times.append(frame.time)
             seen = None
             if number % every == 0:
-                meshes = look(film.to_rgb(frame, LONGEST)).face_landmarks
-                faces = _kept_points(meshes, info.width, info.height)
+                meshes = look(to_rgb(frame, LONGEST)).face_landmarks
+                faces = _kept_points(meshes, *upright_size(frame))
                 seen = _follow(talker, faces, unseen)
                 if seen is not None:
                     rivalled += _has_rival(seen, faces)
@@ -175,7 +171,7 @@ def eye_distance(points: Points) -> np.ndarray:
     return np.abs(points[:, KEPT.index(263)] - points[:, KEPT.index(33)])
 
 
-def _count_faces(video: Path, model: Path) -> int:
+def _count_faces(film: Film, model: Path) -> int:
     """How many faces the landmarker must look for.
 
     While it sees fewer than asked for it runs its detector on every picture, a fifth more time, so that more than one
@@ -184,8 +180,7 @@ def _count_faces(video: Path, model: Path) -> int:
     """
     detector = zipfile.ZipFile(model).read("face_detector.tflite")
     with _task("FaceDetector", detector) as look:
-        frames = itertools.islice(film.read_frames(video, key_only=True), KEY_PICTURES)
-        seen = max((len(look(film.to_rgb(frame, LONGEST)).detections) for frame in frames), default=1)
+        seen = max((len(look(picture).detections) for picture in film.key_pictures), default=1)
     return min(max(seen, 1), MOST_FACES)
 
 

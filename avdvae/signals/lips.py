@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 
 from avdvae.errors import UserError
-from avdvae.signals import video as film
-from avdvae.signals.faces import KEPT, LONGEST, STABLE, Points, eye_distance, find_faces
+from avdvae.signals.faces import KEPT, STABLE, Points, eye_distance, find_faces
+from avdvae.signals.video import LONGEST, Film, check_complete, read_frames, shown, to_grey, to_rgb
 
 MIN_PICTURES = 10
 MIN_FACE_RATE = 0.5
@@ -48,7 +48,6 @@ class Lips:
     confidence: np.ndarray  # uint8 (n,)
     found: np.ndarray  # bool (n,)
     fps: Fraction
-    info: film.VideoInfo
     geometry: np.ndarray  # float32 (n, 2)
     jitter: float
     landmarks: np.ndarray  # float32 (n, 45, 2)
@@ -56,19 +55,18 @@ class Lips:
     flags: tuple[str, ...] = ()  # what may be wrong with the face that was followed, in words
 
 
-def extract_lips(video: Path, model: Path, size: int = 67, face: int | None = None) -> Lips:
-    """Find the talker's mouth in every picture of `video` and cut it out at `size` x `size` pixels, grey; and, where
+def extract_lips(film: Film, model: Path, size: int = 67, face: int | None = None) -> Lips:
+    """Find the talker's mouth in every picture of a film and cut it out at `size` x `size` pixels, grey; and, where
     `face` says at how many, the face in colour.
 
     Of several faces the largest in the first picture that has any is followed.
     """
     cv2.setNumThreads(1)  # clips are prepared in parallel, a process each
-    info = film.probe(video)
-    times, looked, points, flags = find_faces(video, info, model)
-    film.check_complete(len(times), info)
+    times, looked, points, flags = find_faces(film, model)
+    check_complete(len(times), film)
     if len(times) < MIN_PICTURES:
         raise UserError(f"{len(times)} pictures: at least {MIN_PICTURES} are needed")
-    source = film.shown(times, info.fps)
+    source = shown(times, film.fps)
     looked, points = looked[source], points[source]
     seen, ticks = ~np.isnan(points[:, 0]), np.arange(len(source))
     found = np.interp(ticks, ticks[looked], seen[looked]) == 1  # between two looks: if both saw the face
@@ -85,23 +83,22 @@ def extract_lips(video: Path, model: Path, size: int = 67, face: int | None = No
     confidence = np.where(found, np.clip(255 * np.exp(-((misfit / UNSURE_MISFIT) ** 2) / 2), 1, 255), 0)
 
     centre = points[:, len(STABLE) :].mean(1)
-    steady = _smooth(centre, info.fps)
-    upright = _smooth(fit, info.fps)
+    steady = _smooth(centre, film.fps)
+    upright = _smooth(fit, film.fps)
     scale = upright * size / CROP_SIDE
     matrices = _matrices(scale, (size - 1) / 2 * (1 + 1j) - scale * steady)
     face_matrices = None
     if face:
         unit = face / FACE_SIDE
-        middle = upright * _smooth(points[:, : len(STABLE)].mean(1), info.fps) + FACE_DROP * 1j
+        middle = upright * _smooth(points[:, : len(STABLE)].mean(1), film.fps) + FACE_DROP * 1j
         face_matrices = _matrices(upright * unit, (face - 1) / 2 * (1 + 1j) - unit * middle)
-    crops, faces = _cut(video, source, matrices, size, face_matrices, face or 1)
+    crops, faces = _cut(film, source, matrices, size, face_matrices, face or 1)
     return Lips(
         crops=crops,
         faces=faces,
         confidence=confidence.round().astype(np.uint8),
         found=found,
-        fps=info.fps,
-        info=info,
+        fps=film.fps,
         geometry=_mouth(points),
         jitter=float(np.mean(np.abs((centre - steady) * scale))),
         landmarks=np.stack([points.real, points.imag], -1).astype(np.float32),
@@ -162,17 +159,17 @@ def _mouth(points: Points) -> np.ndarray:
 
 
 def _cut(
-    video: Path, source: np.ndarray, matrices: np.ndarray, size: int, face_matrices: np.ndarray | None, face: int
+    film: Film, source: np.ndarray, matrices: np.ndarray, size: int, face_matrices: np.ndarray | None, face: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tick k of the clock shows picture source[k], from which mouth and face are cut by the k-th matrices."""
     crops = np.empty((len(source), size, size), np.uint8)
     faces = np.empty((0 if face_matrices is None else len(source), face, face, 3), np.uint8)
     tick = 0
-    for number, frame in enumerate(film.read_frames(video)):
+    for number, frame in enumerate(read_frames(film.path)):
         while tick < len(source) and source[tick] == number:
-            crops[tick] = _warped(film.to_grey(frame), matrices[tick], size)
+            crops[tick] = _warped(to_grey(frame), matrices[tick], size)
             if face_matrices is not None:
-                picture = film.to_rgb(frame, LONGEST)
+                picture = to_rgb(frame, LONGEST)
                 # By its own size, not the frame's, which may lie on its side. Pixels are counted from their middle.
                 shrink = max(picture.shape) / max(frame.width, frame.height)
                 turn, shift = face_matrices[tick][:, :2], face_matrices[tick][:, 2:]

@@ -202,7 +202,7 @@ def test_every_unreadable_file_is_explained(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     soundfile.write(tmp_path / "voice.wav", tone(1), RATE)
     for path, sentence in {
-        broken("empty.mp4", b""): r"the file is empty",
+        broken("empty.mp4", b""): r"^the file is empty",
         broken("text.mp4", b"Dear diary, this is no video.\n" * 50): "neither a video nor a sound file",
         broken("cut.mp4", whole.read_bytes()[:50_000]): r"truncated: its index \(moov\) is missing",
         tmp_path / "missing.mp4": "cannot be read .*No such file",

@@ -273,6 +273,8 @@ def _opened(path: Path) -> Iterator[InputContainer]:
         # Raw G.722 has no header, and other formats may be seen in it.
         kind = "g722" if path.suffix.lower() == ".g722" else None
         container = av.open(str(path), format=kind, metadata_errors="replace")  # titles in other encodings
+    except UserError:
+        raise
     except InvalidDataError as error:
         if start[4:8] == b"ftyp":
             raise UserError("truncated: its index (moov) is missing, so nothing can be read: copy it again") from error

@@ -11,7 +11,8 @@ from avdvae.data.conditions import Condition
 from avdvae.data.loader import Loader
 from avdvae.data.mixing import NOISES
 from avdvae.data.prepare import Summary
-from avdvae.data.shards import PreparedCorpus, read_shard, write_manifest, write_shard
+from avdvae.data.shard_files import read_shard, write_manifest, write_shard
+from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
 from avdvae.signals.audio import Stft
 

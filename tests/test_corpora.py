@@ -108,7 +108,7 @@ def test_three_faults_are_named_at_once(name, talker, tmp_path):
     assert any(word in told.replace(str(empty), "") for word in (f"{lacking[0]}: is missing", *absent))
     costs = 2 if name == "librispeech" else 3  # there the file is a transcript, without which a clip keeps its sound
     assert len(found.clips) <= len(whole.clips) - costs and len(found.faults) >= 3
-    assert found.holds and f"clips      {len(found.clips)} of {found.holds.clips}" in told
+    assert found.extent and f"clips      {len(found.clips)} of {found.extent.clips}" in told
 
 
 def test_a_missing_transcript_costs_the_words_and_not_the_sound(talker, tmp_path):

@@ -51,15 +51,15 @@ def inner_mouth(crop):
 
 def test_the_mouth_is_centred_upright_and_of_constant_size(moving):
     _, found = moving
-    assert found.crops.shape == (COUNT, 67, 67) and found.crops.dtype == np.uint8 and found.fps == FPS
+    assert found.lips.shape == (COUNT, 67, 67) and found.lips.dtype == np.uint8 and found.fps == FPS
     assert found.found.all() and found.confidence.min() > 200
-    mouths = np.array([inner_mouth(crop) for crop in found.crops[APERTURE > 8]])
+    mouths = np.array([inner_mouth(crop) for crop in found.lips[APERTURE > 8]])
     assert np.abs(mouths[:, 0] - 33).max() < 3
     assert mouths[:, 0].std(0).max() < 1
     width = mouths[:, 1, 0]
     assert width.std() / width.mean() < 0.05  # whatever the head's distance
     # The nostrils are level above the mouth, whatever the head's turn: left and right halves look alike.
-    smooth = found.crops[:, 8:60].astype(float)
+    smooth = found.lips[:, 8:60].astype(float)
     assert np.corrcoef(smooth.ravel(), smooth[:, :, ::-1].ravel())[0, 1] > 0.9
     assert 0 < found.jitter < 1.5
 
@@ -67,19 +67,19 @@ def test_the_mouth_is_centred_upright_and_of_constant_size(moving):
 def test_the_face_holds_still_in_colour(moving, model):
     clip, found = moving
     whole = lips.extract_lips(video.probe(clip), model, face=64)
-    assert len(found.faces) == 0 and whole.faces.shape == (COUNT, 64, 64, 3) and whole.faces.dtype == np.uint8
-    np.testing.assert_array_equal(whole.crops, found.crops)
-    np.testing.assert_allclose(whole.faces[:, 10, 32], np.tile(draw_face(0)[75, 128], (COUNT, 1)), atol=12)  # forehead
-    mean = whole.faces.astype(float).mean(0)
-    still = np.abs(whole.faces - mean).mean((0, 3))
+    assert len(found.face) == 0 and whole.face.shape == (COUNT, 64, 64, 3) and whole.face.dtype == np.uint8
+    np.testing.assert_array_equal(whole.lips, found.lips)
+    np.testing.assert_allclose(whole.face[:, 10, 32], np.tile(draw_face(0)[75, 128], (COUNT, 1)), atol=12)  # forehead
+    mean = whole.face.astype(float).mean(0)
+    still = np.abs(whole.face - mean).mean((0, 3))
     assert still[8:36, 12:52].mean() < 4  # eyes and nose, whatever the head does
-    seen = (whole.faces[:, 36:60, 20:44].mean(-1) < 60).sum((1, 2))
+    seen = (whole.face[:, 36:60, 20:44].mean(-1) < 60).sum((1, 2))
     assert np.corrcoef(seen, APERTURE)[0, 1] > 0.9
 
 
 def test_measured_aperture_follows_the_drawn_one_without_delay(moving):
     _, found = moving
-    opening, width = found.geometry.T
+    opening, width = found.mouth.T
     scores = {delay: np.corrcoef(np.roll(APERTURE, delay)[3:-3], opening[3:-3])[0, 1] for delay in (-1, 0, 1)}
     assert scores[0] > 0.97 and max(scores, key=scores.__getitem__) == 0
     assert width == pytest.approx(50 / 82, rel=0.15)  # the drawn mouth and the drawn eye corners
@@ -88,7 +88,7 @@ def test_measured_aperture_follows_the_drawn_one_without_delay(moving):
 def test_the_same_file_gives_the_same_crops(moving, model):
     clip, first = moving
     again = lips.extract_lips(video.probe(clip), model)
-    for name in ("crops", "confidence", "geometry", "landmarks", "matrices"):
+    for name in ("lips", "confidence", "mouth", "landmarks", "matrices"):
         assert getattr(again, name).tobytes() == getattr(first, name).tobytes(), name
 
 
@@ -134,7 +134,7 @@ def test_fine_detail_of_large_pictures_does_not_alias(tmp_path, model):
     video.write_mp4(tmp_path / "small.mp4", (p.clip(40, 215) for p in small), FPS)
     video.write_mp4(tmp_path / "large.mp4", (p.astype(np.uint8) for p in large), FPS)
     plain, fine = (lips.extract_lips(video.probe(tmp_path / name), model) for name in ("small.mp4", "large.mp4"))
-    assert np.abs(plain.crops.astype(int) - fine.crops).mean() < 4
+    assert np.abs(plain.lips.astype(int) - fine.lips).mean() < 4
 
 
 def test_the_overlay_marks_the_picture_and_leaves_it_whole(moving):

@@ -21,6 +21,7 @@ import soundfile
 from PIL import Image
 
 import avdvae.data.prepare as preparation
+from avdvae.data import prepare_clip
 from avdvae.data.clips import Clip
 from avdvae.data.contact_sheet import _strip, contact_sheet
 from avdvae.data.corpora import ensure_prepared, open_corpus
@@ -101,8 +102,8 @@ def test_the_mouth_that_mediapipe_measures_follows_the_drawn_one(talker: Talker)
                 assert clip.video
                 lips = extract_lips(probe(clip.video), MODEL)
                 truth = json.loads(clip.video.with_suffix(".json").read_text())
-                measured.append(lips.geometry)
-                drawn.append(np.stack([truth["lip_aperture"], truth["lip_width"]], 1)[: len(lips.geometry)])
+                measured.append(lips.mouth)
+                drawn.append(np.stack([truth["lip_aperture"], truth["lip_width"]], 1)[: len(lips.mouth)])
                 found.append(lips.found)
         assert np.concatenate(found).mean() >= 0.99, speaker
         apart = np.concatenate(measured).T, np.concatenate(drawn).T
@@ -511,19 +512,19 @@ def test_a_clip_that_kills_its_process_is_named_and_the_rest_goes_on(eight: Path
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug of a decoder"), UnicodeDecodeError("utf-8", b"x", 0, 1, "no")])
 def test_whatever_a_decoder_raises_concerns_one_clip(error, eight: Path, tmp_path: Path, monkeypatch) -> None:
-    reads = preparation.read_sound
+    reads = prepare_clip.read_sound
 
-    def read(path: Path, rate: int):
+    def read(path: Path):
         if path.stem == "3":
             raise error
-        return reads(path, rate)
+        return reads(path)
 
-    monkeypatch.setattr(preparation, "read_sound", read)
+    monkeypatch.setattr(prepare_clip, "read_sound", read)
     summary = prepare(Sounds(eight, Clip), tmp_path / "out", workers=1)
     left = {row.id: row.why_not for row in summary.quality if row.kept == "no"}
     assert left.keys() == {"3"} and f"damaged: it cannot be prepared ({type(error).__name__}: " in left["3"]
 
-    monkeypatch.setattr(preparation, "read_sound", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(prepare_clip, "read_sound", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(UserError, match=r"cannot write to out=.*No space left"):  # that is no clip's fault
         prepare(Sounds(eight, Clip), tmp_path / "full", workers=1)
 

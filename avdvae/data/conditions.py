@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from avdvae.data.mixing import NoiseFolder, corrupt_lips, make_noise, mix
-from avdvae.data.shards import PreparedCorpus, Utterance
+from avdvae.data.shard_files import Utterance
+from avdvae.data.shards import PreparedCorpus
 from avdvae.data.twins import NoisyTwins
 from avdvae.errors import UserError
 from avdvae.randomness import stream

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int16
 
-from avdvae.data.shards import Utterance
+from avdvae.data.shard_files import Utterance
 from avdvae.errors import UserError
 
 

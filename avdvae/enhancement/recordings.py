@@ -87,14 +87,14 @@ class Enhancer:
         assert self.face_model
         try:
             film = probe(job.video)
-            lips = extract_lips(film, self.face_model, self.crop_size, self.face_size)
+            track = extract_lips(film, self.face_model, self.crop_size, self.face_size)
         except UserError:
             raise
         except Exception as error:  # whatever a decoder raises concerns its clip alone
             raise UserError(f"{job.video} is damaged: its lips cannot be found ({one_line(error)})") from error
         starts = sound.start - film.start if job.video.samefile(job.sound) else 0.0
-        faces = lips.faces if self.face_size else None
-        return Pictures(lips.crops, lips.confidence, float(lips.fps), starts, faces)
+        faces = track.face if self.face_size else None
+        return Pictures(track.lips, track.confidence, float(track.fps), starts, faces)
 
 
 def read_sound(path: Path) -> Sound:

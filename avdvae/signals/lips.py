@@ -31,31 +31,31 @@ UNSURE_MISFIT = 0.1  # outer eye distances of misfit at which confidence has fal
 
 
 @dataclass(frozen=True)
-class Lips:
+class MouthTrack:
     """Mouth crops of one clip on its constant clock, n pictures at `fps`.
 
     confidence  255 exp(-(m / 0.1)^2 / 2), at least 1, for a misfit of m outer eye distances (root mean square over the
                 stable points) between the face and the clip's mean face; 0 where no face was found
     found       whether a face was found there, or in both of the looks that it lies between
-    geometry    opening between the inner lips and width of the mouth, in outer eye distances
+    mouth       opening between the inner lips and width of the mouth, in outer eye distances
     jitter      mean distance, in crop pixels, between the centre of the lips and the smoothed one
     landmarks   the points of KEPT in pixels of the upright picture; interpolated where no face was found
     matrices    the affine map from the upright picture to the crop
     """
 
-    crops: np.ndarray  # uint8 (n, size, size)
-    faces: np.ndarray  # uint8 (n, face, face, 3); (0, 1, 1, 3) where none were wanted
+    lips: np.ndarray  # uint8 (n, size, size)
+    face: np.ndarray  # uint8 (n, face, face, 3); (0, 1, 1, 3) where none were wanted
     confidence: np.ndarray  # uint8 (n,)
     found: np.ndarray  # bool (n,)
     fps: Fraction
-    geometry: np.ndarray  # float32 (n, 2)
+    mouth: np.ndarray  # float32 (n, 2)
     jitter: float
     landmarks: np.ndarray  # float32 (n, 45, 2)
     matrices: np.ndarray  # float32 (n, 2, 3)
     flags: tuple[str, ...] = ()  # what may be wrong with the face that was followed, in words
 
 
-def extract_lips(film: Film, model: Path, size: int = 67, face: int | None = None) -> Lips:
+def extract_lips(film: Film, model: Path, size: int = 67, face: int | None = None) -> MouthTrack:
     """Find the talker's mouth in every picture of a film and cut it out at `size` x `size` pixels, grey; and, where
     `face` says at how many, the face in colour.
 
@@ -92,14 +92,14 @@ def extract_lips(film: Film, model: Path, size: int = 67, face: int | None = Non
         unit = face / FACE_SIDE
         middle = upright * _smooth(points[:, : len(STABLE)].mean(1), film.fps) + FACE_DROP * 1j
         face_matrices = _matrices(upright * unit, (face - 1) / 2 * (1 + 1j) - unit * middle)
-    crops, faces = _cut(film, source, matrices, size, face_matrices, face or 1)
-    return Lips(
-        crops=crops,
-        faces=faces,
+    lips, faces = _cut(film, source, matrices, size, face_matrices, face or 1)
+    return MouthTrack(
+        lips=lips,
+        face=faces,
         confidence=confidence.round().astype(np.uint8),
         found=found,
         fps=film.fps,
-        geometry=_mouth(points),
+        mouth=_mouth(points),
         jitter=float(np.mean(np.abs((centre - steady) * scale))),
         landmarks=np.stack([points.real, points.imag], -1).astype(np.float32),
         matrices=matrices.astype(np.float32),
@@ -162,12 +162,12 @@ def _cut(
     film: Film, source: np.ndarray, matrices: np.ndarray, size: int, face_matrices: np.ndarray | None, face: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tick k of the clock shows picture source[k], from which mouth and face are cut by the k-th matrices."""
-    crops = np.empty((len(source), size, size), np.uint8)
+    lips = np.empty((len(source), size, size), np.uint8)
     faces = np.empty((0 if face_matrices is None else len(source), face, face, 3), np.uint8)
     tick = 0
     for number, frame in enumerate(read_frames(film.path)):
         while tick < len(source) and source[tick] == number:
-            crops[tick] = _warped(to_grey(frame), matrices[tick], size)
+            lips[tick] = _warped(to_grey(frame), matrices[tick], size)
             if face_matrices is not None:
                 picture = to_rgb(frame, LONGEST)
                 # By its own size, not the frame's, which may lie on its side. Pixels are counted from their middle.
@@ -176,7 +176,7 @@ def _cut(
                 matrix = np.hstack([turn / shrink, turn @ np.full((2, 1), (1 / shrink - 1) / 2) + shift])
                 faces[tick] = _warped(picture, matrix, face)
             tick += 1
-    return crops, faces
+    return lips, faces
 
 
 def _warped(picture: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from avdvae.data.clips import Clip, Holdings, Split
+from avdvae.data.clips import Clip, Extent, Split
 from avdvae.data.readers.tree import Tree, by_list
 
 VALID = "s3 s4 s5 s7"
@@ -43,7 +43,7 @@ class Grid(Tree):
     NAME = "grid"
     PLACE = "<speaker>/<utterance>.mpg"
     CLIP = re.compile(rf"(?P<speaker>s\d+)/(?P<name>{CODE})\.mpg")
-    HOLDS = Holdings(speakers=33, clips=33_000, hours=27.5)
+    EXTENT = Extent(speakers=33, clips=33_000, hours=27.5)
 
     @cached_property
     def speakers(self) -> Mapping[str, Split]:

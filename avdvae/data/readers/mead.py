@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from avdvae.data.clips import Clip, Holdings, Split
+from avdvae.data.clips import Clip, Extent, Split
 from avdvae.data.readers.tree import Tree, by_list
 
 TRAIN = (
@@ -54,11 +54,11 @@ class Mead(Tree):
             self.choose("levels", str(level), [str(known) for known in LEVELS])
 
     @property
-    def holds(self) -> Holdings:
+    def extent(self) -> Extent:
         """As it was planned; of some speakers there is a little less or more."""
         felt = SENTENCES * len(self.levels) * len(set(self.emotions) - {"neutral"})
         neutral = NEUTRAL_SENTENCES if "neutral" in self.emotions and 1 in self.levels else 0
-        return Holdings(speakers=len(self.speakers), clips=len(self.speakers) * (felt + neutral))
+        return Extent(speakers=len(self.speakers), clips=len(self.speakers) * (felt + neutral))
 
     @cached_property
     def speakers(self) -> Mapping[str, Split]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from avdvae.data.clips import Clip, Holdings, Split
+from avdvae.data.clips import Clip, Extent, Split
 from avdvae.data.readers.tcd_timit import TEST, TRAIN, UTTERANCES, VALID
 from avdvae.data.readers.tree import Tree, by_list
 
@@ -44,8 +44,8 @@ class NtcdTimit(Tree):
             self.choose("modalities", name, ["audio", "lips"])
 
     @property
-    def holds(self) -> Holdings:
-        return Holdings(speakers=56, clips=56 * UTTERANCES, hours=7.6)
+    def extent(self) -> Extent:
+        return Extent(speakers=56, clips=56 * UTTERANCES, hours=7.6)
 
     @cached_property
     def folders(self) -> dict[str, str]:
@@ -66,8 +66,8 @@ class NtcdTimit(Tree):
         speaker, name = match["speaker"], match["name"]
         if speaker not in self.speakers:
             return None
-        crops = None
+        lips = None
         if "lips" in self.modalities:
-            crops = self.root / "matlab_raw" / self.folders.get(speaker, "train") / speaker / f"{name}.mat"
+            lips = self.root / "matlab_raw" / self.folders.get(speaker, "train") / speaker / f"{name}.mat"
         labels = {"sentence": name, "sex": speaker[-1]}
-        return Clip(f"{speaker}/{name}", self.NAME, self.speakers[speaker], speaker, None, path, crops, labels)
+        return Clip(f"{speaker}/{name}", self.NAME, self.speakers[speaker], speaker, None, path, lips, labels)

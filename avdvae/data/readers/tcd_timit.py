@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from avdvae.data.clips import Clip, Holdings, Split
+from avdvae.data.clips import Clip, Extent, Split
 from avdvae.data.readers.tree import Tree, by_list
 
 TRAIN = (
@@ -47,10 +47,10 @@ class TcdTimit(Tree):
         self.choose("camera", self.camera, ["straightcam", "30degcam"])
 
     @property
-    def holds(self) -> Holdings:
+    def extent(self) -> Extent:
         if self.part == "volunteers":
-            return Holdings(speakers=56, clips=56 * UTTERANCES, hours=7.6)
-        return Holdings(speakers=3, clips=6913 - 59 * UTTERANCES)
+            return Extent(speakers=56, clips=56 * UTTERANCES, hours=7.6)
+        return Extent(speakers=3, clips=6913 - 59 * UTTERANCES)
 
     @cached_property
     def speakers(self) -> Mapping[str, Split]:

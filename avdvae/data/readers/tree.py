@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from avdvae.data.clips import SPLITS, Clip, Holdings, Split, Unreadable, files_below
+from avdvae.data.clips import SPLITS, Clip, Extent, Split, Unreadable, files_below
 from avdvae.errors import UserError
 
 
@@ -28,12 +28,12 @@ class Tree:
     NAME: ClassVar[str]
     PLACE: ClassVar[str]  # what CLIP looks for, to be read
     CLIP: ClassVar[re.Pattern[str]]
-    HOLDS: ClassVar[Holdings]
+    EXTENT: ClassVar[Extent]
 
     @property
-    def holds(self) -> Holdings:
+    def extent(self) -> Extent:
         """What the whole corpus has, of what these parameters choose."""
-        return self.HOLDS
+        return self.EXTENT
 
     @cached_property
     def speakers(self) -> Mapping[str, Split]:
@@ -46,7 +46,7 @@ class Tree:
 
     @property
     def key(self) -> str:
-        chosen = [str(self.root.resolve()), *(repr(getattr(self, field.name)) for field in fields(self)[1:])]
+        chosen = [str(self.root.resolve()), *map(repr, astuple(self)[1:])]
         return f"{self.NAME}-{hashlib.sha256('|'.join(chosen).encode()).hexdigest()[:8]}"
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from avdvae.data.clips import Clip, Holdings, Split
+from avdvae.data.clips import Clip, Extent, Split
 from avdvae.data.readers.tree import Tree, by_list
 
 SUBSETS: dict[str, Split] = {"si_tr_s": "train", "si_dt_05": "valid", "si_et_05": "test"}
@@ -32,7 +32,7 @@ class Wsj0(Tree):
     CLIP = re.compile(
         r"(?:[\w.-]+/){0,2}(?P<subset>si_tr_s|si_dt_05|si_et_05)/(?P<speaker>\w{3})/(?P<name>\w+)\.(?:wv1|wav)", re.I
     )
-    HOLDS = Holdings(speakers=101 + 10 + 8, clips=12776 + 1206 + 651, hours=28.6)
+    EXTENT = Extent(speakers=101 + 10 + 8, clips=12776 + 1206 + 651, hours=28.6)
 
     @cached_property
     def speakers(self) -> Mapping[str, Split]:

@@ -125,7 +125,7 @@ def test_a_missing_transcript_costs_the_words_and_not_the_sound(talker, tmp_path
 
 def test_what_is_no_corpus_is_said_in_a_sentence(tmp_path):
     for name in MINIATURES:
-        with pytest.raises(UserError, match=f"holds nothing of {name}: its clips lie as"):
+        with pytest.raises(UserError, match=f"has nothing of {name}: its clips are "):
             open_corpus(config(name, tmp_path)).clips(1)
         with pytest.raises(UserError, match=f"is no folder: give that of {name}"):
             open_corpus(config(name, tmp_path / "none")).clips(1)

@@ -1,4 +1,4 @@
-"""Whether a corpus is all there, before hours are spent on it."""
+"""Whether a corpus is complete, before hours of preparation."""
 
 from __future__ import annotations
 
@@ -85,5 +85,5 @@ def _length(path: Path) -> float | str:
             if not streams or next(container.decode(streams[0]), None) is None:
                 return "cannot be read (not one sample or picture)"
             return (container.duration or 0) / av.time_base
-    except Exception as error:  # of damaged files, PyAV raises what its reading happens to end in
+    except Exception as error:  # PyAV raises errors of any kind on damaged files
         return f"cannot be read ({error.strerror if isinstance(error, FFmpegError) else one_line(error)})"

@@ -14,8 +14,8 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 def split_of(number: int, people: int) -> Split:
     """Of six people one validates and one tests; at least one of each, at most eight. They count from 1."""
-    held = min(max(1, people // 6), 8)
-    return "test" if number > people - held else "valid" if number > people - 2 * held else "train"
+    each = min(max(1, people // 6), 8)
+    return "test" if number > people - each else "valid" if number > people - 2 * each else "train"
 
 
 @dataclass(frozen=True)

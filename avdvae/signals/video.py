@@ -1,6 +1,6 @@
-"""Pictures and sound in files: decoding, the constant clock, writing mp4.
+"""Films and sound in files: decoding, the constant clock, writing mp4.
 
-Whatever cannot be read raises a UserError that says what is wrong with the file; the caller knows its name.
+What cannot be read raises a UserError with what is wrong with the file; the caller adds its name.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def constant_rate(times: np.ndarray, named: Iterable[Fraction] = ()) -> Fraction
 
 
 def shown(times: np.ndarray, fps: Fraction) -> np.ndarray:
-    """For each tick of the constant clock, the number of the picture whose time is nearest; constant rates map 1:1."""
+    """For each tick of the constant clock, the index of the picture nearest in time; constant rates map 1:1."""
     ticks = times[0] + np.arange(1 + round((times[-1] - times[0]) * fps)) / float(fps)
     after = np.clip(np.searchsorted(times, ticks), 1, max(len(times) - 1, 1))
     return after - (ticks - times[after - 1] <= times[after % len(times)] - ticks)
@@ -166,7 +166,7 @@ def check_complete(decoded: int, film: Film) -> None:
 
 
 def lasts(path: Path) -> float:
-    """The seconds that a file of sound or video says it lasts; endless where it says nothing."""
+    """The duration in seconds that a file of sound or video gives; infinite where it gives none."""
     with _opened(path) as container:
         return float("inf") if container.duration is None else container.duration / 1_000_000
 
@@ -251,7 +251,7 @@ def write_mp4(
 
 
 def _in_step(sound: np.ndarray, fps: Fraction, rate: int) -> Iterator[av.AudioFrame]:
-    """The sound of each picture in turn, so that the muxer never holds much of either stream."""
+    """The sound of each picture in turn, so that the muxer never buffers much of either stream."""
     start, number = 0, 0
     while start < len(sound):
         number += 1
@@ -264,13 +264,13 @@ def _in_step(sound: np.ndarray, fps: Fraction, rate: int) -> Iterator[av.AudioFr
 
 @contextmanager
 def _opened(path: Path) -> Iterator[InputContainer]:
-    """An open file; whatever keeps it shut becomes a sentence."""
+    """An open file; any error of opening or reading it becomes a UserError."""
     try:
         with path.open("rb") as file:
             start = file.read(12)
         if not start:
             raise UserError("the file is empty (0 bytes): copy it again")
-        # Raw G.722 has no header, and other formats may be seen in it.
+        # Raw G.722 has no header, and may be taken for other formats.
         kind = "g722" if path.suffix.lower() == ".g722" else None
         container = av.open(str(path), format=kind, metadata_errors="replace")  # titles in other encodings
     except UserError:
@@ -281,7 +281,7 @@ def _opened(path: Path) -> Iterator[InputContainer]:
         raise UserError("it is neither a video nor a sound file, whatever its name says") from error
     except OSError as error:
         raise UserError(f"it cannot be read ({error.strerror})") from error
-    except Exception as error:  # of damaged files, PyAV raises what its reading happens to end in
+    except Exception as error:  # PyAV raises errors of any kind on damaged files
         raise UserError(f"damaged: it cannot be opened ({one_line(error)}): copy it again") from error
     with container:
         if not container.streams.video and not container.streams.audio:
@@ -313,5 +313,5 @@ def _truncated(decoded: int, announced: int) -> UserError:
 
 
 def _upright(picture: np.ndarray, rotation: int) -> np.ndarray:
-    """In one piece: rows of some widths come with gaps between them, in which MediaPipe sees no face."""
+    """Contiguous: rows of some widths are padded, and MediaPipe finds no face in padded rows."""
     return np.ascontiguousarray(np.rot90(picture, round(rotation / 90)))

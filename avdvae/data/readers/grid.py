@@ -5,10 +5,10 @@ recognition", Journal of the Acoustical Society of America 120, 2006. https://ze
 
     <speaker>/<utterance>.mpg    s1.zip ... s34.zip, unpacked side by side; there is no film of s21
 
-The sound is that of the films: what audio_25k.zip holds is cut to the speech and no longer keeps time with them.
+The sound is that of the films: the files of audio_25k.zip are cut to the speech and no longer in sync with them.
 
-No split is official. Those speakers test whom LipNet never saw (Y. Assael et al., 2016); two men and two women of the
-others validate.
+No split is official. The four speakers that LipNet did not train on test (Y. Assael et al., 2016); two men and two
+women of the others validate.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class H36m(Tree):
         return Clip(clip_id, self.NAME, self.speakers[subject], subject, None, labels=labels, poses=path)
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
-        """An action of which a subject lacks a file is a fault too."""
+        """A missing file of an action is a fault too."""
         clips, faults = super().clips(workers)
         found = Counter((clip.speaker, clip.labels["action"]) for clip in clips)
         lacking = [

@@ -111,5 +111,5 @@ def transcript_of(path: Path) -> Path:
 
 @lru_cache(maxsize=1)  # the utterances of a chapter come one after another
 def read_words(path: Path) -> dict[str, str]:
-    """What is said in each utterance of a chapter."""
+    """The words of each utterance of a chapter."""
     return dict(line.split(" ", 1) for line in path.read_text("utf-8", "replace").splitlines() if " " in line)

@@ -6,7 +6,7 @@ profile views", Journal of the Acoustical Society of America 143, 2018. https://
     lombardgrid/{front,side}/<speaker>_{l,p}_<utterance>.mov    l: Lombard speech, p: plain
     lombardgrid/audio/<speaker>_{l,p}_<utterance>.wav           without the noise
 
-What was not read as written, with WRONG in its name, stays out. Of a face seen from the side few pictures yield lips.
+Sentences that were read wrongly, with WRONG in their names, are left out. In few pictures from the side lips are found.
 
 No split is official: of every nine speakers the seventh validates and the eighth tests.
 """

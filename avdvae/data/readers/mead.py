@@ -7,7 +7,7 @@ https://wywu.github.io/projects/MEAD/MEAD.html
     <speaker>/audio/<emotion>/level_<n>/<number>.m4a
 
 The split by speakers is that of EMOTE (R. Daněček et al., SIGGRAPH Asia 2023): 32, 7 and 8 of the 48 who were released;
-W017, of whom most films are missing, stays out.
+W017, of whom most films are missing, is left out.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Mead(Tree):
 
     @property
     def extent(self) -> Extent:
-        """As it was planned; of some speakers there is a little less or more."""
+        """As planned; some speakers have a few clips less or more."""
         felt = SENTENCES * len(self.levels) * len(set(self.emotions) - {"neutral"})
         neutral = NEUTRAL_SENTENCES if "neutral" in self.emotions and 1 in self.levels else 0
         return Extent(speakers=len(self.speakers), clips=len(self.speakers) * (felt + neutral))

@@ -4,11 +4,11 @@ A. H. Abdelaziz, "NTCD-TIMIT: a new database and baseline for noise-robust audio
 Interspeech 2017. https://zenodo.org/records/1172064
 
     Clean/volunteers/<speaker>/straightcam/<utterance>.wav
-    Noisy_TCDTIMIT/<noise>/<snr>/volunteers/<speaker>/straightcam/<utterance>.wav    see data/mixing.py, NoisyTwins
+    Noisy_TCDTIMIT/<noise>/<snr>/volunteers/<speaker>/straightcam/<utterance>.wav    see data/twins.py
     matlab_raw/{train,dev,test}/<speaker>/<utterance>.mat
 
-Several divisions of the speakers go about, and results on one are not to be set beside those on another: `release`
-follows the folders of matlab_raw, `inria` is that of the papers on audio-visual VAEs, `tcd` that of tcd_timit.py.
+Several splits of the speakers are in use, and results on one do not compare with those on another: `release` follows
+the folders of matlab_raw, `inria` is that of the papers on audio-visual VAEs, `tcd` that of tcd_timit.py.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class NtcdTimit(Tree):
 
     @cached_property
     def folders(self) -> dict[str, str]:
-        """Under which folder of matlab_raw each speaker is."""
+        """The folder of matlab_raw that each speaker is in."""
         return {path.name: folder for folder in FOLDERS for path in (self.root / "matlab_raw" / folder).glob("*")}
 
     @cached_property

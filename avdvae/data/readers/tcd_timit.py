@@ -5,8 +5,8 @@ N. Harte, E. Gillen, "TCD-TIMIT: an audio-visual corpus of continuous speech", I
     volunteers/<speaker>/Clips/{straightcam,30degcam}/<utterance>.{mp4,wav}
     lipspeakers/<speaker>/Clips/{straightcam,30degcam}/<utterance>.{mp4,wav}
 
-The split by speakers is the usual one of 39 and 17 volunteers; three whose accent is not Irish stay out, and eight of
-the 17 validate. The lipspeakers, who are trained to be read, are a part of their own and train.
+The split by speakers is the usual one of 39 and 17 volunteers; three whose accent is not Irish are left out, and eight
+of the 17 validate. The lipspeakers, professionals whose lips are easy to read, are a part of their own and train.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UTTERANCES = 98  # of a volunteer
 
 @dataclass(frozen=True)
 class TcdTimit(Tree):
-    """`audio`: the folder Clean of NTCD-TIMIT, whose wavs then take the place of the sound of the films."""
+    """`audio`: the folder Clean of NTCD-TIMIT, whose wavs then replace the sound of the films."""
 
     part: str = "volunteers"
     camera: str = "straightcam"

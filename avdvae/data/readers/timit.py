@@ -33,7 +33,7 @@ class Timit(Tree):
 
     @cached_property
     def people(self) -> dict[str, dict[str, Any]]:
-        """What SPKRINFO.TXT knows of a speaker, by the name without the letter of the sex."""
+        """The labels of SPKRINFO.TXT by the name of the speaker without the letter of the sex."""
         people = {}
         for path in sorted(self.root.rglob("*")):
             if path.name.upper() == "SPKRINFO.TXT":

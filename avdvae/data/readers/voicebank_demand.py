@@ -44,7 +44,7 @@ class VoicebankDemand(Tree):
 
     @cached_property
     def noises(self) -> dict[str, dict[str, Any]]:
-        """What the logs say of an utterance."""
+        """The labels that the logs give of each utterance."""
         noises = {}
         for path in self.root.rglob("log_*set*.txt"):
             with reading(path, "list of noises", "get it again, or delete it to do without"):

@@ -5,8 +5,8 @@ J. Garofolo et al., "CSR-I (WSJ0) complete", LDC93S6A, 1993; the same voices, of
     {si_tr_s,si_dt_05,si_et_05}/<speaker>/<utterance>.{wv1,wav}    wv1: NIST sphere, often compressed with shorten
     spkrinfo.txt, wsj0-train-spkrinfo.txt    optional, in any folder: the sex of each speaker
 
-The subsets may lie as deep as on the discs, in 11-1.1/wsj0 and the like. No speaker is in two of them. Where a file was
-converted in its place, the wav is taken; the far microphone (wv2) never is.
+The subsets may be as deep as on the discs, in 11-1.1/wsj0 and the like. No speaker is in two of them. Of a file and
+its conversion to wav beside it the wav is taken; the far microphone (wv2) is left out.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Wsj0(Tree):
 
     @cached_property
     def speakers(self) -> Mapping[str, Split]:
-        """Of those who train there is no list."""
+        """There is no list of those who train."""
         return by_list({"valid": VALID, "test": TEST})
 
     @cached_property

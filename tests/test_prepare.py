@@ -446,7 +446,7 @@ def test_wrong_modalities_and_empty_corpora_are_refused(sounds: Path, tmp_path: 
         Folder(tmp_path).clips(workers=1)
     (tmp_path / "anna").mkdir()
     (tmp_path / "anna" / "empty.wav").touch()
-    with pytest.raises(UserError, match=r"not one clip was kept; .*quality.csv says why"):
+    with pytest.raises(UserError, match=r"not one clip was kept; .*quality.csv gives the reasons"):
         ensure_prepared({"reader": "folder", "root": tmp_path, "modalities": ["audio"]}, tmp_path / "out", workers=1)
     assert Folder(sounds).key != Folder(sounds, modalities=["audio"]).key
 

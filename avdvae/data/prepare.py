@@ -51,7 +51,7 @@ class Summary:
     def usable(self) -> Path:
         """The folder, unless nothing in the whole corpus could be kept."""
         if self.complete and not self.kept:
-            raise UserError(f"not one clip was kept; {self.out / 'quality.csv'} says why")
+            raise UserError(f"not one clip was kept; {self.out / 'quality.csv'} gives the reasons")
         return self.out
 
 

@@ -72,7 +72,7 @@ def probe(path: Path, sound: bool = False) -> Film:
             if packet.size and not packet.is_discard:
                 stamps.append(packet.pts)
             try:
-                keys += [to_rgb(frame, LONGEST) for frame in packet.decode()] if decodes else []
+                keys += [to_rgb(frame, LONGEST) for frame in pictures.decode(packet)] if decodes else []
             except FFmpegError:
                 decodes = False
             decodes = decodes and len(keys) < KEY_PICTURES
@@ -87,8 +87,9 @@ def probe(path: Path, sound: bool = False) -> Film:
         fps = constant_rate(times, rates)
         if not SLOWEST <= fps <= FASTEST:
             raise UserError(f"it shows {float(fps):.3g} pictures a second: {SLOWEST} to {FASTEST} are allowed")
-        heard = _resampled((frame for packet in packets for frame in packet.decode()), RATE) if sound else None
-    return Film(path, times[0], times[-1] + float(1 / fps), fps, announced, tuple(keys[:KEY_PICTURES]), heard)
+        frames = (frame for track in tracks for packet in packets for frame in track.decode(packet))
+        samples = _resampled(frames, RATE) if sound else None
+    return Film(path, times[0], times[-1] + float(1 / fps), fps, announced, tuple(keys[:KEY_PICTURES]), samples)
 
 
 def constant_rate(times: np.ndarray, named: Iterable[Fraction] = ()) -> Fraction:

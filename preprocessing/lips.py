@@ -1,4 +1,4 @@
-"""Prepare a corpus: find the mouths in its videos, crop them, and write them with their sound as shards. Or write sound
+"""Prepare a corpus: find and crop the mouths in its videos, and write them with their sound as shards. Or write sound
 alone, or the poses of moving figures.
 
 python preprocessing/lips.py                              the embedded corpus, Talker
@@ -6,7 +6,7 @@ python preprocessing/lips.py data=folder data.root=DIR    any folder of videos
 python preprocessing/lips.py data=folder data.root=DIR data.modalities=[audio]    any folder of sound files
 python preprocessing/lips.py data=ntcd_timit data.root=DIR data.split=inria       a corpus of the field: docs/corpora.md
 python preprocessing/lips.py data=gait                    moving figures, generated like Talker
-python preprocessing/lips.py data=timit data.root=DIR check_only=true             look what is there, and stop
+python preprocessing/lips.py data=timit data.root=DIR check_only=true             check that it is complete, and stop
 python preprocessing/lips.py -m shards=64 'shard=range(64)' hydra/launcher=submitit_slurm ...    64 tasks of a cluster
 """
 
@@ -30,7 +30,7 @@ from avdvae.errors import as_a_program, whole_numbers
 from avdvae.signals.faces import find_face_model
 
 
-def tell(summary: Summary) -> None:
+def report(summary: Summary) -> None:
     kept = summary.kept
     frames, hours = sum(row.frames for row in kept), sum(row.seconds for row in kept) / 3600
     print(f"clips      {len(kept)} of {len(summary.quality)} kept, {hours:.3f} hours")
@@ -50,12 +50,12 @@ def tell(summary: Summary) -> None:
     if flagged := [row for row in kept if row.flags]:
         some = "; ".join(f"{row.id}, {row.flags}" for row in flagged[:3])
         more = "; quality.csv names them all" if len(flagged) > 3 else ""
-        print(f"flagged    {len(flagged)} of those kept: look whether it is the talker who is seen ({some}{more})")
+        print(f"flagged    {len(flagged)} of those kept: check that they show the talker ({some}{more})")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="lips")
 def main(config: DictConfig) -> None:
-    with as_a_program(OmegaConfBaseException, interrupted="interrupted; the same command goes on from here"):
+    with as_a_program(OmegaConfBaseException, interrupted="interrupted; the same command resumes from here"):
         workers = 1 if config.workers is None else config.workers
         given = {"workers": workers, "shards": config.shards, "shard": config.shard}
         whole_numbers("", given, workers=1, shards=1, shard=0)
@@ -70,15 +70,15 @@ def main(config: DictConfig) -> None:
         out = Path(config.out) if config.out else prepared_folder(corpus, face=config.face)
         part = (config.shard, config.shards)
         summary = prepare(corpus, out, model, config.size, config.workers, part, config.face)
-        tell(summary)
+        report(summary)
         if isinstance(corpus, Folder) and (passed_over := corpus.passed_over()):
             print(f"passed by  {passed_over}")
         summary.usable()
         if not summary.complete:
             print(f"prepared   a part of {out}; the other tasks of the array have the rest")
         else:
-            look = " and ".join(name for name in ("contact_sheet.png", "overlay.png") if (out / name).exists())
-            print(f"prepared   {out}{f' (look at {look} there)' if look else ''}")
+            pictures = " and ".join(name for name in ("contact_sheet.png", "overlay.png") if (out / name).exists())
+            print(f"prepared   {out}{f' (check {pictures} there)' if pictures else ''}")
 
 
 if __name__ == "__main__":

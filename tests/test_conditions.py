@@ -11,7 +11,8 @@ from avdvae.data.conditions import Condition
 from avdvae.data.loader import Loader
 from avdvae.data.mixing import NOISES
 from avdvae.data.prepare import Summary
-from avdvae.data.shards import PreparedCorpus, read_shard, write_manifest, write_shard
+from avdvae.data.shard_files import read_shard, write_manifest, write_shard
+from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
 from avdvae.signals.audio import Stft
 
@@ -78,5 +79,5 @@ def test_mere_sound_meets_the_same_noise_and_no_spoilt_lips(prepared: Summary, t
         assert one.keys() == two.keys() and len(two) == 12
         for utterance, (_, mixture, lips) in two.items():
             assert lips is None and torch.equal(mixture, one[utterance][1])
-    with pytest.raises(UserError, match=r"lips='occluded' cannot be had in .*, which has only sound"):
+    with pytest.raises(UserError, match=r"lips='occluded' needs lips and .* has only sound"):
         Condition(heard, "White", -5, lips="occluded")

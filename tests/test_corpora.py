@@ -108,7 +108,7 @@ def test_three_faults_are_named_at_once(name, talker, tmp_path):
     assert any(word in told.replace(str(empty), "") for word in (f"{lacking[0]}: is missing", *absent))
     costs = 2 if name == "librispeech" else 3  # there the file is a transcript, without which a clip keeps its sound
     assert len(found.clips) <= len(whole.clips) - costs and len(found.faults) >= 3
-    assert found.holds and f"clips      {len(found.clips)} of {found.holds.clips}" in told
+    assert found.extent and f"clips      {len(found.clips)} of {found.extent.clips}" in told
 
 
 def test_a_missing_transcript_costs_the_words_and_not_the_sound(talker, tmp_path):
@@ -125,7 +125,7 @@ def test_a_missing_transcript_costs_the_words_and_not_the_sound(talker, tmp_path
 
 def test_what_is_no_corpus_is_said_in_a_sentence(tmp_path):
     for name in MINIATURES:
-        with pytest.raises(UserError, match=f"holds nothing of {name}: its clips lie as"):
+        with pytest.raises(UserError, match=f"has nothing of {name}: its clips are "):
             open_corpus(config(name, tmp_path)).clips(1)
         with pytest.raises(UserError, match=f"is no folder: give that of {name}"):
             open_corpus(config(name, tmp_path / "none")).clips(1)

@@ -14,7 +14,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from avdvae.data.shards import PreparedClip, PreparedCorpus, write_manifest, write_shard
+from avdvae.data.shard_files import PreparedClip, write_manifest, write_shard
+from avdvae.data.shards import PreparedCorpus
 from avdvae.enhancement.esteps import PointEstimate
 from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError

@@ -30,7 +30,7 @@ def moving(tmp_path_factory, model):
     heads = zip(APERTURE, 15 * np.sin(K / 8), 1 + K / 300, 12 * np.sin(K / 6), strict=True)
     clip = tmp_path_factory.mktemp("moving") / "clip.mp4"
     video.write_mp4(clip, (draw_face(a, similarity(turn, zoom, (x, 0))) for a, turn, zoom, x in heads), FPS)
-    return clip, lips.extract_lips(clip, model)
+    return clip, lips.extract_lips(video.probe(clip), model)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def gap(tmp_path_factory, model):
     clip = tmp_path_factory.mktemp("gap") / "clip.mp4"
     pictures = (blank() if k in gone else draw_face(6, similarity(shift=(k / 2, 0))) for k in range(COUNT))
     video.write_mp4(clip, pictures, FPS)
-    return gone, lips.extract_lips(clip, model)
+    return gone, lips.extract_lips(video.probe(clip), model)
 
 
 def inner_mouth(crop):
@@ -51,35 +51,35 @@ def inner_mouth(crop):
 
 def test_the_mouth_is_centred_upright_and_of_constant_size(moving):
     _, found = moving
-    assert found.crops.shape == (COUNT, 67, 67) and found.crops.dtype == np.uint8 and found.fps == FPS
+    assert found.lips.shape == (COUNT, 67, 67) and found.lips.dtype == np.uint8 and found.fps == FPS
     assert found.found.all() and found.confidence.min() > 200
-    mouths = np.array([inner_mouth(crop) for crop in found.crops[APERTURE > 8]])
+    mouths = np.array([inner_mouth(crop) for crop in found.lips[APERTURE > 8]])
     assert np.abs(mouths[:, 0] - 33).max() < 3
     assert mouths[:, 0].std(0).max() < 1
     width = mouths[:, 1, 0]
     assert width.std() / width.mean() < 0.05  # whatever the head's distance
     # The nostrils are level above the mouth, whatever the head's turn: left and right halves look alike.
-    smooth = found.crops[:, 8:60].astype(float)
+    smooth = found.lips[:, 8:60].astype(float)
     assert np.corrcoef(smooth.ravel(), smooth[:, :, ::-1].ravel())[0, 1] > 0.9
     assert 0 < found.jitter < 1.5
 
 
 def test_the_face_holds_still_in_colour(moving, model):
     clip, found = moving
-    whole = lips.extract_lips(clip, model, face=64)
-    assert len(found.faces) == 0 and whole.faces.shape == (COUNT, 64, 64, 3) and whole.faces.dtype == np.uint8
-    np.testing.assert_array_equal(whole.crops, found.crops)
-    np.testing.assert_allclose(whole.faces[:, 10, 32], np.tile(draw_face(0)[75, 128], (COUNT, 1)), atol=12)  # forehead
-    mean = whole.faces.astype(float).mean(0)
-    still = np.abs(whole.faces - mean).mean((0, 3))
+    whole = lips.extract_lips(video.probe(clip), model, face=64)
+    assert len(found.face) == 0 and whole.face.shape == (COUNT, 64, 64, 3) and whole.face.dtype == np.uint8
+    np.testing.assert_array_equal(whole.lips, found.lips)
+    np.testing.assert_allclose(whole.face[:, 10, 32], np.tile(draw_face(0)[75, 128], (COUNT, 1)), atol=12)  # forehead
+    mean = whole.face.astype(float).mean(0)
+    still = np.abs(whole.face - mean).mean((0, 3))
     assert still[8:36, 12:52].mean() < 4  # eyes and nose, whatever the head does
-    seen = (whole.faces[:, 36:60, 20:44].mean(-1) < 60).sum((1, 2))
+    seen = (whole.face[:, 36:60, 20:44].mean(-1) < 60).sum((1, 2))
     assert np.corrcoef(seen, APERTURE)[0, 1] > 0.9
 
 
 def test_measured_aperture_follows_the_drawn_one_without_delay(moving):
     _, found = moving
-    opening, width = found.geometry.T
+    opening, width = found.mouth.T
     scores = {delay: np.corrcoef(np.roll(APERTURE, delay)[3:-3], opening[3:-3])[0, 1] for delay in (-1, 0, 1)}
     assert scores[0] > 0.97 and max(scores, key=scores.__getitem__) == 0
     assert width == pytest.approx(50 / 82, rel=0.15)  # the drawn mouth and the drawn eye corners
@@ -87,8 +87,8 @@ def test_measured_aperture_follows_the_drawn_one_without_delay(moving):
 
 def test_the_same_file_gives_the_same_crops(moving, model):
     clip, first = moving
-    again = lips.extract_lips(clip, model)
-    for name in ("crops", "confidence", "geometry", "landmarks", "matrices"):
+    again = lips.extract_lips(video.probe(clip), model)
+    for name in ("lips", "confidence", "mouth", "landmarks", "matrices"):
         assert getattr(again, name).tobytes() == getattr(first, name).tobytes(), name
 
 
@@ -121,10 +121,9 @@ def test_the_larger_of_two_faces_is_followed_when_the_smaller_comes_near(tmp_pat
         both = draw_face(16, similarity(zoom=0.55, shift=(270 - 4 * k, 10)), canvas)
         pictures.append(draw_face(4, similarity(shift=(-20, 0)), both))
     video.write_mp4(clip, pictures, FPS)
-    found = lips.extract_lips(clip, model)
+    found = lips.extract_lips(video.probe(clip), model)
     assert found.found.all()
     np.testing.assert_allclose(found.landmarks[:, :, 0].mean(1), 108, atol=4)
-    assert found.info.width == 512
 
 
 def test_fine_detail_of_large_pictures_does_not_alias(tmp_path, model):
@@ -134,8 +133,8 @@ def test_fine_detail_of_large_pictures_does_not_alias(tmp_path, model):
     large = (cv2.resize(p, (1200, 1200), interpolation=cv2.INTER_CUBIC).clip(40, 215) + checks for p in small)
     video.write_mp4(tmp_path / "small.mp4", (p.clip(40, 215) for p in small), FPS)
     video.write_mp4(tmp_path / "large.mp4", (p.astype(np.uint8) for p in large), FPS)
-    plain, fine = (lips.extract_lips(tmp_path / name, model) for name in ("small.mp4", "large.mp4"))
-    assert np.abs(plain.crops.astype(int) - fine.crops).mean() < 4
+    plain, fine = (lips.extract_lips(video.probe(tmp_path / name), model) for name in ("small.mp4", "large.mp4"))
+    assert np.abs(plain.lips.astype(int) - fine.lips).mean() < 4
 
 
 def test_the_overlay_marks_the_picture_and_leaves_it_whole(moving):
@@ -163,7 +162,7 @@ def test_the_overlay_marks_the_picture_and_leaves_it_whole(moving):
 def test_clips_that_teach_nothing_are_refused(tmp_path, model, faces, pictures, sentence):
     video.write_mp4(tmp_path / "c.mp4", [draw_face(6)] * faces + [blank()] * (pictures - faces), FPS)
     with pytest.raises(UserError, match=sentence):
-        lips.extract_lips(tmp_path / "c.mp4", model)
+        lips.extract_lips(video.probe(tmp_path / "c.mp4"), model)
 
 
 def test_the_face_model_is_verified_wherever_it_comes_from(tmp_path, monkeypatch, model):
@@ -203,7 +202,7 @@ def test_missing_system_libraries_are_named(tmp_path, monkeypatch, model):
     monkeypatch.setattr(vision.FaceDetector, "create_from_options", fail)
     video.write_mp4(tmp_path / "c.mp4", [blank()] * 12, FPS)
     with pytest.raises(UserError, match=r"libEGL.so.1.*apt-get install libgl1 libegl1 libgles2 libglib2.0-0"):
-        lips.extract_lips(tmp_path / "c.mp4", model)
+        lips.extract_lips(video.probe(tmp_path / "c.mp4"), model)
 
 
 def test_a_second_face_and_a_jump_are_flagged_and_a_small_face_is_not(tmp_path, model):
@@ -215,7 +214,7 @@ def test_a_second_face_and_a_jump_are_flagged_and_a_small_face_is_not(tmp_path, 
             drawn = draw_face(10, similarity(zoom=zoom, shift=(260, 0)), canvas) if zoom else canvas
             pictures.append(draw_face(4 + k % 8, similarity(zoom=0.9, shift=(jump if k >= 20 else 0, 0)), drawn))
         video.write_mp4(tmp_path / "clip.mp4", pictures, FPS)
-        return lips.extract_lips(tmp_path / "clip.mp4", model).flags
+        return lips.extract_lips(video.probe(tmp_path / "clip.mp4"), model).flags
 
     assert flags(zoom=0.9, jump=0) == ("a second face is as large",)
     assert flags(zoom=0.55, jump=0) == ()

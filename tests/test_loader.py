@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from avdvae.data.loader import Loader, seen_by
-from avdvae.data.shards import PreparedClip, PreparedCorpus, Utterance, read_shard, write_manifest, write_shard
+from avdvae.data.shard_files import PreparedClip, Utterance, read_shard, write_manifest, write_shard
+from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
 from avdvae.models.cvae import CVAE
 from avdvae.models.vae import VAE

@@ -21,6 +21,7 @@ import soundfile
 from PIL import Image
 
 import avdvae.data.prepare as preparation
+from avdvae.data import prepare_clip
 from avdvae.data.clips import Clip
 from avdvae.data.contact_sheet import _strip, contact_sheet
 from avdvae.data.corpora import ensure_prepared, open_corpus
@@ -30,7 +31,7 @@ from avdvae.data.shards import PreparedCorpus
 from avdvae.data.talker.corpus import Talker
 from avdvae.errors import UserError
 from avdvae.signals.faces import find_face_model
-from avdvae.signals.video import read_pictures, read_sound, write_mp4
+from avdvae.signals.video import probe, read_pictures, read_sound, write_mp4
 
 PROJECT = Path(__file__).parent.parent
 MODEL = find_face_model()
@@ -99,10 +100,10 @@ def test_the_mouth_that_mediapipe_measures_follows_the_drawn_one(talker: Talker)
         for clip in clips[::2]:
             if clip.speaker == speaker:
                 assert clip.video
-                lips = extract_lips(clip.video, MODEL)
+                lips = extract_lips(probe(clip.video), MODEL)
                 truth = json.loads(clip.video.with_suffix(".json").read_text())
-                measured.append(lips.geometry)
-                drawn.append(np.stack([truth["lip_aperture"], truth["lip_width"]], 1)[: len(lips.geometry)])
+                measured.append(lips.mouth)
+                drawn.append(np.stack([truth["lip_aperture"], truth["lip_width"]], 1)[: len(lips.mouth)])
                 found.append(lips.found)
         assert np.concatenate(found).mean() >= 0.99, speaker
         apart = np.concatenate(measured).T, np.concatenate(drawn).T
@@ -268,7 +269,7 @@ def test_every_kind_of_input_is_prepared_or_named(zoo: Path, tmp_path: Path) -> 
     [
         (["data=folder"], "data.root is not given"),
         (["data=folder", "data.root={tmp}/nowhere"], "is no folder"),
-        (["data=folder", "data.root={tmp}"], "holds no video: looked for .mp4"),
+        (["data=folder", "data.root={tmp}"], "has no video: searched for .mp4"),
         (["data=folder", "data.root={zoo}", "data.valid=[nobody]"], "choose from anna, odd, Žofie Müller"),
         (
             ["data=talker_tiny", "out={file}/out", "data.root={root}", "data.utterances=2", "data.seconds=2.5"],
@@ -375,7 +376,7 @@ def test_a_folder_of_sounds_is_prepared_without_pictures(sounds: Path, tmp_path:
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert "clips      5 of 9 kept, 0.003 hours" in done.stdout and "seconds of sound a second" in done.stdout
-    assert not {"faces", "sync", "look"} & set(done.stdout.split())
+    assert not {"faces", "sync", "(check"} & set(done.stdout.split())
     assert sorted(path.name for path in out.iterdir()) == ["manifest.csv", "quality.csv", "shards"]
     for name, words in {
         "bob/short": "0.24 s of sound: at least 0.25 s",
@@ -428,16 +429,24 @@ def test_sounds_are_ensured_without_a_face_model_and_after_an_interruption(sound
         assert contents(ensure_prepared(config, tmp_path / "one")) == contents(two) and len(begun) == again + 4
 
 
+def test_a_film_is_opened_three_times(clip: Path, tmp_path: Path, monkeypatch) -> None:
+    """For its clock, sound and key pictures; for landmarks; and for crops, which need the landmarks of all pictures."""
+    opened, av_open = [], av.open
+    monkeypatch.setattr(av, "open", lambda path, **options: opened.append(path) or av_open(path, **options))
+    preparation.prepare_alone(Clip("c", "own", "train", "x", clip), tmp_path)
+    assert opened == [str(clip)] * 3
+
+
 def test_wrong_modalities_and_empty_corpora_are_refused(sounds: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.modalities=\[lips\]: give \[audio,lips\] for videos"):
         Folder(sounds, modalities=["lips"])
-    with pytest.raises(UserError, match=r"holds no sound: looked for .wav, .*; data.modalities=\[audio,lips\] reads"):
+    with pytest.raises(UserError, match=r"has no sound: searched for .wav, .*; data.modalities=\[audio,lips\] reads"):
         Folder(tmp_path, modalities=["audio"]).clips(workers=1)
-    with pytest.raises(UserError, match=r"holds no video: looked for .mp4, .*; data.modalities=\[audio\] reads"):
+    with pytest.raises(UserError, match=r"has no video: searched for .mp4, .*; data.modalities=\[audio\] reads"):
         Folder(tmp_path).clips(workers=1)
     (tmp_path / "anna").mkdir()
     (tmp_path / "anna" / "empty.wav").touch()
-    with pytest.raises(UserError, match=r"not one clip was kept; .*quality.csv says why"):
+    with pytest.raises(UserError, match=r"not one clip was kept; .*quality.csv gives the reasons"):
         ensure_prepared({"reader": "folder", "root": tmp_path, "modalities": ["audio"]}, tmp_path / "out", workers=1)
     assert Folder(sounds).key != Folder(sounds, modalities=["audio"]).key
 
@@ -503,19 +512,19 @@ def test_a_clip_that_kills_its_process_is_named_and_the_rest_goes_on(eight: Path
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug of a decoder"), UnicodeDecodeError("utf-8", b"x", 0, 1, "no")])
 def test_whatever_a_decoder_raises_concerns_one_clip(error, eight: Path, tmp_path: Path, monkeypatch) -> None:
-    reads = preparation.read_sound
+    reads = prepare_clip.read_sound
 
-    def read(path: Path, rate: int):
+    def read(path: Path):
         if path.stem == "3":
             raise error
-        return reads(path, rate)
+        return reads(path)
 
-    monkeypatch.setattr(preparation, "read_sound", read)
+    monkeypatch.setattr(prepare_clip, "read_sound", read)
     summary = prepare(Sounds(eight, Clip), tmp_path / "out", workers=1)
     left = {row.id: row.why_not for row in summary.quality if row.kept == "no"}
     assert left.keys() == {"3"} and f"damaged: it cannot be prepared ({type(error).__name__}: " in left["3"]
 
-    monkeypatch.setattr(preparation, "read_sound", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(prepare_clip, "read_sound", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(UserError, match=r"cannot write to out=.*No space left"):  # that is no clip's fault
         prepare(Sounds(eight, Clip), tmp_path / "full", workers=1)
 

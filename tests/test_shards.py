@@ -13,15 +13,8 @@ import safetensors
 import safetensors.numpy
 
 from avdvae import files
-from avdvae.data.shards import (
-    PreparedClip,
-    PreparedCorpus,
-    read_header,
-    read_manifest,
-    read_shard,
-    write_manifest,
-    write_shard,
-)
+from avdvae.data.shard_files import PreparedClip, read_header, read_manifest, read_shard, write_manifest, write_shard
+from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
 
 OLD = ("audio", "lips", "confidence")  # what the first shards had

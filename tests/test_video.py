@@ -42,7 +42,7 @@ def test_pictures_and_rate_survive_a_file(tmp_path, fps):
     clip = tmp_path / "clip.mp4"
     film.write_mp4(clip, levels(50), fps, tone(50 / fps))
     info = film.probe(clip)
-    assert (info.fps, info.announced, info.width, info.height, info.start) == (fps, 50, 64, 64, 0)
+    assert (info.fps, info.announced, info.start) == (fps, 50, 0)
     assert info.end == pytest.approx(50 / fps)
     times, pictures = zip(*film.read_pictures(clip, longest=32), strict=True)
     np.testing.assert_array_equal(film.shown(np.array(times), info.fps), np.arange(50))
@@ -118,9 +118,9 @@ def test_rotation_metadata_gives_upright_pictures(tmp_path, turn):
     matrix = content.index(b"tkhd") + 4 + 40  # tkhd version 0: the display matrix follows 40 bytes of other things
     clip.write_bytes(content[:matrix] + struct.pack(">9i", *fixed) + content[matrix + 36 :])
     upright = np.rot90(stored, -turn // 90)  # the matrix turns clockwise
-    info = film.probe(clip)
-    assert (info.height, info.width) == upright.shape[:2]
     (_, picture), grey = next(film.read_pictures(clip, 64)), next(film.read_grey(clip))
+    assert film.upright_size(next(film.read_frames(clip))) == (grey.shape[1], grey.shape[0])
+    np.testing.assert_array_equal(film.probe(clip).key_pictures[0], picture)
     assert np.abs(picture.astype(int) - upright).mean() < 4
     assert np.abs(grey.astype(int) - upright[..., 0]).mean() < 4
 
@@ -142,9 +142,9 @@ def test_a_click_stays_with_its_flash(tmp_path, later, name):
 
     clip = tmp_path / name
     remux(tmp_path / "sync.mp4", clip, moved)
-    info = film.probe(clip)
+    info = film.probe(clip, sound=True)
     seen = int(np.argmax([grey.mean() for grey in film.read_grey(clip)])) / float(info.fps)
-    heard = film.read_clip_sound(clip, None, info)
+    heard = film.clip_sound(info, None)
     click = int(np.argmax(np.abs(heard.samples))) / RATE
     assert seen == pytest.approx(flash, abs=1e-3)
     assert click - seen == pytest.approx(later, abs=0.006)
@@ -182,7 +182,7 @@ def test_sound_of_its_own_starts_with_the_picture(tmp_path):
 
     film.write_mp4(tmp_path / "clip.mp4", levels(25), Fraction(25))
     soundfile.write(tmp_path / "clip.wav", tone(1.1), RATE)
-    heard = film.read_clip_sound(tmp_path / "clip.mp4", tmp_path / "clip.wav", film.probe(tmp_path / "clip.mp4"))
+    heard = film.clip_sound(film.probe(tmp_path / "clip.mp4"), tmp_path / "clip.wav")
     assert heard.offset_ms == 0 and heard.drift_ms == pytest.approx(100)
     np.testing.assert_array_equal(heard.samples, tone(1.1))
 
@@ -202,7 +202,7 @@ def test_every_unreadable_file_is_explained(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     soundfile.write(tmp_path / "voice.wav", tone(1), RATE)
     for path, sentence in {
-        broken("empty.mp4", b""): r"the file is empty",
+        broken("empty.mp4", b""): r"^the file is empty",
         broken("text.mp4", b"Dear diary, this is no video.\n" * 50): "neither a video nor a sound file",
         broken("cut.mp4", whole.read_bytes()[:50_000]): r"truncated: its index \(moov\) is missing",
         tmp_path / "missing.mp4": "cannot be read .*No such file",
@@ -213,6 +213,8 @@ def test_every_unreadable_file_is_explained(tmp_path):
             film.probe(path)
     with pytest.raises(UserError, match="it has pictures but no sound"):
         film.read_sound(whole)
+    with pytest.raises(UserError, match="it has pictures but no sound"):
+        film.probe(whole, sound=True)
 
     content = early.read_bytes()
     cut = broken("early-cut.mp4", content[: len(content) * 2 // 5])

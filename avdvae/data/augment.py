@@ -1,4 +1,4 @@
-"""Mouth crops as other cameras, lights and heads might have given them: for training on few faces."""
+"""Augmentation of mouth crops, as by other cameras, lights and heads, for training on few faces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-GROUPS = 16  # of a batch, each changed in one way: a change of its own for each item would take longer than the step
+GROUPS = 16  # of a batch, each changed in one way: one change an item would take longer than the training step
 
 
 def augmented(lips_BTHW: UInt8[Tensor, "B T H W"]) -> UInt8[Tensor, "B T H W"]:

@@ -1,4 +1,4 @@
-"""Whether a corpus is all there, before hours are spent on it."""
+"""Whether a corpus is complete, before hours of preparation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import av
 import soundfile
 from av.error import FFmpegError
 
-from avdvae.data.clips import SPLITS, Clip, Corpus, Holdings, Unreadable
+from avdvae.data.clips import SPLITS, Clip, Corpus, Extent, Unreadable
 from avdvae.data.poses import FPS, read_poses
+from avdvae.data.readers.tree import Tree
 from avdvae.errors import UserError, one_line
 
 
@@ -22,16 +23,16 @@ class Checked:
     clips: list[Clip]
     faults: list[Unreadable]
     seconds: float
-    holds: Holdings | None  # None: the corpus has no known extent
+    extent: Extent | None  # of the whole corpus; None: not known
 
     def report(self) -> Iterator[str]:
-        """What was found beside what there should be, and every fault by name."""
+        """The clips found beside those of the whole corpus, and every fault by name."""
         speakers = len({clip.speaker for clip in self.clips})
         who = "subjects" if any(clip.poses for clip in self.clips) else "speakers"
         for name, found, whole in (
-            (who, f"{speakers}", self.holds and self.holds.speakers),
-            ("clips", f"{len(self.clips)}", self.holds and self.holds.clips),
-            ("hours", f"{self.seconds / 3600:.2f}", self.holds and self.holds.hours),
+            (who, f"{speakers}", self.extent and self.extent.speakers),
+            ("clips", f"{len(self.clips)}", self.extent and self.extent.clips),
+            ("hours", f"{self.seconds / 3600:.2f}", self.extent and self.extent.hours),
         ):
             yield f"{name:<10} {found}{f' of {whole}' if whole else ''}"
         splits = Counter(clip.split for clip in self.clips)
@@ -41,7 +42,7 @@ class Checked:
 
 
 def check(corpus: Corpus, workers: int) -> Checked:
-    """Look at the tree, at all poses, and at the head of every sound and film. Damage further on shows when they are
+    """Check the tree, all poses, and the beginning of every sound and film. Damage further on is found when they are
     prepared."""
     clips, faults = corpus.clips(workers)
     faults, lengths = list(faults), dict[Path, float]()
@@ -58,7 +59,7 @@ def check(corpus: Corpus, workers: int) -> Checked:
     broken = {fault.path for fault in faults}
     sane = [clip for clip in clips if not broken & set(clip.files)]
     seconds = sum(lengths[path] for clip in sane if (path := clip.audio or clip.video or clip.poses))
-    return Checked(sane, faults, seconds, getattr(corpus, "holds", None))
+    return Checked(sane, faults, seconds, corpus.extent if isinstance(corpus, Tree) else None)
 
 
 def _length_of_poses(path: Path) -> float | str:
@@ -80,9 +81,9 @@ def _length(path: Path) -> float | str:
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             streams = container.streams.audio or container.streams.video
-            # That it opens says little: whatever is called flac does.
+            # That it opens is no proof: any file called flac does.
             if not streams or next(container.decode(streams[0]), None) is None:
                 return "cannot be read (not one sample or picture)"
             return (container.duration or 0) / av.time_base
-    except Exception as error:  # of damaged files, PyAV raises what its reading happens to end in
+    except Exception as error:  # PyAV raises errors of any kind on damaged files
         return f"cannot be read ({error.strerror if isinstance(error, FFmpegError) else one_line(error)})"

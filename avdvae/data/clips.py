@@ -1,4 +1,4 @@
-"""What a corpus reader says of its clips, before anything is decoded."""
+"""What a corpus reader gives: clips, before anything is decoded."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 def split_of(number: int, people: int) -> Split:
     """Of six people one validates and one tests; at least one of each, at most eight. They count from 1."""
-    held = min(max(1, people // 6), 8)
-    return "test" if number > people - held else "valid" if number > people - 2 * held else "train"
+    each = min(max(1, people // 6), 8)
+    return "test" if number > people - each else "valid" if number > people - 2 * each else "train"
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording: where its picture and its sound lie and what is known of it.
+    """One recording: its files and its labels.
 
-    `audio` None: the sound is inside the video. `video` None: there is nothing but sound, or `crops`, a file of mouths
-    that others have cropped, or nothing but `poses`.
+    `audio` None: the sound is inside the video. `video` None: there is sound alone, or sound and `lips`, a file of
+    mouths that are cropped already, or `poses` alone.
     """
 
     id: str
@@ -32,25 +32,25 @@ class Clip:
     speaker: str
     video: Path | None
     audio: Path | None = None
-    crops: Path | None = None
+    lips: Path | None = None
     labels: dict[str, Any] = field(default_factory=dict)
     poses: Path | None = None
 
     @property
     def source(self) -> Path:
-        """The file that reports name."""
-        path = self.video or self.crops or self.poses or self.audio
+        """The file that errors and tables name."""
+        path = self.video or self.lips or self.poses or self.audio
         assert path, f"clip {self.id} has no file"
         return path
 
     @property
     def files(self) -> list[Path]:
-        return [path for path in (self.video, self.audio, self.crops, self.poses) if path]
+        return [path for path in (self.video, self.audio, self.lips, self.poses) if path]
 
 
 @dataclass(frozen=True)
-class Holdings:
-    """How much there is in all of a corpus, as its makers say, or in the part that was asked for."""
+class Extent:
+    """The size of a whole corpus, as its makers give it, or of the part that was asked for."""
 
     speakers: int
     clips: int
@@ -59,14 +59,14 @@ class Holdings:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A place in the corpus that could not be looked into."""
+    """A file or folder of the corpus that could not be read."""
 
     path: Path
     reason: str
 
 
 def files_below(root: Path, unreadable: list[Unreadable], follow_links: bool = False) -> Iterator[Path]:
-    """Every file that is not hidden, in order; folders that cannot be opened are noted."""
+    """Every file that is not hidden, in order; folders that cannot be opened are added to `unreadable`."""
 
     def note(error: OSError) -> None:
         unreadable.append(Unreadable(Path(error.filename), f"cannot be opened ({error.strerror})"))
@@ -80,7 +80,7 @@ def files_below(root: Path, unreadable: list[Unreadable], follow_links: bool = F
 class Corpus(Protocol):
     @property
     def key(self) -> str:
-        """A name for the folder that its preparation goes to; another corpus, or other parameters, another key."""
+        """The name of the folder it is prepared in; another corpus, or other parameters, have another key."""
         ...
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:

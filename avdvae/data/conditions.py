@@ -1,4 +1,4 @@
-"""The conditions of a test: which noise, how loud, and what befalls the lips."""
+"""The conditions of a test: noise, SNR, and corruption of the lips."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from avdvae.data.mixing import NoiseFolder, corrupt_lips, make_noise, mix
-from avdvae.data.shards import PreparedCorpus, Utterance
+from avdvae.data.shard_files import Utterance
+from avdvae.data.shards import PreparedCorpus
 from avdvae.data.twins import NoisyTwins
 from avdvae.errors import UserError
 from avdvae.randomness import stream
 
-_TALKERS = 12  # as many voices as any noise is made of
+_TALKERS = 12  # the most voices that any noise is made of
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a `Loader` does to whole utterances: a function of (utterance, seed), so that every run hears the same.
+    """What a `Loader` does to whole utterances: a function of (utterance, seed), so that all runs get the same mixture.
 
     noise   one of mixing.NOISES, made of the corpus's other speakers where it is made of speech, a folder of noises, or
-            the corpus's own noisy recordings, whose levels `snr_db` then names
-    lips    one of mixing.CORRUPTIONS, or None to leave them as they are, as it must be where there are none
+            the corpus's own noisy recordings, of which `snr_db` then names the level
+    lips    one of mixing.CORRUPTIONS, or None to leave them as they are, the only choice where there are none
 
-    At every SNR an utterance meets the same noise, louder or softer.
+    At every SNR an utterance gets the same noise at another level.
     """
 
     corpus: PreparedCorpus
@@ -35,9 +36,7 @@ class Condition:
 
     def __post_init__(self) -> None:
         if self.lips is not None and not self.corpus.has_lips:
-            raise UserError(
-                f"lips={self.lips!r} cannot be had in {self.corpus.root}, which has only sound: give lips=None"
-            )
+            raise UserError(f"lips={self.lips!r} needs lips and {self.corpus.root} has only sound: give lips=None")
 
     def __call__(
         self,

@@ -1,6 +1,8 @@
-"""A picture of a prepared corpus: some crops of every speaker."""
+"""Pictures to check a prepared corpus by: crops of every speaker, and the landmarks of one film."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,6 +10,8 @@ from jaxtyping import UInt8
 
 from avdvae.data.shards import PreparedCorpus
 from avdvae.pictures.style import FAINT, INK, PAPER
+from avdvae.signals.lips import draw_overlay, extract_lips
+from avdvae.signals.video import probe, read_frames, to_rgb
 
 _MARGIN, _NAME_WIDTH = 6, 150
 
@@ -15,7 +19,7 @@ _MARGIN, _NAME_WIDTH = 6, 150
 def contact_sheet(
     corpus: PreparedCorpus, crops: int = 14, most_speakers: int = 100
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """For each speaker a strip of crops, evenly spread over all their clips: one look tells whether they are right.
+    """For each speaker a strip of crops, evenly spread over all their clips.
 
     Crops of frames without a face have a red edge. Of more than `most_speakers` an even choice is shown.
     """
@@ -51,7 +55,7 @@ def _strip(corpus: PreparedCorpus, speaker: str, crops: int) -> np.ndarray:
 
 
 def _shortened(text: str, font: cv2.FontFace, points: int) -> str:
-    """As much of a line of the contact sheet as there is room for beside the pictures."""
+    """The beginning of a text that fits beside the pictures."""
 
     def fits(text: str) -> bool:
         _, _, width, _ = cv2.getTextSize((1, 1), text, (0, 0), font, points, 400)
@@ -61,3 +65,14 @@ def _shortened(text: str, font: cv2.FontFace, points: int) -> str:
     while not fits(shown := text if kept == len(text) else f"{text[:kept].rstrip()}…") and kept:
         kept -= 1
     return shown
+
+
+def overlay(video: Path, model: Path, size: int) -> UInt8[np.ndarray, "height width 3"]:
+    """The middle picture of a film with its landmarks and the outline of its crop."""
+    film = probe(video)
+    track = extract_lips(film, model, size)
+    middle = len(track.lips) // 2
+    seconds = film.start + middle / float(film.fps)
+    frame = min(read_frames(video), key=lambda frame: abs((frame.time or 0.0) - seconds))
+    picture = to_rgb(frame, max(frame.width, frame.height))
+    return draw_overlay(picture, track.landmarks[middle], track.matrices[middle], size)

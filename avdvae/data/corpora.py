@@ -1,4 +1,4 @@
-"""The corpora by name, and where they lie prepared."""
+"""The corpora by name, and the folders of their prepared forms."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def open_corpus(config: Mapping[str, Any]) -> Corpus:
     if name not in READERS:
         raise UserError(f"no corpus reader is called {name}: choose from {', '.join(READERS)}")
     if not config["root"]:
-        raise UserError(f"data.root is not given: say where the corpus lies, as in data={name} data.root=DIR")
+        raise UserError(f"data.root is not given: give the folder of the corpus, as in data={name} data.root=DIR")
     parameters = {key: value for key, value in config.items() if key != "reader"}
     return known_settings(READERS[name], "data", **parameters | {"root": Path(str(config["root"]))})
 
 
 def prepared_folder(corpus: Corpus, root: Path | None = None, face: int | None = None) -> Path:
-    """Where a corpus lies prepared unless it is told where: below `root`, or else data/prepared; with faces beside the
-    mouths it takes four times the room, and lies in a folder of its own."""
+    """The default folder of a prepared corpus, below `root` or else data/prepared. With faces beside the mouths, which
+    take four times the space, it has a folder of its own."""
     return (root or Path("data/prepared")) / (f"{corpus.key}-face{face}" if face else corpus.key)
 
 
@@ -70,7 +70,7 @@ def ensure_prepared(
     workers: int | None = None,
     face: int | None = None,
 ) -> Path:
-    """The folder of the prepared corpus; what is missing there is prepared first."""
+    """The folder of the prepared corpus; clips that are missing there are prepared first."""
     corpus = open_corpus(config)
     return prepare(corpus, prepared_folder(corpus, root, face), size=size, workers=workers, face=face).usable()
 

@@ -1,9 +1,9 @@
 """Gait, the embedded corpus of moving figures: generated, not recorded; what is measured on it is no result on people.
 
-Angles at the joints are sinusoids of one phase, whose speed drifts; they turn the bones of a figure of 17 joints, which
-differ from subject to subject, as does the manner: tempo, reach, lean, how far the arms are held off, how far the knees
-are bent, and how much more one side moves than the other. There is no noise. Joints, bones and units are those of
-poses.py; hips and lower spine stay upright, so the frame of the hips is that of the figure.
+Angles at the joints are sinusoids of one phase, whose speed drifts; they turn the bones of a figure of 17 joints.
+Subjects differ in the lengths of bones and in manner: tempo, reach, lean, spread of the arms, bend of the knees, and
+asymmetry of the sides. There is no noise. Joints, bones and units are those of poses.py; hips and lower spine stay
+upright, so the frame of the hips is that of the figure.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Swing = tuple[float, float, float]  # mean + swing * sin(phase - lag), in radian
 
 @dataclass(frozen=True)
 class Movement:
-    """The swings of the angles by name: at the hip (forward), spread (of the legs), knee, shoulder (forward), raise (of
-    the arms, sideways), elbow; lean, twist and nod of trunk and head. A side before the name means that side alone."""
+    """The swings of the angles by name: hip (forward), spread (of the legs), knee, shoulder (forward), raise (of the
+    arms, sideways), elbow; lean, twist and nod of trunk and head. A side before the name means that side alone."""
 
     cycles: float  # a second
     swings: dict[str, Swing]
@@ -188,7 +188,7 @@ def figure(
 
 
 def _turn(axis: int, angle_T: Float[np.ndarray, " T"]) -> Float[np.ndarray, "T 3 3"]:
-    """Counter-clockwise about x, y or z. A positive angle about x takes what hangs down forward."""
+    """Counter-clockwise about x, y or z. A positive angle about x turns a limb that hangs down forward."""
     one, two = (axis + 1) % 3, (axis + 2) % 3
     turn_T33 = np.tile(np.eye(3), (len(angle_T), 1, 1))
     turn_T33[:, one, one] = turn_T33[:, two, two] = np.cos(angle_T)

@@ -1,9 +1,9 @@
 """Noise on the audio and on the lips: the conditions under which a model is tested.
 
-A condition is a function of its key, say (utterance id, seed), and of nothing else, so that every run and every machine
-hears the same mixture. `stream` turns a key into a random generator; whatever is random below draws from one.
+A condition is a function of its key, such as (utterance id, seed), and of nothing else, so that every run on every
+machine gets the same mixture. `stream` makes a random generator of a key; all that is random below draws from one.
 
-The six noises bear the names of those in NTCD-TIMIT, which may not be redistributed; these are generated. White, Car
+The six noises have the names of those in NTCD-TIMIT, which may not be redistributed; these are generated. White, Car
 and LR (living room) are stationary; Babble, Cafe and Street are not. Recorded noise comes from a `NoiseFolder`.
 """
 
@@ -23,16 +23,16 @@ from avdvae.signals.clock import RATE
 # Mixing
 
 
-class Mixture(NamedTuple):
+class Mixed(NamedTuple):
     mixture: Float[np.ndarray, " N"]
-    noise: Float[np.ndarray, " N"]  # as it sounds in the mixture
+    noise: Float[np.ndarray, " N"]  # scaled as in the mixture
 
 
-def mix(speech: Float[np.ndarray, " N"], noise: Float[np.ndarray, " M"], snr_db: float) -> Mixture:
+def mix(speech: Float[np.ndarray, " N"], noise: Float[np.ndarray, " M"], snr_db: float) -> Mixed:
     """Speech plus noise scaled to a broadband SNR, both energies taken over the whole signal, pauses included.
 
-    The speech keeps its level and nothing is clipped, so the mixture may leave [-1, 1]: its clean part is then the very
-    reference that a metric compares with. Whoever writes 16-bit files has to scale.
+    The speech keeps its level and nothing is clipped, so the mixture may leave [-1, 1]: its clean part is exactly the
+    reference of the metrics. Scale before writing 16-bit files.
     """
     if len(speech) != len(noise):
         raise UserError(
@@ -44,7 +44,7 @@ def mix(speech: Float[np.ndarray, " N"], noise: Float[np.ndarray, " M"], snr_db:
             raise UserError(f"the {name} is silent, so no level of noise gives {snr_db} dB: leave this signal out")
     gain = float(np.sqrt(energies["speech"] / energies["noise"]) * 10 ** (-snr_db / 20))
     scaled = gain * noise
-    return Mixture(speech + scaled, scaled)
+    return Mixed(speech + scaled, scaled)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -56,8 +56,8 @@ def make_noise(
 ) -> Float[np.ndarray, " N"]:
     """`length` samples of one of NOISES, in float32 and with unit RMS.
 
-    Babble and Cafe are made of `talkers`: waveforms by speakers other than the one in the mixture, always in one order,
-    since they are a part of the condition.
+    Babble and Cafe are made of `talkers`: waveforms of speakers other than the one in the mixture, in a fixed order,
+    since they are part of the condition.
     """
     if name not in NOISES:
         raise UserError(
@@ -72,7 +72,7 @@ def white(length: int, rng: Generator, talkers: Sequence = ()) -> np.ndarray:
 
 
 def car(length: int, rng: Generator, talkers: Sequence = ()) -> np.ndarray:
-    """Inside a car on a fast road: tyres, wind, and, below 100 Hz, where microphones cut, what body and engine leave.
+    """Inside a car on a fast road: tyres, wind, and, below 100 Hz, where microphones cut, the rest of body and engine.
 
     Above 200 Hz a third of an octave falls by 2 to 4 dB an octave up to 1 kHz, and faster beyond, as in measured cars.
     """
@@ -89,7 +89,7 @@ def car(length: int, rng: Generator, talkers: Sequence = ()) -> np.ndarray:
 
 
 def living_room(length: int, rng: Generator, talkers: Sequence = ()) -> np.ndarray:
-    """A quiet room: air flow, the mains' harmonics, and an appliance that whines."""
+    """A quiet room: air flow, the mains' harmonics, and the whine of an appliance."""
     air = _coloured(length, rng, lambda f: np.sqrt(f / (f**2 + 60**2)))
     seconds = np.arange(length) / RATE
     hum = sum(np.sin(2 * np.pi * 50 * k * seconds + rng.uniform(0, 2 * np.pi)) / k for k in (1, 2, 3, 4, 6, 8))
@@ -107,7 +107,7 @@ def street(length: int, rng: Generator, talkers: Sequence = ()) -> np.ndarray:
         engine, tyres = rng.uniform(80, 200), rng.uniform(700, 1500)
         dull = _coloured(length, rng, lambda f, peak=engine: f / (f**2 + peak**2))
         bright = _coloured(length, rng, lambda f, peak=tyres: (f / (f**2 + peak**2)) ** 2)
-        # Air swallows the high frequencies on the way: the nearer, the brighter.
+        # Air absorbs high frequencies: the nearer, the brighter.
         signal += rng.uniform(2, 4) * (nearness**1.5 * dull + nearness**3 * bright)
     for _ in range(rng.poisson(seconds[-1] / 12)):
         start, duration = rng.uniform(0, seconds[-1]), rng.uniform(0.3, 1)
@@ -164,7 +164,7 @@ def _wander(length: int, rng: Generator, hertz: float) -> np.ndarray:
 
 
 def _in_a_room(signal: np.ndarray, rng: Generator, decay: float) -> np.ndarray:
-    """Reverberation that falls by 60 dB in `decay` seconds. It is circular: the last sounds linger over the first."""
+    """Reverberation that falls by 60 dB in `decay` seconds. It is circular: that of the end falls on the beginning."""
     seconds = np.arange(int(decay * RATE)) / RATE
     tail = rng.standard_normal(len(seconds)) * 10 ** (-3 * seconds / decay)
     tail /= np.linalg.norm(tail)
@@ -172,7 +172,7 @@ def _in_a_room(signal: np.ndarray, rng: Generator, decay: float) -> np.ndarray:
 
 
 def _voices(count: int, length: int, rng: Generator, talkers: Sequence) -> np.ndarray:
-    """`count` voices at one level, each from a random place on. All differ while there are talkers enough."""
+    """`count` voices at one level, each from a random start. All differ while there are talkers enough."""
     if len(talkers) == 0:
         raise UserError(
             "Babble and Cafe are made of voices and none were given: "
@@ -183,7 +183,7 @@ def _voices(count: int, length: int, rng: Generator, talkers: Sequence) -> np.nd
 
 
 def _excerpt(signal: np.ndarray, length: int, rng: Generator) -> np.ndarray:
-    """`length` samples from a random place on; a short signal is looped."""
+    """`length` samples from a random start; a short signal is looped."""
     if len(signal) >= length:
         start = rng.integers(len(signal) - length + 1)
         return signal[start : start + length]
@@ -191,7 +191,7 @@ def _excerpt(signal: np.ndarray, length: int, rng: Generator) -> np.ndarray:
 
 
 def _dishes(length: int, rng: Generator) -> np.ndarray:
-    """Cups and plates: a few inharmonic partials each, struck at once and gone within a tenth of a second or so."""
+    """Cups and plates: a few inharmonic partials each, which decay within a tenth of a second or so."""
     seconds = np.arange(RATE // 2) / RATE
     signal = np.zeros(length + len(seconds))
     for _ in range(2 + rng.poisson(1.5 * length / RATE)):
@@ -209,7 +209,7 @@ def _dishes(length: int, rng: Generator) -> np.ndarray:
 class NoiseFolder:
     """The wav and flac files under a folder as one noise: each call cuts a random piece of a random file.
 
-    A piece is mono, at 16 kHz, in float32 and with unit RMS. It is called like a generated noise and needs no talkers.
+    A piece is mono, at 16 kHz, in float32 and with unit RMS. It is called as a generated noise is, without talkers.
     """
 
     def __init__(self, path: str | Path):
@@ -218,7 +218,7 @@ class NoiseFolder:
         self.files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in (".wav", ".flac"))
         if not self.files:
             raise UserError(
-                f"no wav or flac file lies in {path} or below it: put noise files there or name another folder"
+                f"no wav or flac file is in {path} or below it: put noise files there or name another folder"
             )
 
     def __call__(self, length: int, rng: Generator, talkers: Sequence = ()) -> Float[np.ndarray, " N"]:
@@ -243,28 +243,28 @@ class NoiseFolder:
 def corrupt_lips(
     lips: UInt8[np.ndarray, "T H W"], rng: Generator, kind: str
 ) -> tuple[UInt8[np.ndarray, "T H W"], Bool[np.ndarray, " T"]]:
-    """A copy in which a third of the frames, in separate blocks of about 20, are spoilt, and which frames those are.
+    """A copy in which a third of the frames, in separate blocks of about 20, are corrupted, and which frames those are.
 
-    With `none` there is nothing to be seen in any frame.
+    With `none` all frames are black.
     """
     if kind not in (*CORRUPTIONS, "none"):
         raise UserError(f"lips cannot be {kind!r}: choose from {', '.join(CORRUPTIONS)}, none")
     if kind == "none":
         return np.zeros_like(lips), np.ones(len(lips), dtype=bool)
-    spoilt, corrupted = lips.copy(), np.zeros(len(lips), dtype=bool)
+    changed, corrupted = lips.copy(), np.zeros(len(lips), dtype=bool)
     total = round(len(lips) / 3)
     count = max(1, round(total / 20))
     edges = np.linspace(0, total, count + 1).round().astype(int)
     # Each block follows another number of intact frames, so at least one lies between two blocks.
     intact_before = np.sort(rng.choice(len(lips) - total + 1, count, replace=False))
     for start, stop in zip(intact_before + edges[:-1], intact_before + edges[1:], strict=True):
-        spoilt[start:stop] = CORRUPTIONS[kind](lips[start:stop], rng)
+        changed[start:stop] = CORRUPTIONS[kind](lips[start:stop], rng)
         corrupted[start:stop] = True
-    return spoilt, corrupted
+    return changed, corrupted
 
 
 def occluded(block: UInt8[np.ndarray, "T H W"], rng: Generator) -> UInt8[np.ndarray, "T H W"]:
-    """A hand, four fingers and the palm, drifts slowly before the mouth."""
+    """A hand, four fingers and the palm, that drifts slowly in front of the mouth."""
     frames, height, width = block.shape
     size = min(height, width)
     angle = rng.uniform(0, 2 * np.pi)
@@ -285,7 +285,7 @@ def occluded(block: UInt8[np.ndarray, "T H W"], rng: Generator) -> UInt8[np.ndar
 
 
 def noised(block: UInt8[np.ndarray, "T H W"], rng: Generator) -> UInt8[np.ndarray, "T H W"]:
-    """Rectangles of Gaussian noise, new in each frame, where the block has its rectangles."""
+    """Rectangles of Gaussian noise, new in each frame; their places are those of the block."""
     frames, height, width = block.shape
     block = block.copy()
     for _ in range(rng.integers(2, 5)):

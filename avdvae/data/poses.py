@@ -1,7 +1,7 @@
-"""Human figures: which joints they have, and poses as corpora keep them.
+"""Human figures: their joints, and poses as corpora store them.
 
 A pose is J joints x 3 coordinates in metres, in the frame of the hips: the origin between them, x to the right hip, y
-forward, z up along the body. Which way the body faces, leans and goes is not in it. FPS poses make a second.
+forward, z up along the body. It does not contain position, heading and lean of the body. FPS poses make a second.
 """
 
 from __future__ import annotations
@@ -60,8 +60,7 @@ _RIGHT_HIP, _LEFT_HIP, _SPINE = 1, 6, 12  # of h36m
 
 
 def read_poses(path: Path) -> Float32[np.ndarray, "T J 3"]:
-    """From a CDF file of Human3.6M, world coordinates in millimetres at 50 Hz, or a NumPy file that holds them as they
-    come out."""
+    """From a CDF file of Human3.6M, world coordinates in millimetres at 50 Hz, or a NumPy file of what is returned."""
     if not path.stat().st_size:
         raise UserError("is empty")
     try:
@@ -73,7 +72,7 @@ def read_poses(path: Path) -> Float32[np.ndarray, "T J 3"]:
             with cdflib.CDF(path) as file:
                 world_TJ3 = np.asarray(file.varget("Pose")).reshape(-1, len(SKELETONS["h36m"].joints), 3)
             poses_TJ3 = in_frame_of_hips(world_TJ3[::2].astype(np.float64) / 1000)
-    except Exception as error:  # of damaged files, cdflib raises what its reading happens to end in
+    except Exception as error:  # cdflib raises errors of any kind on damaged files
         raise UserError(f"cannot be read as poses ({error})") from error
     lost = int((~np.isfinite(poses_TJ3).all(axis=(1, 2))).sum())
     if lost or not len(poses_TJ3):
@@ -83,8 +82,7 @@ def read_poses(path: Path) -> Float32[np.ndarray, "T J 3"]:
 
 
 def in_frame_of_hips(world_TJ3: Float[np.ndarray, "T 32 3"]) -> Float[np.ndarray, "T 32 3"]:
-    """Figures of h36m without where they are and which way they are turned. Where the hips and the spine span no frame,
-    there are no numbers."""
+    """Figures of h36m without position and orientation; nan where the hips and the spine span no frame."""
     centred_TJ3 = world_TJ3 - world_TJ3[:, :1]
     right_T3 = centred_TJ3[:, _RIGHT_HIP] - centred_TJ3[:, _LEFT_HIP]
     forward_T3 = np.cross(centred_TJ3[:, _SPINE], right_T3)

@@ -1,9 +1,9 @@
-"""From a corpus's clips to a prepared corpus on disk, in many processes, on many machines, resumable at any moment.
+"""Prepare a corpus: from its clips to shards on the disk, in many processes, on many machines, resumable at any time.
 
 Clips, in the order of their ids, go into shards of CLIPS_PER_SHARD. A finished clip waits in staging/ as a shard of its
-own; when the last of its group is there, the group becomes a shard and the waiting files go. Every file appears whole
-under its name or not at all, and its bytes depend on the clips and the settings alone: so a killed run goes on where it
-was, and the parts that several machines prepare make what one would have made.
+own; once all of its group are there, the group becomes a shard and the waiting files are deleted. Every file appears
+whole under its name or not at all, and its bytes depend on the clips and the settings alone: so a killed run resumes,
+and the parts that several machines prepare are those that one would have made.
 """
 
 from __future__ import annotations
@@ -15,62 +15,26 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, fields, replace
-from fractions import Fraction
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from avdvae.data.clips import Clip, Corpus, Unreadable
-from avdvae.data.contact_sheet import contact_sheet
-from avdvae.data.crops import FPS, read_crops
-from avdvae.data.poses import FPS as POSES_PER_SECOND
-from avdvae.data.poses import read_poses
-from avdvae.data.shards import (
-    PreparedClip,
-    PreparedCorpus,
-    read_header,
-    read_shard,
-    replacing,
-    write_manifest,
-    write_shard,
-)
+from avdvae.data.contact_sheet import contact_sheet, overlay
+from avdvae.data.prepare_clip import Quality, prepare_clip
+from avdvae.data.shard_files import read_header, read_shard, write_manifest, write_shard
+from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError, one_line, reading
+from avdvae.files import replacing
 from avdvae.parallel import in_parallel
 from avdvae.pictures.stills import write_png
-from avdvae.signals.clock import RATE
 from avdvae.signals.faces import find_face_model
-from avdvae.signals.lips import MIN_PICTURES, draw_overlay, extract_lips
-from avdvae.signals.video import ClipSound, probe, read_clip_sound, read_pictures, read_sound
 
 CLIPS_PER_SHARD = 64
 TABLES = ("quality.csv", "manifest.csv")
 OUTPUTS = (*TABLES, "contact_sheet.png", "overlay.png")
-MIN_SECONDS = 0.25  # of a clip that has only sound
-MIN_PEAK = 33  # of it, -60 dB of full scale: a loader would make noise of full scale out of less
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 _VERSION = 1  # goes up when the same clips and settings give other bytes
-
-
-@dataclass(frozen=True)
-class Quality:
-    """A row of quality.csv: what became of a clip. A clip that could not be read has zeros."""
-
-    id: str
-    source: str
-    kept: str  # yes or no
-    why_not: str = ""
-    frames: int = 0
-    faces_found: int = 0
-    interpolated: int = 0
-    mean_jitter: float = 0.0  # crop pixels between the lips' centre and its smoothed path
-    seconds: float = 0.0
-    fps: float = 0.0
-    sound_starts_late_ms: float = 0.0  # negative: early
-    sound_ends_late_ms: float = 0.0
-    joints: int = 0  # of a figure, whose poses are then the frames
-    flags: str = ""  # of a clip that is kept: what to look at, as a second face that is as large
 
 
 @dataclass(frozen=True)
@@ -87,7 +51,7 @@ class Summary:
     def usable(self) -> Path:
         """The folder, unless nothing in the whole corpus could be kept."""
         if self.complete and not self.kept:
-            raise UserError(f"not one clip was kept; {self.out / 'quality.csv'} says why")
+            raise UserError(f"not one clip was kept; {self.out / 'quality.csv'} gives the reasons")
         return self.out
 
 
@@ -102,8 +66,8 @@ def prepare(
 ) -> Summary:
     """Make `out` the prepared corpus, of mouths of `size` pixels a side and, where given, faces of `face`.
 
-    The face `model` is looked for in the usual places, and `workers` are one a core, where not given. `shard` (i, n):
-    only every n-th group from the i-th, as one task of an array.
+    By default the face `model` is that of `find_face_model`, and there is one worker a core. `shard` (i, n): only every
+    n-th group from the i-th, as one task of an array.
     """
     workers = os.cpu_count() or 1 if workers is None else workers
     if type(size) is not int or size < 16:
@@ -138,11 +102,11 @@ def prepare(
 
 
 def prepare_alone(clip: Clip, out: Path, size: int = 67, face: int | None = None) -> PreparedCorpus:
-    """A prepared corpus, in an empty folder, of this clip and nothing else; a UserError says why it cannot be used."""
+    """A prepared corpus of this clip alone, in an empty folder; a UserError gives the reason why it cannot be used."""
     job = _Job(clip, out, size, find_face_model() if clip.video else None, face)
     for name in ("staging", "shards"):
         (out / name).mkdir()
-    _prepare_clip(job)
+    _stage_clip(job)
     rows, notes = read_header(job.staged)
     if not rows:
         raise UserError(notes["quality"]["why_not"])
@@ -163,13 +127,13 @@ class _Job:
 
     @property
     def settings(self) -> dict[str, int | str]:
-        seen = self.clip.video or self.clip.crops
+        pictures = self.clip.video or self.clip.lips
         faces = {"face": self.face} if self.face and self.clip.video else {}
-        return {"size": self.size if seen else "no pictures", "version": _VERSION} | faces
+        return {"size": self.size if pictures else "no pictures", "version": _VERSION} | faces
 
     @property
     def source(self) -> list[Any]:
-        """Tells a clip from another that was prepared under its id before."""
+        """What differs between this clip and another that was prepared under the same id."""
         lengths = [path.stat().st_size if path.exists() else -1 for path in self.clip.files]
         return [self.clip.id, self.clip.split, self.clip.speaker, *lengths]
 
@@ -179,12 +143,11 @@ class _Job:
         return self.out / "staging" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
 
 
-def _prepare_clip(job: _Job) -> float:
-    """Leave the clip, or the reason why it cannot be kept, in staging; return its frames, or seconds of sound."""
+def _stage_clip(job: _Job) -> float:
+    """Write the clip, or the reason why it cannot be kept, into staging; return its frames, or seconds of sound."""
     kept = []
     try:
-        kinds = {"video": _film, "crops": _cropped, "poses": _figure, "audio": _recording}
-        clip, quality = next(make for kind, make in kinds.items() if getattr(job.clip, kind))(job)
+        clip, quality = prepare_clip(job.clip, job.model, job.size, job.face)
         kept.append(clip)
     except UserError as reason:
         quality = _left_out(job, str(reason))
@@ -201,89 +164,16 @@ def _left_out(job: _Job, why_not: str) -> Quality:
 
 
 def _note_killed(job: _Job) -> float:
-    """What is left of a clip whose process was killed, the second time alone."""
+    """Write the reason for a clip whose process was killed, the second time alone."""
     why_not = "its process was killed, most likely for want of memory: cut it into shorter or smaller clips"
     write_shard(job.staged, [], {"quality": asdict(_left_out(job, why_not))})
     return 0.0
 
 
-def _recording(job: _Job) -> tuple[PreparedClip, Quality]:
-    samples, _ = read_sound(job.clip.source, RATE)
-    if len(samples) < MIN_SECONDS * RATE:
-        raise UserError(f"{len(samples) / RATE:.2f} s of sound: at least {MIN_SECONDS} s are needed")
-    if (peak := np.abs(samples.astype(np.int32)).max()) < MIN_PEAK:
-        raise UserError(f"silence: its loudest sample is {peak} of 32768, and at least {MIN_PEAK} are needed")
-    return _sounding(job.clip, samples)
-
-
-def _film(job: _Job) -> tuple[PreparedClip, Quality]:
-    video = job.clip.source
-    assert job.model
-    sound = read_clip_sound(video, job.clip.audio, probe(video), RATE)
-    lips = extract_lips(video, job.model, job.size, job.face)
-    clip, quality = _speaking(job.clip, sound, lips.crops, lips.confidence, lips.found, lips.fps)
-    if job.face:
-        frames = len(clip.lips)
-        clip = replace(clip, face=lips.faces[:frames], mouth=lips.geometry[:frames])
-    return clip, replace(quality, mean_jitter=round(lips.jitter, 4), flags="; ".join(lips.flags))
-
-
-def _cropped(job: _Job) -> tuple[PreparedClip, Quality]:
-    assert job.clip.crops and job.clip.audio
-    crops = read_crops(job.clip.crops, job.size)
-    samples, _ = read_sound(job.clip.audio, RATE)
-    drift = len(samples) / RATE - float(len(crops) / FPS)
-    sure = np.full(len(crops), 255, np.uint8)
-    return _speaking(job.clip, ClipSound(samples, 0.0, 1000 * drift), crops, sure, sure > 0, FPS)
-
-
-def _figure(job: _Job) -> tuple[PreparedClip, Quality]:
-    clip, poses = job.clip, read_poses(job.clip.source)
-    fps, (frames, joints, _) = float(POSES_PER_SECOND), poses.shape
-    prepared = PreparedClip(clip.id, clip.corpus, clip.split, clip.speaker, clip.labels, pose=poses, fps=fps)
-    quality = Quality(clip.id, str(clip.source), kept="yes", frames=frames, fps=fps, joints=joints)
-    return prepared, replace(quality, seconds=round(frames / fps, 3))
-
-
-def _speaking(
-    clip: Clip, sound: ClipSound, crops: np.ndarray, confidence: np.ndarray, found: np.ndarray, fps: Fraction
-) -> tuple[PreparedClip, Quality]:
-    """What sound and pictures share."""
-    seconds = min(len(sound.samples) / RATE, len(crops) / fps)
-    frames, samples = round(seconds * fps), round(seconds * RATE)
-    if frames < MIN_PICTURES:
-        raise UserError(f"sound and picture share {float(seconds):.2f} s: at least {MIN_PICTURES} pictures are needed")
-    prepared, quality = _sounding(clip, sound.samples[:samples])
-    prepared = replace(
-        prepared,
-        lips=crops[:frames],
-        confidence=confidence[:frames],
-        fps=float(fps),
-        face_rate=round(float(found[:frames].mean()), 4),
-    )
-    quality = replace(
-        quality,
-        frames=frames,
-        faces_found=int(found[:frames].sum()),
-        interpolated=int((~found[:frames]).sum()),
-        seconds=round(float(seconds), 3),
-        fps=round(float(fps), 4),
-        sound_starts_late_ms=round(sound.offset_ms, 2),
-        sound_ends_late_ms=round(sound.drift_ms, 2),
-    )
-    return prepared, quality
-
-
-def _sounding(clip: Clip, samples: np.ndarray) -> tuple[PreparedClip, Quality]:
-    """A clip of which nothing is seen yet."""
-    prepared = PreparedClip(clip.id, clip.corpus, clip.split, clip.speaker, clip.labels, audio=samples, rate=RATE)
-    return prepared, Quality(clip.id, str(clip.source), kept="yes", seconds=round(len(samples) / RATE, 3))
-
-
 def _make_shards(groups: dict[str, list[_Job]], out: Path, workers: int) -> float:
-    """Prepare what is missing of these groups; return the speed."""
+    """Prepare the clips that these groups lack; return the speed."""
     todo = {name: jobs for name, jobs in groups.items() if not _is_done(out / "shards" / name, jobs)}
-    if todo:  # what told of the whole corpus does so no more
+    if todo:  # tables and pictures of the whole corpus are out of date
         (out / "staging").mkdir(exist_ok=True)
         for name in OUTPUTS:
             (out / name).unlink(missing_ok=True)
@@ -292,7 +182,7 @@ def _make_shards(groups: dict[str, list[_Job]], out: Path, workers: int) -> floa
     for name in [name for name, count in left.items() if count == 0]:
         _merge(out / "shards" / name, todo[name])
     start, amount = time.monotonic(), 0.0
-    for job, prepared in in_parallel(_prepare_clip, list(missing), workers, "preparing clips", _note_killed):
+    for job, prepared in in_parallel(_stage_clip, list(missing), workers, "preparing clips", _note_killed):
         amount += prepared
         name = missing[job]
         left[name] -= 1
@@ -327,7 +217,7 @@ def _merge(shard: Path, jobs: list[_Job]) -> None:
 
 
 def _finish(groups: dict[str, list[_Job]], unreadable: list[Unreadable], out: Path, speed: float) -> Summary:
-    """Once every shard is there: the tables, and pictures to look at."""
+    """Once every shard is there, write the tables and the pictures to check it by."""
     shards = [out / "shards" / name for name in groups]
     headers = [read_header(path) for path in shards if path.exists()]
     quality = []
@@ -339,8 +229,8 @@ def _finish(groups: dict[str, list[_Job]], unreadable: list[Unreadable], out: Pa
     # Shards of clips that are gone, and what a kill left half-written.
     stale = {*(out / "shards").iterdir(), *(p for name in OUTPUTS for p in out.glob(f".{name}.*"))} - set(shards)
     clips = [job.clip for jobs in groups.values() for job in jobs]
-    seen, filmed = (any(getattr(clip, name) for clip in clips) for name in ("crops", "video"))
-    outputs = OUTPUTS if filmed else OUTPUTS[:-1] if seen else TABLES
+    films, lips = any(clip.video for clip in clips), any(clip.lips for clip in clips)
+    outputs = OUTPUTS if films else OUTPUTS[:-1] if lips else TABLES
     if not summary.complete or (not stale and all((out / name).exists() for name in outputs)):
         return summary
 
@@ -356,16 +246,6 @@ def _finish(groups: dict[str, list[_Job]], unreadable: list[Unreadable], out: Pa
         write_png(out / "contact_sheet.png", contact_sheet(corpus))
         job = next(job for jobs in groups.values() for job in jobs if job.clip.id == summary.kept[0].id)
         if job.clip.video:
-            write_png(out / "overlay.png", _overlay(job))
+            assert job.model
+            write_png(out / "overlay.png", overlay(job.clip.video, job.model, job.size))
     return summary
-
-
-def _overlay(job: _Job):
-    """The middle picture of a clip with its landmarks and the outline of its crop."""
-    assert job.model
-    lips = extract_lips(job.clip.source, job.model, job.size)
-    middle = len(lips.crops) // 2
-    seconds = lips.info.start + middle / float(lips.fps)
-    pictures = read_pictures(job.clip.source, max(lips.info.width, lips.info.height))
-    _, picture = min(pictures, key=lambda shown: abs(shown[0] - seconds))
-    return draw_overlay(picture, lips.landmarks[middle], lips.matrices[middle], job.size)

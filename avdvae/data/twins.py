@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int16
 
-from avdvae.data.shards import Utterance
+from avdvae.data.shard_files import Utterance
 from avdvae.errors import UserError
 
 
 class NoisyTwins:
     """<folder>/<level>/.../<speaker>/.../<name>.wav, as in NTCD-TIMIT; without <level> where there is but one.
 
-    A level is what the corpus calls it: measure what it is (NTCD-TIMIT's 5 is about -3 dB over the whole signal). Below
-    the lowest there are others, made by scaling its noise, the noisy sound less the clean, as the literature does.
+    A level has the corpus's own name: its SNR is to be measured (NTCD-TIMIT's 5 is about -3 dB over the whole signal).
+    Lower ones are made by scaling the noise of the lowest, the noisy sound less the clean, as in the literature.
     """
 
     def __init__(self, folder: Path):
@@ -25,7 +25,7 @@ class NoisyTwins:
 
     @classmethod
     def of(cls, folder: Path, utterance: Utterance) -> NoisyTwins | None:
-        """Those in a folder; None where it holds noise."""
+        """The twins in a folder; None where it contains noise alone."""
         twins = cls(folder) if folder.is_dir() else None
         return twins if twins and twins._find(utterance) else None
 
@@ -50,7 +50,7 @@ class NoisyTwins:
         return noise
 
     def _source(self, level: float | None) -> tuple[float | None, float]:
-        """Of which level the noise is, and what it is multiplied with."""
+        """The level of the recording, and the gain of its noise."""
         if not self.levels:
             return None, 1.0
         lowest = min(self.levels)

@@ -27,7 +27,7 @@ from avdvae.protocols import PICTURES, SpeechPrior, indispensable
 from avdvae.signals.audio import Stft
 from avdvae.signals.clock import RATE
 from avdvae.signals.lips import extract_lips
-from avdvae.signals.video import FASTEST_SOUND, SLOWEST_SOUND
+from avdvae.signals.video import FASTEST_SOUND, SLOWEST_SOUND, probe
 
 MORE_THAN_16_BITS = ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 
@@ -86,14 +86,15 @@ class Enhancer:
             return None
         assert self.face_model
         try:
-            lips = extract_lips(job.video, self.face_model, self.crop_size, self.face_size)
+            film = probe(job.video)
+            track = extract_lips(film, self.face_model, self.crop_size, self.face_size)
         except UserError:
             raise
         except Exception as error:  # whatever a decoder raises concerns its clip alone
             raise UserError(f"{job.video} is damaged: its lips cannot be found ({one_line(error)})") from error
-        starts = sound.start - lips.info.start if job.video.samefile(job.sound) else 0.0
-        faces = lips.faces if self.face_size else None
-        return Pictures(lips.crops, lips.confidence, float(lips.fps), starts, faces)
+        starts = sound.start - film.start if job.video.samefile(job.sound) else 0.0
+        faces = track.face if self.face_size else None
+        return Pictures(track.lips, track.confidence, float(track.fps), starts, faces)
 
 
 def read_sound(path: Path) -> Sound:

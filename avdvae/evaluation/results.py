@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from avdvae.data.shards import read_table
+from avdvae.data.shard_files import read_table
 from avdvae.errors import UserError, reading
 from avdvae.files import replacing
 from avdvae.signals.metrics import ALL_NOISES, INPUT, LOW_IS_GOOD, OF_EACH_SAMPLE

@@ -20,8 +20,8 @@ from avdvae.errors import UserError, one_line
 
 WINDOW = 1024
 BINS = WINDOW // 2 + 1  # frequencies
-MARGIN = WINDOW // 2  # what a frame sees on either side of its centre
-SILENCE = 1e-8  # a peak that no scaling lifts
+MARGIN = WINDOW // 2  # samples of a frame on either side of its centre
+SILENCE = 1e-8  # a peak below this is not scaled
 LONGEST_HOP = 533  # as in the AVSE-VAE line: 30.02 frames a second at 16 kHz
 
 
@@ -57,8 +57,8 @@ class Stft:
         return 1 + samples // self.hop
 
     def analyse(self, waveform_BN: Float[Tensor, "B N"], centred: bool = True) -> Complex[Tensor, "B T F"]:
-        """The spectrum. Not centred, the signal already carries the half window that precedes its first frame's centre
-        and the half that follows its last: so a piece of a signal has the very frames that the whole has there."""
+        """The spectrum. Not centred, the signal already begins half a window before the centre of its first frame and
+        ends half a window after the last: so a piece of a signal has exactly the frames of the whole."""
         samples = waveform_BN.shape[1]
         if samples < (1 if centred else WINDOW):
             raise UserError(f"a signal of {samples} samples has no spectrum: leave empty recordings out")
@@ -74,8 +74,8 @@ class Stft:
     def synthesise(self, spec_BTF: Complex[Tensor, "B T F"], length: int) -> Float[Tensor, "B N"]:
         """The signals of `length` samples whose spectrum is nearest to this one, which inverts `analyse`.
 
-        Hops above 512 let up to 21 samples at the very end escape every window. They, and the few before them that a
-        window hardly weighs, fade to silence: dividing by so small a weight would turn any error there into a click.
+        At hops above 512 up to 21 samples at the end are in no window. They, and the few before them whose weight is
+        small, fade to silence: dividing by so small a weight would turn any error there into a click.
         """
         if spec_BTF.shape[1] != self.frames(length):
             raise UserError(
@@ -102,9 +102,8 @@ class Stft:
     ) -> Float[Tensor, "B N"]:
         """Signals with nearly this spectrum of power; the same power gives the same signal.
 
-        Their phase is found by going back and forth between the spectra that belong to a signal and those of the right
-        magnitude, each time a little further than one came: N. Perraudin, P. Balazs, P. Sondergaard, "A fast
-        Griffin-Lim algorithm", WASPAA 2013.
+        The phase is found by projecting in turn onto the spectra of signals and onto those of this magnitude, with
+        momentum: N. Perraudin, P. Balazs, P. Sondergaard, "A fast Griffin-Lim algorithm", WASPAA 2013.
         """
         magnitude_BTF = power_BTF.float().sqrt()
         noise = torch.randn(length, generator=torch.Generator().manual_seed(0)).to(power_BTF.device)
@@ -124,12 +123,12 @@ def read_wav(path: str | Path, rate: int = 16_000) -> Float[Tensor, " N"]:
 
     try:
         samples_NC, found = soundfile.read(path, dtype="float32", always_2d=True)
-    except Exception as error:  # of damaged files, soundfile raises what its reading happens to end in
+    except Exception as error:  # soundfile raises errors of any kind on damaged files
         raise UserError(
             f"{path} cannot be read as sound ({one_line(error)}): give a wav, flac, ogg or mp3 file"
         ) from error
     if not len(samples_NC):
-        raise UserError(f"{path} holds no sound: leave it out")
+        raise UserError(f"{path} contains no sound: leave it out")
     for hertz in (found, rate):
         _check_rate(hertz, path)
     if not np.isfinite(samples_NC).all():
@@ -138,7 +137,7 @@ def read_wav(path: str | Path, rate: int = 16_000) -> Float[Tensor, " N"]:
 
 
 def write_wav(path: str | Path, waveform: Float[Tensor, " N"], rate: int) -> None:
-    """A wav of 16 bits; what leaves [-1, 1] is clipped, so scale loud mixtures first."""
+    """A wav of 16 bits; samples beyond [-1, 1] are clipped, so scale loud mixtures first."""
     import soundfile
 
     _check_rate(rate, path)
@@ -155,7 +154,7 @@ def _check_rate(rate: int, path: str | Path) -> None:
 def trim_silence(waveform: np.ndarray, top_db: float = 30) -> tuple[int, int]:
     """The samples (start, stop) from the first to the last frame that is at most `top_db` below the loudest.
 
-    Loudness is the RMS of 1024 samples every 256. Something always remains: at least the loudest frame itself.
+    Loudness is the RMS of 1024 samples every 256. At least the loudest frame remains.
     """
     if not len(waveform):
         raise UserError("silence cannot be trimmed from an empty recording: leave it out")

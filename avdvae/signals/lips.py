@@ -1,10 +1,10 @@
-"""From the video of a talker to crops of the mouth, and of the face if wanted, that hold still.
+"""From the film of a talker to stabilised crops of the mouth, grey, and of the face if wanted, in colour.
 
-Landmarks are put on the constant clock and freed of gaps; the points of the face that speech does not move are fitted
-onto the clip's own mean face, which gives each picture's turn and size of the head; both, and the centre of the lips,
-are smoothed over time; and every crop is cut from them: upright, centred, in proportion to the head; grey the mouths,
-in colour the faces. The file is decoded twice, once for landmarks and once for pixels, so that memory does not grow
-with its pictures.
+Landmarks are interpolated onto the constant clock; the points of the face that speech does not move are fitted to the
+clip's own mean face, which gives the rotation and scale of the head in each picture; both, and the centre of the lips,
+are smoothed over time, and give every crop: upright, centred, in proportion to the head. The film is decoded twice, for
+landmarks and then for pixels, since crops depend on the landmarks of all pictures and decoded pictures are too many to
+keep.
 
 A point of a picture is one complex number, x + iy, which makes turning, scaling and shifting the line a * z + b.
 """
@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 
 from avdvae.errors import UserError
-from avdvae.signals import video as film
-from avdvae.signals.faces import KEPT, LONGEST, STABLE, Points, eye_distance, find_faces
+from avdvae.signals.faces import KEPT, STABLE, Points, eye_distance, find_faces
+from avdvae.signals.video import LONGEST, Film, check_complete, read_frames, shown, to_grey, to_rgb
 
 MIN_PICTURES = 10
 MIN_FACE_RATE = 0.5
@@ -31,47 +31,45 @@ UNSURE_MISFIT = 0.1  # outer eye distances of misfit at which confidence has fal
 
 
 @dataclass(frozen=True)
-class Lips:
+class MouthTrack:
     """Mouth crops of one clip on its constant clock, n pictures at `fps`.
 
     confidence  255 exp(-(m / 0.1)^2 / 2), at least 1, for a misfit of m outer eye distances (root mean square over the
                 stable points) between the face and the clip's mean face; 0 where no face was found
-    found       whether a face was found there, or in both of the looks that it lies between
-    geometry    opening between the inner lips and width of the mouth, in outer eye distances
+    found       whether a face was found there, or in both of the examined pictures that it lies between
+    mouth       opening between the inner lips and width of the mouth, in outer eye distances
     jitter      mean distance, in crop pixels, between the centre of the lips and the smoothed one
     landmarks   the points of KEPT in pixels of the upright picture; interpolated where no face was found
     matrices    the affine map from the upright picture to the crop
     """
 
-    crops: np.ndarray  # uint8 (n, size, size)
-    faces: np.ndarray  # uint8 (n, face, face, 3); (0, 1, 1, 3) where none were wanted
+    lips: np.ndarray  # uint8 (n, size, size)
+    face: np.ndarray  # uint8 (n, face, face, 3); (0, 1, 1, 3) where none were wanted
     confidence: np.ndarray  # uint8 (n,)
     found: np.ndarray  # bool (n,)
     fps: Fraction
-    info: film.VideoInfo
-    geometry: np.ndarray  # float32 (n, 2)
+    mouth: np.ndarray  # float32 (n, 2)
     jitter: float
     landmarks: np.ndarray  # float32 (n, 45, 2)
     matrices: np.ndarray  # float32 (n, 2, 3)
     flags: tuple[str, ...] = ()  # what may be wrong with the face that was followed, in words
 
 
-def extract_lips(video: Path, model: Path, size: int = 67, face: int | None = None) -> Lips:
-    """Find the talker's mouth in every picture of `video` and cut it out at `size` x `size` pixels, grey; and, where
-    `face` says at how many, the face in colour.
+def extract_lips(film: Film, model: Path, size: int = 67, face: int | None = None) -> MouthTrack:
+    """Crop the talker's mouth in every picture of a film to `size` x `size` grey pixels, and the face to `face` x
+    `face` coloured ones unless `face` is None.
 
     Of several faces the largest in the first picture that has any is followed.
     """
     cv2.setNumThreads(1)  # clips are prepared in parallel, a process each
-    info = film.probe(video)
-    times, looked, points, flags = find_faces(video, info, model)
-    film.check_complete(len(times), info)
+    times, examined, points, flags = find_faces(film, model)
+    check_complete(len(times), film)
     if len(times) < MIN_PICTURES:
         raise UserError(f"{len(times)} pictures: at least {MIN_PICTURES} are needed")
-    source = film.shown(times, info.fps)
-    looked, points = looked[source], points[source]
+    source = shown(times, film.fps)
+    examined, points = examined[source], points[source]
     seen, ticks = ~np.isnan(points[:, 0]), np.arange(len(source))
-    found = np.interp(ticks, ticks[looked], seen[looked]) == 1  # between two looks: if both saw the face
+    found = np.interp(ticks, ticks[examined], seen[examined]) == 1  # between two: if both show the face
     if not found.any():
         raise UserError(
             f"no face was found in any of {len(found)} pictures: give a video of an upright, frontal face "
@@ -85,24 +83,23 @@ def extract_lips(video: Path, model: Path, size: int = 67, face: int | None = No
     confidence = np.where(found, np.clip(255 * np.exp(-((misfit / UNSURE_MISFIT) ** 2) / 2), 1, 255), 0)
 
     centre = points[:, len(STABLE) :].mean(1)
-    steady = _smooth(centre, info.fps)
-    upright = _smooth(fit, info.fps)
+    steady = _smooth(centre, film.fps)
+    upright = _smooth(fit, film.fps)
     scale = upright * size / CROP_SIDE
     matrices = _matrices(scale, (size - 1) / 2 * (1 + 1j) - scale * steady)
     face_matrices = None
     if face:
         unit = face / FACE_SIDE
-        middle = upright * _smooth(points[:, : len(STABLE)].mean(1), info.fps) + FACE_DROP * 1j
+        middle = upright * _smooth(points[:, : len(STABLE)].mean(1), film.fps) + FACE_DROP * 1j
         face_matrices = _matrices(upright * unit, (face - 1) / 2 * (1 + 1j) - unit * middle)
-    crops, faces = _cut(video, source, matrices, size, face_matrices, face or 1)
-    return Lips(
-        crops=crops,
-        faces=faces,
+    lips, faces = _cut(film, source, matrices, size, face_matrices, face or 1)
+    return MouthTrack(
+        lips=lips,
+        face=faces,
         confidence=confidence.round().astype(np.uint8),
         found=found,
-        fps=info.fps,
-        info=info,
-        geometry=_mouth(points),
+        fps=film.fps,
+        mouth=_mouth(points),
         jitter=float(np.mean(np.abs((centre - steady) * scale))),
         landmarks=np.stack([points.real, points.imag], -1).astype(np.float32),
         matrices=matrices.astype(np.float32),
@@ -123,13 +120,13 @@ def draw_overlay(picture: np.ndarray, landmarks: np.ndarray, matrix: np.ndarray,
 
 
 def _without_gaps(points: Points, found: np.ndarray) -> Points:
-    """Pictures without a face take each point in proportion from the nearest pictures with one; the ends repeat."""
+    """Pictures without a face get each point by linear interpolation between those with one; the ends repeat."""
     ticks = np.arange(len(points))
     return np.stack([np.interp(ticks, ticks[found], column[found]) for column in points.T], axis=1)
 
 
 def _onto_mean_face(stable: Points, found: np.ndarray) -> tuple[Points, np.ndarray]:
-    """The turn and scale that bring each picture's stable points nearest to the mean face, and what misfit is left.
+    """The rotation and scale that fit each picture's stable points to the mean face best, and the misfit that is left.
 
     The mean face has its outer eye corners level and at distance 1. With complex points, Umeyama's least-squares
     similarity is a = sum conj(z) m / sum |z|^2 for points z and m about their means.
@@ -143,7 +140,7 @@ def _onto_mean_face(stable: Points, found: np.ndarray) -> tuple[Points, np.ndarr
 
 
 def _smooth(track: Points, fps: Fraction) -> Points:
-    """A centred weighted mean; beyond its ends a track goes on as it came, so that steady movement stays as it is."""
+    """A centred weighted mean; tracks are mirrored at their ends through the end point, so steady movement is kept."""
     reach = min(round(SMOOTHING_SECONDS * fps / 2), len(track) - 1)
     weights = np.hanning(2 * reach + 3)[1:-1]
     return np.convolve(np.pad(track, reach, "reflect", reflect_type="odd"), weights / weights.sum(), "valid")
@@ -155,31 +152,31 @@ def _matrices(scale: Points, shift: Points) -> np.ndarray:
 
 
 def _mouth(points: Points) -> np.ndarray:
-    """Opening and width."""
+    """Opening and width of the mouth, in outer eye distances."""
     pairs = np.array([[KEPT.index(13), KEPT.index(14)], [KEPT.index(61), KEPT.index(291)]])
     across = np.abs(points[:, pairs[:, 1]] - points[:, pairs[:, 0]])
     return (across / eye_distance(points)[:, None]).astype(np.float32)
 
 
 def _cut(
-    video: Path, source: np.ndarray, matrices: np.ndarray, size: int, face_matrices: np.ndarray | None, face: int
+    film: Film, source: np.ndarray, matrices: np.ndarray, size: int, face_matrices: np.ndarray | None, face: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tick k of the clock shows picture source[k], from which mouth and face are cut by the k-th matrices."""
-    crops = np.empty((len(source), size, size), np.uint8)
+    """Mouth and face of tick k of the clock are cut from picture source[k] by the k-th matrices."""
+    lips = np.empty((len(source), size, size), np.uint8)
     faces = np.empty((0 if face_matrices is None else len(source), face, face, 3), np.uint8)
     tick = 0
-    for number, frame in enumerate(film.read_frames(video)):
+    for number, frame in enumerate(read_frames(film.path)):
         while tick < len(source) and source[tick] == number:
-            crops[tick] = _warped(film.to_grey(frame), matrices[tick], size)
+            lips[tick] = _warped(to_grey(frame), matrices[tick], size)
             if face_matrices is not None:
-                picture = film.to_rgb(frame, LONGEST)
-                # By its own size, not the frame's, which may lie on its side. Pixels are counted from their middle.
+                picture = to_rgb(frame, LONGEST)
+                # By the upright size, not the frame's. Pixel coordinates are those of their centres.
                 shrink = max(picture.shape) / max(frame.width, frame.height)
                 turn, shift = face_matrices[tick][:, :2], face_matrices[tick][:, 2:]
                 matrix = np.hstack([turn / shrink, turn @ np.full((2, 1), (1 / shrink - 1) / 2) + shift])
                 faces[tick] = _warped(picture, matrix, face)
             tick += 1
-    return crops, faces
+    return lips, faces
 
 
 def _warped(picture: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:

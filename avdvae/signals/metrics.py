@@ -1,8 +1,8 @@
 """How close an estimate comes to the clean signal.
 
-N samples. Where the reference cannot be used (silence, PESQ without speech or over 20 s, STOI on less than half a
-second) a metric is nan. Where the estimate cannot, being silent, not finite or nothing that PESQ takes for speech, it
-is the metric's floor: a failure counts as the worst there is. What is wrong for every signal is an error.
+N samples. Where the reference cannot be scored (silence, PESQ without speech or over 20 s, STOI on less than half a
+second) a metric is nan. Where the estimate cannot (silent, not finite, no speech by PESQ) it is the metric's floor: a
+failure counts as the worst value. Settings that are wrong for every signal are an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOW_IS_GOOD = (
     *("f0", "f0_world", "f1", "f2", "f3"),  # relative errors
     *OF_EACH_SAMPLE,
 )
-NISQA = Path("~/.torchmetrics/NISQA/nisqa.tar")  # where its users lay its weights, which nothing here fetches
+NISQA = Path("~/.torchmetrics/NISQA/nisqa.tar")  # its weights, which the user puts there
 INPUT = "input_"  # begins the names of the metrics of the unprocessed input
 ALL_NOISES = "all"  # stands for a noise, where items of all noises are pooled
 FAILED = "failed"  # 1 where an estimate is silent or not finite, else 0
@@ -90,10 +90,10 @@ def si_sdr(reference: Float[np.ndarray, " N"], estimate: Float[np.ndarray, " N"]
 
 
 def sdr(reference: Float[np.ndarray, " N"], estimate: Float[np.ndarray, " N"]) -> float:
-    """Signal-to-distortion ratio of BSS Eval in dB: any filter of 512 taps on the reference is forgiven."""
+    """Signal-to-distortion ratio of BSS Eval in dB, which allows any filter of 512 taps on the reference."""
     import fast_bss_eval
 
-    if len(reference) <= 512:  # some filter would explain everything
+    if len(reference) <= 512:  # some filter would give the estimate exactly
         return float("nan")
     with np.errstate(divide="ignore"):
         return -np.asarray(fast_bss_eval.sdr_loss(estimate.astype(np.float64), reference.astype(np.float64))).item()
@@ -120,7 +120,7 @@ def naturalness(wave_N: Float[np.ndarray, " N"], rate: int) -> float:
     except ImportError:
         return float("nan")
     except (EOFError, RuntimeError) as error:
-        raise UserError(f"{NISQA} cannot be used ({error}): lay the weights of NISQA there again, or none") from error
+        raise UserError(f"{NISQA} cannot be used ({error}): put the weights of NISQA there again, or none") from error
 
 
 def _pesq(mode: str, reference: np.ndarray, estimate: np.ndarray, rate: int) -> float:

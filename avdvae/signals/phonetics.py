@@ -1,7 +1,6 @@
-"""Pitch and formants as Praat and WORLD hear them, and as they change them: what control is judged by and beside.
+"""Pitch and formants by Praat and WORLD, which evaluate control, and their own changes of pitch, its baselines.
 
-Values are those at given times, T of them in seconds; where a frame is not voiced f0 is 0, where nothing is found a
-formant is nan.
+Values are those at T given times, in seconds; f0 is 0 where a frame is not voiced, a formant nan where none is found.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def formants(wave_N: Float[np.ndarray, " N"], times_T: Float[np.ndarray, " T"]) 
 
 
 def move_by_world(wave_N: Float[np.ndarray, " N"], target_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """f0 to a contour in Hz, a value a sample, wherever WORLD hears a voice."""
+    """f0 set to a contour in Hz, a value a sample, wherever WORLD finds a voiced frame."""
     world, wave = _package("pyworld"), wave_N.astype(np.float64)
     hertz, times = _harvest(wave_N)
     envelope, aperiodicity = world.cheaptrick(wave, hertz, times, RATE), world.d4c(wave, hertz, times, RATE)
@@ -58,7 +57,7 @@ def move_by_world(wave_N: Float[np.ndarray, " N"], target_N: Float[np.ndarray, "
 
 
 def move_by_psola(wave_N: Float[np.ndarray, " N"], target_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """The same by TD-PSOLA, as Praat has it."""
+    """The same by Praat's TD-PSOLA."""
     call = _package("parselmouth.praat").call
     manipulation = call(_sound(wave_N), "To Manipulation", 2 * _STEP, FLOOR, CEILING)
     tier = call("Create PitchTier", "target", 0, len(wave_N) / RATE)

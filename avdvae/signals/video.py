@@ -1,6 +1,6 @@
-"""Pictures and sound in files: decoding, the constant clock, writing mp4.
+"""Films and sound in files: decoding, the constant clock, writing mp4.
 
-Whatever cannot be read raises a UserError that says what is wrong with the file; the caller knows its name.
+What cannot be read raises a UserError with what is wrong with the file; the caller adds its name.
 """
 
 from __future__ import annotations
@@ -21,57 +21,75 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange
 
 from avdvae.errors import UserError, one_line
+from avdvae.signals.clock import RATE
 
 # From the 16..235 in which most video keeps its luma.
 WIDEN = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
 
-
+KEY_PICTURES = 8  # of a film in which faces are counted
+# Longer side of the pictures given to the landmarker, in pixels. It finds no face narrower than a sixth of the picture,
+# which it scales to 256 x 256 pixels; on drawn faces in 1080 lines more than this improved nothing.
+LONGEST = 640
 SLOWEST, FASTEST = 5, 1000  # pictures a second
 LARGEST = 8192 * 8192  # pixels of a picture
 SLOWEST_SOUND, FASTEST_SOUND = 4000, 768_000  # Hz
 
 
 @dataclass(frozen=True)
-class VideoInfo:
-    """What a file says of its pictures before any is decoded; times in seconds on the file's own clock."""
+class Film:
+    """What `probe` reads of a film; times in seconds on the file's own clock."""
 
+    path: Path
     start: float  # when the first picture is shown
     end: float  # when the last one is taken away
     fps: Fraction  # of the constant clock
     announced: int  # pictures that should be there
-    width: int  # upright
-    height: int
-    rotation: int  # degrees counterclockwise from the stored picture to the upright one
+    key_pictures: tuple[np.ndarray, ...]  # RGB, upright, of LONGEST pixels at most
+    sound: tuple[np.ndarray, float] | None  # as of `read_sound`; None: not asked for
 
 
 class ClipSound(NamedTuple):
-    """Sound whose sample 0 is heard when the first picture is shown."""
+    """Sound whose sample 0 coincides with the first picture."""
 
     samples: np.ndarray  # int16, mono
     offset_ms: float  # how much later than the picture the sound started in the file
     drift_ms: float  # how much later than the picture the sound ends
 
 
-def probe(path: Path) -> VideoInfo:
-    """Read the timestamps of a video without decoding it, but for the first picture."""
+def probe(path: Path, sound: bool = False) -> Film:
+    """Read a film once: when its pictures are shown, its first key pictures and, with `sound`, its sound.
+
+    Key pictures need no others to be decoded, so that these few take little time.
+    """
     with _opened(path) as container:
-        stream = _pictures(container)
-        stamps = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
-        times = np.sort(np.array(stamps, float)) * float(stream.time_base or 1)
-        announced = max(len(times), stream.frames and sum(not entry.is_discard for entry in stream.index_entries))
-        named = [rate for rate in (stream.guessed_rate, stream.average_rate, stream.base_rate) if rate]
-    first = next(read_frames(path), None)
-    if first is None:
-        raise _truncated(0, announced)
-    if np.isnan(times).any():
-        raise UserError("its pictures carry no times: put it into an mp4 of known rate with ffmpeg")
-    fps = constant_rate(times, named)
-    if not SLOWEST <= fps <= FASTEST:
-        raise UserError(f"it shows {float(fps):.3g} pictures a second: {SLOWEST} to {FASTEST} are allowed")
-    if first.width * first.height > LARGEST:
-        raise UserError(f"its pictures have {first.width} x {first.height} pixels: reduce them to {LARGEST:,} or fewer")
-    upright = (first.height, first.width) if first.rotation % 180 else (first.width, first.height)
-    return VideoInfo(times[0], times[-1] + float(1 / fps), fps, announced, *upright, first.rotation)
+        pictures, tracks = _pictures(container), [_sound(container)] if sound else []
+        pictures.codec_context.thread_count, pictures.codec_context.skip_frame = 1, "NONKEY"
+        stamps, keys, packets, decodes = [], [], [], True
+        for packet in container.demux(pictures, *tracks):
+            if packet.stream is not pictures:
+                packets.append(packet)
+                continue
+            if packet.size and not packet.is_discard:
+                stamps.append(packet.pts)
+            try:
+                keys += [to_rgb(frame, LONGEST) for frame in pictures.decode(packet)] if decodes else []
+            except FFmpegError:
+                decodes = False
+            decodes = decodes and len(keys) < KEY_PICTURES
+        times = np.sort(np.array(stamps, float)) * float(pictures.time_base or 1)
+        listed = pictures.frames and sum(not entry.is_discard for entry in pictures.index_entries)
+        announced = max(len(times), listed)
+        if not len(times):
+            raise _truncated(0, announced)
+        if np.isnan(times).any():
+            raise UserError("its pictures carry no times: put it into an mp4 of known rate with ffmpeg")
+        rates = [rate for rate in (pictures.guessed_rate, pictures.average_rate, pictures.base_rate) if rate]
+        fps = constant_rate(times, rates)
+        if not SLOWEST <= fps <= FASTEST:
+            raise UserError(f"it shows {float(fps):.3g} pictures a second: {SLOWEST} to {FASTEST} are allowed")
+        frames = (frame for track in tracks for packet in packets for frame in track.decode(packet))
+        samples = _resampled(frames, RATE) if sound else None
+    return Film(path, times[0], times[-1] + float(1 / fps), fps, announced, tuple(keys[:KEY_PICTURES]), samples)
 
 
 def constant_rate(times: np.ndarray, named: Iterable[Fraction] = ()) -> Fraction:
@@ -90,21 +108,17 @@ def constant_rate(times: np.ndarray, named: Iterable[Fraction] = ()) -> Fraction
 
 
 def shown(times: np.ndarray, fps: Fraction) -> np.ndarray:
-    """For each tick of the constant clock, the number of the picture whose time is nearest; constant rates map 1:1."""
+    """For each tick of the constant clock, the index of the picture nearest in time; constant rates map 1:1."""
     ticks = times[0] + np.arange(1 + round((times[-1] - times[0]) * fps)) / float(fps)
     after = np.clip(np.searchsorted(times, ticks), 1, max(len(times) - 1, 1))
     return after - (ticks - times[after - 1] <= times[after % len(times)] - ticks)
 
 
-def read_frames(path: Path, key_only: bool = False) -> Iterator[av.VideoFrame]:
-    """Decoded frames up to the first that cannot be; one thread, since clips are prepared in parallel.
-
-    Key frames are those that need no others to be decoded, one in some seconds: much faster to read.
-    """
+def read_frames(path: Path) -> Iterator[av.VideoFrame]:
+    """Decoded frames up to the first that cannot be; one thread, since clips are prepared in parallel."""
     with _opened(path) as container:
         stream = _pictures(container)
         stream.codec_context.thread_count = 1
-        stream.codec_context.skip_frame = "NONKEY" if key_only else "DEFAULT"
         try:
             yield from container.decode(stream)
         except FFmpegError:
@@ -113,9 +127,16 @@ def read_frames(path: Path, key_only: bool = False) -> Iterator[av.VideoFrame]:
 
 def to_rgb(frame: av.VideoFrame, longest: int) -> np.ndarray:
     """The upright picture of a frame, reduced to `longest` pixels if it is larger."""
+    if frame.width * frame.height > LARGEST:
+        raise UserError(f"its pictures have {frame.width} x {frame.height} pixels: reduce them to {LARGEST:,} or fewer")
     shrink = min(1.0, longest / max(frame.width, frame.height))
     width, height = round(frame.width * shrink), round(frame.height * shrink)
     return _upright(frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA"), frame.rotation)
+
+
+def upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """Width and height of the upright picture."""
+    return (frame.height, frame.width) if frame.rotation % 180 else (frame.width, frame.height)
 
 
 def read_pictures(path: Path, longest: int) -> Iterator[tuple[float, np.ndarray]]:
@@ -139,58 +160,62 @@ def to_grey(frame: av.VideoFrame) -> np.ndarray:
     return _upright(luma.copy() if full_range else cv2.LUT(luma, WIDEN), frame.rotation)
 
 
-def check_complete(decoded: int, info: VideoInfo) -> None:
-    """Refuse a video when fewer than nine in ten of its announced pictures could be decoded."""
-    if decoded < 0.9 * info.announced:
-        raise _truncated(decoded, info.announced)
+def check_complete(decoded: int, film: Film) -> None:
+    """Refuse a film when fewer than nine in ten of its announced pictures could be decoded."""
+    if decoded < 0.9 * film.announced:
+        raise _truncated(decoded, film.announced)
 
 
 def lasts(path: Path) -> float:
-    """The seconds that a file of sound or video says it lasts; endless where it says nothing."""
+    """The duration in seconds that a file of sound or video gives; infinite where it gives none."""
     with _opened(path) as container:
         return float("inf") if container.duration is None else container.duration / 1_000_000
 
 
-def read_sound(path: Path, rate: int = 16_000) -> tuple[np.ndarray, float]:
+def read_sound(path: Path, rate: int = RATE) -> tuple[np.ndarray, float]:
     """The sound of any file as int16 mono samples at `rate`, and the time in seconds at which it starts."""
     with _opened(path) as container:
-        if not container.streams.audio:
-            raise UserError(
-                "it has pictures but no sound: give a video with sound, or a wav of the same name beside it"
-            )
-        # A longer filter than the default's, and channels averaged: by default stereo would come out 3 dB louder.
-        options = {"filter_size": "64", "cutoff": "0.98", "rematrix_maxval": "1"}
-        resampler = av.AudioResampler(format="s16", layout="mono", rate=rate, options=options)
-        pieces, start = [], None
-        try:
-            for frame in container.decode(container.streams.audio[0]):
-                if not SLOWEST_SOUND <= frame.sample_rate <= FASTEST_SOUND:
-                    limits = f"{SLOWEST_SOUND} to {FASTEST_SOUND} Hz"
-                    raise UserError(f"its sound has a sample rate of {frame.sample_rate} Hz: give {limits}")
-                start = (frame.time or 0.0) if start is None else start  # frames of some formats carry no times
-                pieces += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
-        except FFmpegError as error:
-            seconds = sum(map(len, pieces)) / rate
-            raise UserError(f"truncated: its sound breaks off after {seconds:.1f} s ({error.strerror})") from error
+        return _resampled(container.decode(_sound(container)), rate)
+
+
+def _resampled(frames: Iterable[av.AudioFrame], rate: int) -> tuple[np.ndarray, float]:
+    # A longer filter than the default's, and channels averaged: by default stereo would come out 3 dB louder.
+    options = {"filter_size": "64", "cutoff": "0.98", "rematrix_maxval": "1"}
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=rate, options=options)
+    pieces, start = [], None
+    try:
+        for frame in frames:
+            if not SLOWEST_SOUND <= frame.sample_rate <= FASTEST_SOUND:
+                limits = f"{SLOWEST_SOUND} to {FASTEST_SOUND} Hz"
+                raise UserError(f"its sound has a sample rate of {frame.sample_rate} Hz: give {limits}")
+            start = (frame.time or 0.0) if start is None else start  # frames of some formats carry no times
+            pieces += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
+    except FFmpegError as error:
+        seconds = sum(map(len, pieces)) / rate
+        raise UserError(f"truncated: its sound breaks off after {seconds:.1f} s ({error.strerror})") from error
     if start is None:
         raise UserError("its sound is empty: not one sample can be read")
     pieces += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
     return np.concatenate(pieces), start
 
 
-def read_clip_sound(video: Path, audio: Path | None, info: VideoInfo, rate: int = 16_000) -> ClipSound:
-    """The sound of a clip from zero at its first picture, with which a file of its own is taken to start."""
-    samples, start = read_sound(audio or video, rate)
-    offset = 0.0 if audio else start - info.start
-    end = offset + len(samples) / rate
-    if offset >= info.end - info.start or end <= 0:
+def clip_sound(film: Film, audio: Path | None) -> ClipSound:
+    """The sound of a clip from zero at its first picture, with which a file of its own, `audio`, is taken to start."""
+    if audio:
+        samples, start = read_sound(audio)[0], film.start
+    else:
+        assert film.sound, "probe the film with its sound"
+        samples, start = film.sound
+    offset, seconds = start - film.start, film.end - film.start
+    end = offset + len(samples) / RATE
+    if offset >= seconds or end <= 0:
         raise UserError(
             f"its sound lasts from {offset:.2f} s to {end:.2f} s, and its pictures begin at 0 s and end at "
-            f"{info.end - info.start:.2f} s: give a clip in which both go together"
+            f"{seconds:.2f} s: give a clip in which both go together"
         )
-    missing = round(offset * rate)
+    missing = round(offset * RATE)
     samples = np.pad(samples, (missing, 0)) if missing > 0 else samples[-missing:]
-    return ClipSound(samples, 1000 * offset, 1000 * (end - (info.end - info.start)))
+    return ClipSound(samples, 1000 * offset, 1000 * (end - seconds))
 
 
 def write_mp4(
@@ -227,7 +252,7 @@ def write_mp4(
 
 
 def _in_step(sound: np.ndarray, fps: Fraction, rate: int) -> Iterator[av.AudioFrame]:
-    """The sound of each picture in turn, so that the muxer never holds much of either stream."""
+    """The sound of each picture in turn, so that the muxer never buffers much of either stream."""
     start, number = 0, 0
     while start < len(sound):
         number += 1
@@ -240,22 +265,24 @@ def _in_step(sound: np.ndarray, fps: Fraction, rate: int) -> Iterator[av.AudioFr
 
 @contextmanager
 def _opened(path: Path) -> Iterator[InputContainer]:
-    """An open file; whatever keeps it shut becomes a sentence."""
+    """An open file; any error of opening or reading it becomes a UserError."""
     try:
         with path.open("rb") as file:
             start = file.read(12)
         if not start:
             raise UserError("the file is empty (0 bytes): copy it again")
-        # Raw G.722 has no header, and other formats may be seen in it.
+        # Raw G.722 has no header, and may be taken for other formats.
         kind = "g722" if path.suffix.lower() == ".g722" else None
         container = av.open(str(path), format=kind, metadata_errors="replace")  # titles in other encodings
+    except UserError:
+        raise
     except InvalidDataError as error:
         if start[4:8] == b"ftyp":
             raise UserError("truncated: its index (moov) is missing, so nothing can be read: copy it again") from error
         raise UserError("it is neither a video nor a sound file, whatever its name says") from error
     except OSError as error:
         raise UserError(f"it cannot be read ({error.strerror})") from error
-    except Exception as error:  # of damaged files, PyAV raises what its reading happens to end in
+    except Exception as error:  # PyAV raises errors of any kind on damaged files
         raise UserError(f"damaged: it cannot be opened ({one_line(error)}): copy it again") from error
     with container:
         if not container.streams.video and not container.streams.audio:
@@ -276,10 +303,16 @@ def _pictures(container: InputContainer) -> av.VideoStream:
     raise UserError("it has sound but no picture: give a video")
 
 
+def _sound(container: InputContainer) -> av.AudioStream:
+    if not container.streams.audio:
+        raise UserError("it has pictures but no sound: give a video with sound, or a wav of the same name beside it")
+    return container.streams.audio[0]
+
+
 def _truncated(decoded: int, announced: int) -> UserError:
     return UserError(f"truncated: {decoded} of {announced} frames can be read: copy it again")
 
 
 def _upright(picture: np.ndarray, rotation: int) -> np.ndarray:
-    """In one piece: rows of some widths come with gaps between them, in which MediaPipe sees no face."""
+    """Contiguous: rows of some widths are padded, and MediaPipe finds no face in padded rows."""
     return np.ascontiguousarray(np.rot90(picture, round(rotation / 90)))

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from avdvae.data.clips import Clip, Holdings, Split
+from avdvae.data.clips import Clip, Extent, Split
 from avdvae.data.readers.tree import Tree, by_list
 from avdvae.errors import reading
 
@@ -39,7 +39,7 @@ class CremaD(Tree):
         rf"VideoFlash/(?P<actor>\d{{4}})_(?P<sentence>[A-Z]{{3}})_(?P<emotion>{'|'.join(EMOTIONS)})"
         rf"_(?P<level>{'|'.join(LEVELS)}|XX?)\.flv"
     )
-    HOLDS = Holdings(speakers=91, clips=7442, hours=5.3)
+    EXTENT = Extent(speakers=91, clips=7442, hours=5.3)
 
     @cached_property
     def speakers(self) -> Mapping[str, Split]:

@@ -23,7 +23,7 @@ SHOWN = 5  # names of files that are passed over
 @dataclass(frozen=True)
 class Folder:
     """Any folder of videos, at any depth; a wav beside a video, with the same stem, is its sound. Where `modalities`
-    names audio alone, any folder of sound files. What has the suffix of neither is passed over, and named.
+    is audio alone, any folder of sound files. Files with other suffixes are passed over, and named.
 
     The first folder below the root names the speaker, unless the folders there are train, valid and test: then they are
     the splits and the speakers come below. `valid` and `test` name the speakers of those splits otherwise.
@@ -56,7 +56,7 @@ class Folder:
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
         if not self.root.is_dir():
-            raise UserError(f"data.root={self.root} is no folder: give one that holds {', '.join(self.suffixes)} files")
+            raise UserError(f"data.root={self.root} is no folder: give one with {', '.join(self.suffixes)} files")
         unreadable: list[Unreadable] = []
         sources, wavs, _ = self._files(unreadable)
         if not sources and not unreadable:
@@ -64,7 +64,7 @@ class Folder:
                 ("video", "[audio] reads sounds") if self.has_lips else ("sound", "[audio,lips] reads videos")
             )
             raise UserError(
-                f"data.root={self.root} holds no {kind}: looked for {', '.join(self.suffixes)} at any depth; "
+                f"data.root={self.root} has no {kind}: searched for {', '.join(self.suffixes)} at any depth; "
                 f"data.modalities={instead}"
             )
 
@@ -88,8 +88,8 @@ class Folder:
         return sorted(clips, key=lambda clip: clip.id), unreadable
 
     def _files(self, unreadable: list[Unreadable]) -> tuple[list[Path], dict[Path, Path], list[Path]]:
-        """What becomes a clip; the wavs by their paths without suffix; and what is neither a clip nor the sound of one,
-        by its name."""
+        """The files that become clips; the wavs by their paths without suffix; and the files that are neither clips nor
+        the sound of clips."""
         paths = list(files_below(self.root, unreadable))
         sources = [path for path in paths if path.suffix.lower() in self.suffixes]
         wavs = {path.with_suffix(""): path for path in paths if path.suffix.lower() == ".wav"}
@@ -97,7 +97,7 @@ class Folder:
         return sources, wavs, [path for path in paths if path not in used]
 
     def passed_over(self) -> str:
-        """How many files are passed over for their names, by suffix, and which; nothing where there is none."""
+        """How many files are passed over for their names, by suffix, and which; empty where there is none."""
         _, _, paths = self._files([])
         if not paths:
             return ""

@@ -5,10 +5,10 @@ recognition", Journal of the Acoustical Society of America 120, 2006. https://ze
 
     <speaker>/<utterance>.mpg    s1.zip ... s34.zip, unpacked side by side; there is no film of s21
 
-The sound is that of the films: what audio_25k.zip holds is cut to the speech and no longer keeps time with them.
+The sound is that of the films: the files of audio_25k.zip are cut to the speech and no longer in sync with them.
 
-No split is official. Those speakers test whom LipNet never saw (Y. Assael et al., 2016); two men and two women of the
-others validate.
+No split is official. The four speakers that LipNet did not train on test (Y. Assael et al., 2016); two men and two
+women of the others validate.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from avdvae.data.clips import Clip, Holdings, Split
+from avdvae.data.clips import Clip, Extent, Split
 from avdvae.data.readers.tree import Tree, by_list
 
 VALID = "s3 s4 s5 s7"
@@ -43,7 +43,7 @@ class Grid(Tree):
     NAME = "grid"
     PLACE = "<speaker>/<utterance>.mpg"
     CLIP = re.compile(rf"(?P<speaker>s\d+)/(?P<name>{CODE})\.mpg")
-    HOLDS = Holdings(speakers=33, clips=33_000, hours=27.5)
+    EXTENT = Extent(speakers=33, clips=33_000, hours=27.5)
 
     @cached_property
     def speakers(self) -> Mapping[str, Split]:

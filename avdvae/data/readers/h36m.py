@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from avdvae.data.clips import Clip, Holdings, Split, Unreadable
+from avdvae.data.clips import Clip, Extent, Split, Unreadable
 from avdvae.data.readers.tree import Tree, by_list
 
 TRAIN = "S1 S6 S7 S8 S9"
@@ -39,7 +39,7 @@ class H36m(Tree):
         r"(?P<subject>S\d+)/MyPoseFeatures/D3_Positions/"
         rf"(?P<name>(?P<action>{'|'.join([*ACTIONS, *OF_S1])})(?: \d+)?)\.cdf"
     )
-    HOLDS = Holdings(speakers=7, clips=210, hours=2.9)
+    EXTENT = Extent(speakers=7, clips=210, hours=2.9)
 
     @cached_property
     def speakers(self) -> Mapping[str, Split]:
@@ -54,7 +54,7 @@ class H36m(Tree):
         return Clip(clip_id, self.NAME, self.speakers[subject], subject, None, labels=labels, poses=path)
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
-        """An action of which a subject lacks a file is a fault too."""
+        """A missing file of an action is a fault too."""
         clips, faults = super().clips(workers)
         found = Counter((clip.speaker, clip.labels["action"]) for clip in clips)
         lacking = [

@@ -18,18 +18,18 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from avdvae.data.clips import Clip, Holdings, Split, Unreadable
+from avdvae.data.clips import Clip, Extent, Split, Unreadable
 from avdvae.data.readers.tree import Tree
 from avdvae.errors import UserError
 
 SUBSETS = {
-    "train-clean-100": Holdings(speakers=251, clips=28539, hours=100.6),
-    "train-clean-360": Holdings(speakers=921, clips=104014, hours=363.6),
-    "train-other-500": Holdings(speakers=1166, clips=148688, hours=496.7),
-    "dev-clean": Holdings(speakers=40, clips=2703, hours=5.4),
-    "dev-other": Holdings(speakers=33, clips=2864, hours=5.1),
-    "test-clean": Holdings(speakers=40, clips=2620, hours=5.4),
-    "test-other": Holdings(speakers=33, clips=2939, hours=5.3),
+    "train-clean-100": Extent(speakers=251, clips=28539, hours=100.6),
+    "train-clean-360": Extent(speakers=921, clips=104014, hours=363.6),
+    "train-other-500": Extent(speakers=1166, clips=148688, hours=496.7),
+    "dev-clean": Extent(speakers=40, clips=2703, hours=5.4),
+    "dev-other": Extent(speakers=33, clips=2864, hours=5.1),
+    "test-clean": Extent(speakers=40, clips=2620, hours=5.4),
+    "test-other": Extent(speakers=33, clips=2939, hours=5.3),
 }
 
 
@@ -49,8 +49,8 @@ class LibriSpeech(Tree):
 
     def __post_init__(self) -> None:
         chosen = [*self.train, *self.valid, *self.test]
-        for split in ("train", "valid", "test"):
-            for subset in getattr(self, split):
+        for split, subsets in (("train", self.train), ("valid", self.valid), ("test", self.test)):
+            for subset in subsets:
                 self.choose(split, subset, list(SUBSETS))
                 if chosen.count(subset) > 1:
                     raise UserError(f"data.{split}={subset}: it is named twice: give each subset to one split")
@@ -65,9 +65,9 @@ class LibriSpeech(Tree):
         }
 
     @property
-    def holds(self) -> Holdings:
+    def extent(self) -> Extent:
         parts = [SUBSETS[subset] for subset in self.splits]
-        return Holdings(
+        return Extent(
             speakers=sum(part.speakers for part in parts),
             clips=sum(part.clips for part in parts),
             hours=round(sum(part.hours or 0 for part in parts), 1),
@@ -111,5 +111,5 @@ def transcript_of(path: Path) -> Path:
 
 @lru_cache(maxsize=1)  # the utterances of a chapter come one after another
 def read_words(path: Path) -> dict[str, str]:
-    """What is said in each utterance of a chapter."""
+    """The words of each utterance of a chapter."""
     return dict(line.split(" ", 1) for line in path.read_text("utf-8", "replace").splitlines() if " " in line)

@@ -6,7 +6,7 @@ profile views", Journal of the Acoustical Society of America 143, 2018. https://
     lombardgrid/{front,side}/<speaker>_{l,p}_<utterance>.mov    l: Lombard speech, p: plain
     lombardgrid/audio/<speaker>_{l,p}_<utterance>.wav           without the noise
 
-What was not read as written, with WRONG in its name, stays out. Of a face seen from the side few pictures yield lips.
+Sentences that were read wrongly, with WRONG in their names, are left out. In few pictures from the side lips are found.
 
 No split is official: of every nine speakers the seventh validates and the eighth tests.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from avdvae.data.clips import Clip, Holdings, Split
+from avdvae.data.clips import Clip, Extent, Split
 from avdvae.data.readers.grid import CODE, text
 from avdvae.data.readers.tree import Tree, by_list
 
@@ -46,9 +46,9 @@ class LombardGrid(Tree):
         self.choose("condition", self.condition, ["both", *CONDITIONS.values()])
 
     @property
-    def holds(self) -> Holdings:
+    def extent(self) -> Extent:
         conditions = 2 if self.condition == "both" else 1
-        return Holdings(speakers=len(SPEAKERS), clips=len(SPEAKERS) * conditions * UTTERANCES)
+        return Extent(speakers=len(SPEAKERS), clips=len(SPEAKERS) * conditions * UTTERANCES)
 
     @cached_property
     def speakers(self) -> Mapping[str, Split]:

@@ -7,7 +7,7 @@ https://wywu.github.io/projects/MEAD/MEAD.html
     <speaker>/audio/<emotion>/level_<n>/<number>.m4a
 
 The split by speakers is that of EMOTE (R. Daněček et al., SIGGRAPH Asia 2023): 32, 7 and 8 of the 48 who were released;
-W017, of whom most films are missing, stays out.
+W017, of whom most films are missing, is left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from avdvae.data.clips import Clip, Holdings, Split
+from avdvae.data.clips import Clip, Extent, Split
 from avdvae.data.readers.tree import Tree, by_list
 
 TRAIN = (
@@ -54,11 +54,11 @@ class Mead(Tree):
             self.choose("levels", str(level), [str(known) for known in LEVELS])
 
     @property
-    def holds(self) -> Holdings:
-        """As it was planned; of some speakers there is a little less or more."""
+    def extent(self) -> Extent:
+        """As planned; some speakers have a few clips less or more."""
         felt = SENTENCES * len(self.levels) * len(set(self.emotions) - {"neutral"})
         neutral = NEUTRAL_SENTENCES if "neutral" in self.emotions and 1 in self.levels else 0
-        return Holdings(speakers=len(self.speakers), clips=len(self.speakers) * (felt + neutral))
+        return Extent(speakers=len(self.speakers), clips=len(self.speakers) * (felt + neutral))
 
     @cached_property
     def speakers(self) -> Mapping[str, Split]:

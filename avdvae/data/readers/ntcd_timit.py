@@ -4,11 +4,11 @@ A. H. Abdelaziz, "NTCD-TIMIT: a new database and baseline for noise-robust audio
 Interspeech 2017. https://zenodo.org/records/1172064
 
     Clean/volunteers/<speaker>/straightcam/<utterance>.wav
-    Noisy_TCDTIMIT/<noise>/<snr>/volunteers/<speaker>/straightcam/<utterance>.wav    see data/mixing.py, NoisyTwins
+    Noisy_TCDTIMIT/<noise>/<snr>/volunteers/<speaker>/straightcam/<utterance>.wav    see data/twins.py
     matlab_raw/{train,dev,test}/<speaker>/<utterance>.mat
 
-Several divisions of the speakers go about, and results on one are not to be set beside those on another: `release`
-follows the folders of matlab_raw, `inria` is that of the papers on audio-visual VAEs, `tcd` that of tcd_timit.py.
+Several splits of the speakers are in use, and results on one do not compare with those on another: `release` follows
+the folders of matlab_raw, `inria` is that of the papers on audio-visual VAEs, `tcd` that of tcd_timit.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from avdvae.data.clips import Clip, Holdings, Split
+from avdvae.data.clips import Clip, Extent, Split
 from avdvae.data.readers.tcd_timit import TEST, TRAIN, UTTERANCES, VALID
 from avdvae.data.readers.tree import Tree, by_list
 
@@ -44,12 +44,12 @@ class NtcdTimit(Tree):
             self.choose("modalities", name, ["audio", "lips"])
 
     @property
-    def holds(self) -> Holdings:
-        return Holdings(speakers=56, clips=56 * UTTERANCES, hours=7.6)
+    def extent(self) -> Extent:
+        return Extent(speakers=56, clips=56 * UTTERANCES, hours=7.6)
 
     @cached_property
     def folders(self) -> dict[str, str]:
-        """Under which folder of matlab_raw each speaker is."""
+        """The folder of matlab_raw that each speaker is in."""
         return {path.name: folder for folder in FOLDERS for path in (self.root / "matlab_raw" / folder).glob("*")}
 
     @cached_property
@@ -66,8 +66,8 @@ class NtcdTimit(Tree):
         speaker, name = match["speaker"], match["name"]
         if speaker not in self.speakers:
             return None
-        crops = None
+        lips = None
         if "lips" in self.modalities:
-            crops = self.root / "matlab_raw" / self.folders.get(speaker, "train") / speaker / f"{name}.mat"
+            lips = self.root / "matlab_raw" / self.folders.get(speaker, "train") / speaker / f"{name}.mat"
         labels = {"sentence": name, "sex": speaker[-1]}
-        return Clip(f"{speaker}/{name}", self.NAME, self.speakers[speaker], speaker, None, path, crops, labels)
+        return Clip(f"{speaker}/{name}", self.NAME, self.speakers[speaker], speaker, None, path, lips, labels)

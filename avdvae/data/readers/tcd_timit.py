@@ -5,8 +5,8 @@ N. Harte, E. Gillen, "TCD-TIMIT: an audio-visual corpus of continuous speech", I
     volunteers/<speaker>/Clips/{straightcam,30degcam}/<utterance>.{mp4,wav}
     lipspeakers/<speaker>/Clips/{straightcam,30degcam}/<utterance>.{mp4,wav}
 
-The split by speakers is the usual one of 39 and 17 volunteers; three whose accent is not Irish stay out, and eight of
-the 17 validate. The lipspeakers, who are trained to be read, are a part of their own and train.
+The split by speakers is the usual one of 39 and 17 volunteers; three whose accent is not Irish are left out, and eight
+of the 17 validate. The lipspeakers, professionals whose lips are easy to read, are a part of their own and train.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from avdvae.data.clips import Clip, Holdings, Split
+from avdvae.data.clips import Clip, Extent, Split
 from avdvae.data.readers.tree import Tree, by_list
 
 TRAIN = (
@@ -32,7 +32,7 @@ UTTERANCES = 98  # of a volunteer
 
 @dataclass(frozen=True)
 class TcdTimit(Tree):
-    """`audio`: the folder Clean of NTCD-TIMIT, whose wavs then take the place of the sound of the films."""
+    """`audio`: the folder Clean of NTCD-TIMIT, whose wavs then replace the sound of the films."""
 
     part: str = "volunteers"
     camera: str = "straightcam"
@@ -47,10 +47,10 @@ class TcdTimit(Tree):
         self.choose("camera", self.camera, ["straightcam", "30degcam"])
 
     @property
-    def holds(self) -> Holdings:
+    def extent(self) -> Extent:
         if self.part == "volunteers":
-            return Holdings(speakers=56, clips=56 * UTTERANCES, hours=7.6)
-        return Holdings(speakers=3, clips=6913 - 59 * UTTERANCES)
+            return Extent(speakers=56, clips=56 * UTTERANCES, hours=7.6)
+        return Extent(speakers=3, clips=6913 - 59 * UTTERANCES)
 
     @cached_property
     def speakers(self) -> Mapping[str, Split]:

@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from avdvae.data.clips import Clip, Holdings, Unreadable
+from avdvae.data.clips import Clip, Extent, Unreadable
 from avdvae.data.readers.tree import Tree
 from avdvae.errors import one_line
 from avdvae.signals.clock import RATE
@@ -29,11 +29,11 @@ class Timit(Tree):
     NAME = "timit"
     PLACE = "{TRAIN,TEST}/<dialect>/<speaker>/<sentence>.WAV"
     CLIP = re.compile(r"(?:\w+/)?(?P<part>TRAIN|TEST)/(?P<dialect>DR\d)/(?P<speaker>\w+)/(?P<name>\w+)\.WAV", re.I)
-    HOLDS = Holdings(speakers=630, clips=6300, hours=5.4)
+    EXTENT = Extent(speakers=630, clips=6300, hours=5.4)
 
     @cached_property
     def people(self) -> dict[str, dict[str, Any]]:
-        """What SPKRINFO.TXT knows of a speaker, by the name without the letter of the sex."""
+        """The labels of SPKRINFO.TXT by the name of the speaker without the letter of the sex."""
         people = {}
         for path in sorted(self.root.rglob("*")):
             if path.name.upper() == "SPKRINFO.TXT":

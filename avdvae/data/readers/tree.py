@@ -1,6 +1,6 @@
-"""The reader of a corpus whose clips follow from the paths of their files; its kin say how.
+"""The reader of a corpus whose clips follow from the paths of their files.
 
-A subclass is the description of one corpus: which files are clips, and what their paths tell.
+A subclass describes one corpus: which files are clips, and which labels their paths give.
 """
 
 from __future__ import annotations
@@ -8,45 +8,44 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from avdvae.data.clips import SPLITS, Clip, Holdings, Split, Unreadable, files_below
+from avdvae.data.clips import SPLITS, Clip, Extent, Split, Unreadable, files_below
 from avdvae.errors import UserError
 
 
 @dataclass(frozen=True)
 class Tree:
-    """`CLIP` is matched with the path, below the root, of every file; what matches whole is a clip, unless `clip` says
-    otherwise. A companion of a clip that is not there is a fault, and so is a speaker of `speakers` of whom there is
-    nothing."""
+    """`CLIP` is matched with the path, below the root, of every file; a full match is a clip unless `clip` rejects it.
+    A clip of which a file is missing is a fault, and so is a speaker of `speakers` without any clip."""
 
     root: Path
 
     NAME: ClassVar[str]
-    PLACE: ClassVar[str]  # what CLIP looks for, to be read
+    PLACE: ClassVar[str]  # the paths that CLIP matches, for messages
     CLIP: ClassVar[re.Pattern[str]]
-    HOLDS: ClassVar[Holdings]
+    EXTENT: ClassVar[Extent]
 
     @property
-    def holds(self) -> Holdings:
-        """What the whole corpus has, of what these parameters choose."""
-        return self.HOLDS
+    def extent(self) -> Extent:
+        """Of the part of the whole corpus that these parameters choose."""
+        return self.EXTENT
 
     @cached_property
     def speakers(self) -> Mapping[str, Split]:
-        """The split of each speaker, where a list says so."""
+        """The split of each speaker, where there is a list."""
         return {}
 
     def clip(self, path: Path, match: re.Match[str]) -> Clip | Unreadable | None:
-        """What a file that CLIP matches is; None: not of the part that the parameters choose."""
+        """The clip or the fault of a file that CLIP matches; None: not in the part that the parameters choose."""
         raise NotImplementedError
 
     @property
     def key(self) -> str:
-        chosen = [str(self.root.resolve()), *(repr(getattr(self, field.name)) for field in fields(self)[1:])]
+        chosen = [str(self.root.resolve()), *map(repr, astuple(self)[1:])]
         return f"{self.NAME}-{hashlib.sha256('|'.join(chosen).encode()).hexdigest()[:8]}"
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
@@ -54,7 +53,7 @@ class Tree:
 
     @cached_property
     def _found(self) -> tuple[list[Clip], list[Unreadable]]:
-        """Looked for once: to check a corpus and then to prepare it takes the same files."""
+        """Found once: checking a corpus and then preparing it takes the same files."""
         if not self.root.is_dir():
             raise UserError(f"data.root={self.root} is no folder: give that of {self.NAME}")
         clips: list[Clip] = []
@@ -71,15 +70,13 @@ class Tree:
                 elif found:
                     faults.append(found)
         if not there and not faults:
-            raise UserError(
-                f"data.root={self.root} holds nothing of {self.NAME}: its clips lie as {self.PLACE} below it"
-            )
+            raise UserError(f"data.root={self.root} has nothing of {self.NAME}: its clips are {self.PLACE} below it")
         if absent := [f"{speaker} ({split})" for speaker, split in self.speakers.items() if speaker not in there]:
             faults.append(Unreadable(self.root, f"nothing of {', '.join(absent)} is there"))
         return sorted(clips, key=lambda clip: clip.id), list(dict.fromkeys(faults))  # clips may share what they lack
 
     def choose(self, name: str, given: str, known: Sequence[str]) -> None:
-        """Refuse a parameter that is none of `known`."""
+        """Refuse a parameter that is not one of `known`."""
         if given not in known:
             raise UserError(f"data.{name}={given}: choose from {', '.join(known)}")
 

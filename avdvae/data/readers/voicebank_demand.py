@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from avdvae.data.clips import Clip, Holdings, Split, Unreadable
+from avdvae.data.clips import Clip, Extent, Split, Unreadable
 from avdvae.data.readers.tree import Tree, by_list
 from avdvae.errors import reading
 
@@ -36,7 +36,7 @@ class VoicebankDemand(Tree):
     NAME = "voicebank_demand"
     PLACE = "clean_{trainset_28spk,testset}_wav/<speaker>_<number>.wav"
     CLIP = re.compile(r"clean_(?P<part>trainset_28spk|testset)_wav/(?P<name>(?P<speaker>p\d+)_\d+)\.wav")
-    HOLDS = Holdings(speakers=30, clips=11572 + 824, hours=10.0)
+    EXTENT = Extent(speakers=30, clips=11572 + 824, hours=10.0)
 
     @cached_property
     def speakers(self) -> Mapping[str, Split]:
@@ -44,7 +44,7 @@ class VoicebankDemand(Tree):
 
     @cached_property
     def noises(self) -> dict[str, dict[str, Any]]:
-        """What the logs say of an utterance."""
+        """The labels that the logs give of each utterance."""
         noises = {}
         for path in self.root.rglob("log_*set*.txt"):
             with reading(path, "list of noises", "get it again, or delete it to do without"):

@@ -5,8 +5,8 @@ J. Garofolo et al., "CSR-I (WSJ0) complete", LDC93S6A, 1993; the same voices, of
     {si_tr_s,si_dt_05,si_et_05}/<speaker>/<utterance>.{wv1,wav}    wv1: NIST sphere, often compressed with shorten
     spkrinfo.txt, wsj0-train-spkrinfo.txt    optional, in any folder: the sex of each speaker
 
-The subsets may lie as deep as on the discs, in 11-1.1/wsj0 and the like. No speaker is in two of them. Where a file was
-converted in its place, the wav is taken; the far microphone (wv2) never is.
+The subsets may be as deep as on the discs, in 11-1.1/wsj0 and the like. No speaker is in two of them. Of a file and
+its conversion to wav beside it the wav is taken; the far microphone (wv2) is left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from avdvae.data.clips import Clip, Holdings, Split
+from avdvae.data.clips import Clip, Extent, Split
 from avdvae.data.readers.tree import Tree, by_list
 
 SUBSETS: dict[str, Split] = {"si_tr_s": "train", "si_dt_05": "valid", "si_et_05": "test"}
@@ -32,11 +32,11 @@ class Wsj0(Tree):
     CLIP = re.compile(
         r"(?:[\w.-]+/){0,2}(?P<subset>si_tr_s|si_dt_05|si_et_05)/(?P<speaker>\w{3})/(?P<name>\w+)\.(?:wv1|wav)", re.I
     )
-    HOLDS = Holdings(speakers=101 + 10 + 8, clips=12776 + 1206 + 651, hours=28.6)
+    EXTENT = Extent(speakers=101 + 10 + 8, clips=12776 + 1206 + 651, hours=28.6)
 
     @cached_property
     def speakers(self) -> Mapping[str, Split]:
-        """Of those who train there is no list."""
+        """There is no list of those who train."""
         return by_list({"valid": VALID, "test": TEST})
 
     @cached_property

@@ -1,5 +1,5 @@
 """Talker, the embedded corpus: one set of articulatory trajectories drives both a voice and a face.
 
-The way through the folder: phones (what is said) -> articulation (how it moves) -> voice and face (what is heard and
-seen), coloured by people (who says it, in which mood), written by corpus.
+The modules in order: phones (sentences) -> articulation (trajectories) -> voice and face (sound and pictures), with the
+parameters of people (speakers, emotions); corpus writes the files.
 """

@@ -1,7 +1,7 @@
 """From phonemes to movement: one set of trajectories, which both the voice and the face follow.
 
-Each articulator is a critically damped second-order system pulled towards the targets of the phonemes in turn. It
-starts early enough to be on time and never quite arrives when the phonemes are short: that is coarticulation.
+Each articulator is a critically damped second-order system driven by the targets of the phonemes in turn. It starts
+before each phoneme by its own delay, and does not reach the targets of short ones: that is coarticulation.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from scipy.signal import lfilter
 from avdvae.data.talker.people import Voice
 from avdvae.data.talker.phones import VISEMES, Spoken
 
-RATE = 1000  # control values a second
+CONTROL_RATE = 1000  # control values a second
 
-# Time constants in seconds: the tongue and the lips are masses, glottis and constriction are quick.
+# Time constants in seconds: those of tongue and lips are longer than those of glottis and constriction.
 _TAU = {"formants": 0.012, "aperture": 0.015, "width": 0.022, "tongue": 0.02, "nasal": 0.015, "source": 0.0035}
-# A closing mouth pulls the formants down; aperture at which it begins, and what is left of F1..F4 when shut.
+# A closing mouth lowers the formants: the aperture at which that begins, and the factors of F1..F4 when shut.
 _CLOSING, _SHUT = 0.2, np.array([0.55, 0.8, 0.9, 0.95])
 
 
@@ -28,7 +28,7 @@ _CLOSING, _SHUT = 0.2, np.array([0.55, 0.8, 0.9, 0.95])
 class Performance:
     """One sentence as movement, N control values long. Formants are those of the speaker's tract, in Hz.
 
-    voiced is where f0 can be heard; aperture and width are those of the visemes (0 shut .. 1 open, -1 .. 1).
+    voiced is where the voice has an f0; aperture and width are those of the visemes (0 shut .. 1 open, -1 .. 1).
     """
 
     segments: tuple[tuple[float, float, Spoken], ...]
@@ -45,13 +45,13 @@ class Performance:
 
     @property
     def seconds(self) -> float:
-        return len(self.f0) / RATE
+        return len(self.f0) / CONTROL_RATE
 
 
 def _approach(targets: np.ndarray, tau: float) -> np.ndarray:
     """Critically damped second-order response (two equal poles), begun early by its own mean delay."""
-    pole = np.exp(-1 / (tau * RATE))
-    lead = round(2 * tau * RATE)
+    pole = np.exp(-1 / (tau * CONTROL_RATE))
+    lead = round(2 * tau * CONTROL_RATE)
     early = np.concatenate([targets[lead:], np.repeat(targets[-1:], lead, axis=0)])
     for _ in range(2):
         early, _ = lfilter([1 - pole], [1, -pole], early, axis=0, zi=pole * early[:1])
@@ -59,7 +59,7 @@ def _approach(targets: np.ndarray, tau: float) -> np.ndarray:
 
 
 def _settle(targets: np.ndarray) -> np.ndarray:
-    """A target that is not given (NaN) is that of the next phoneme that gives one, at the end that of the last one."""
+    """A missing target (NaN) is that of the next phoneme that has one, at the end that of the last one."""
     for column in targets.reshape(len(targets), -1).T:
         given = np.flatnonzero(~np.isnan(column))
         column[:] = column[given[np.minimum(np.searchsorted(given, np.arange(len(column))), len(given) - 1)]]
@@ -77,7 +77,7 @@ def _durations(sentence: list[Spoken], rate: float, rng: np.random.Generator) ->
 
 def _melody(segments, count: int, voice: Voice, rng: np.random.Generator) -> np.ndarray:
     """f0: each phrase declines, stressed vowels rise above it, the end falls or, in a question, rises."""
-    time = np.arange(count) / RATE
+    time = np.arange(count) / CONTROL_RATE
     semitones = np.zeros(count)
     edges = [0.0, *(stop for _, stop, s in segments if s.word < 0)]
     for start, stop in pairwise(edges):
@@ -95,14 +95,14 @@ def _melody(segments, count: int, voice: Voice, rng: np.random.Generator) -> np.
 
 
 def perform(sentence: list[Spoken], voice: Voice, effort: float, rng: np.random.Generator) -> Performance:
-    """Move through the sentence as this voice does; `effort` scales how far the mouth opens."""
+    """The trajectories of a sentence by this voice; `effort` scales how far the mouth opens."""
     stops = np.cumsum(_durations(sentence, voice.rate, rng))
     starts = np.concatenate([[0.0], stops[:-1]])
-    count = int(np.ceil(stops[-1] * RATE))
+    count = int(np.ceil(stops[-1] * CONTROL_RATE))
     rows = {name: np.zeros(count) for name in ("voice", "breath", "friction", "nasal", "aperture", "width", "tongue")}
     formants = np.full((count, 4), np.nan)
     for start, stop, spoken in zip(starts, stops, sentence, strict=True):
-        whole = slice(round(start * RATE), round(stop * RATE))
+        whole = slice(round(start * CONTROL_RATE), round(stop * CONTROL_RATE))
         viseme = VISEMES[spoken.phone.viseme]
         rows["aperture"][whole] = np.nan if viseme.aperture is None else viseme.aperture
         rows["width"][whole] = np.nan if viseme.width is None else viseme.width
@@ -110,11 +110,11 @@ def perform(sentence: list[Spoken], voice: Voice, effort: float, rng: np.random.
         edge = start
         loud = 10 ** ((1.5 if spoken.stressed else 0.0) / 20)
         for gesture in spoken.phone.gestures:
-            part = slice(round(edge * RATE), round((edge := edge + gesture.share * (stop - start)) * RATE))
+            begin, edge = edge, edge + gesture.share * (stop - start)
+            part = slice(round(begin * CONTROL_RATE), round(edge * CONTROL_RATE))
             formants[part] = [np.nan if f is None else f for f in gesture.formants]
-            for name in ("voice", "breath", "friction"):
-                rows[name][part] = loud * getattr(gesture, name)
-            rows["nasal"][part] = gesture.nasal
+            rows["voice"][part], rows["breath"][part] = loud * gesture.voice, loud * gesture.breath
+            rows["friction"][part], rows["nasal"][part] = loud * gesture.friction, gesture.nasal
 
     tau = {name: _TAU.get(name, _TAU["source"]) for name in rows}
     moved = {name: _approach(_settle(target), tau[name]) for name, target in rows.items()}

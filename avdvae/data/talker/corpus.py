@@ -1,4 +1,4 @@
-"""The embedded corpus: generated once, cached by its parameters, then read from disk like any other."""
+"""The embedded corpus: generated once, cached by its parameters, then read from the disk as any other."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import numpy as np
 import soundfile
 
 from avdvae.data.clips import Clip, Unreadable, split_of
-from avdvae.data.talker.articulation import RATE, Performance, perform
+from avdvae.data.talker.articulation import CONTROL_RATE, Performance, perform
 from avdvae.data.talker.face import film
 from avdvae.data.talker.people import EMOTIONS, speaker
 from avdvae.data.talker.phones import sentence
 from avdvae.data.talker.voice import speak
 from avdvae.errors import UserError
 from avdvae.parallel import in_parallel
-from avdvae.signals.clock import RATE as SAMPLE_RATE
+from avdvae.signals.clock import RATE
 from avdvae.signals.video import write_mp4
 
 FPS = Fraction(30000, 1001)
@@ -34,8 +34,8 @@ _STEP = 10  # milliseconds between the values of the ground truth
 
 @dataclass(frozen=True)
 class Talker:
-    """`utterances` of about `seconds` by each of `speakers`, who go through the `emotions` in turn; without `films` of
-    them, sound alone, in a fraction of the time."""
+    """`utterances` of about `seconds` by each of `speakers`, who take the `emotions` in turn; without `films`, sound
+    alone, in a fraction of the time."""
 
     root: Path
     speakers: int = 96
@@ -60,7 +60,7 @@ class Talker:
     def key(self) -> str:
         parameters = {**asdict(self), "root": None, "emotions": list(self.emotions), "version": _VERSION}
         if self.films:
-            del parameters["films"]  # as before there was a choice
+            del parameters["films"]  # keeps the keys of versions without this choice
         return f"talker-{hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]}"
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
@@ -98,7 +98,7 @@ class Talker:
 
 
 def record(corpus: Talker, which: tuple[int, int]) -> None:
-    """Speak, film and write one utterance: wav, mp4 and, last of all, the JSON that says it is complete."""
+    """Synthesise and write one utterance: wav, mp4 and, last, its ground truth as JSON, which marks it complete."""
     cv2.setNumThreads(1)
     number, utterance = which
     person = speaker(corpus.seed, number)
@@ -112,7 +112,7 @@ def record(corpus: Talker, which: tuple[int, int]) -> None:
 
     path = corpus._path(number, utterance)
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path.with_suffix(".wav"), sound, SAMPLE_RATE, subtype="PCM_16")
+    soundfile.write(path.with_suffix(".wav"), sound, RATE, subtype="PCM_16")
     truth: dict[str, Any] = {
         "id": f"{person.name}/{path.name}",
         "split": split_of(number, corpus.speakers),
@@ -123,12 +123,12 @@ def record(corpus: Talker, which: tuple[int, int]) -> None:
         "text": _text(act),
         "phones": [[round(start, 4), round(stop, 4), s.phone.name] for start, stop, s in act.segments],
         "step": _STEP / 1000,
-        "f0": np.where(act.voiced, act.f0, 0)[:: RATE * _STEP // 1000].round(2).tolist(),
-        "formants": act.formants[:: RATE * _STEP // 1000].round(1).tolist(),
+        "f0": np.where(act.voiced, act.f0, 0)[:: CONTROL_RATE * _STEP // 1000].round(2).tolist(),
+        "formants": act.formants[:: CONTROL_RATE * _STEP // 1000].round(1).tolist(),
     }
     if corpus.films:
         lips, pictures = film(act, person.looks, expression, float(FPS), rng)
-        write_mp4(path.with_suffix(".mp4"), pictures, FPS, sound, SAMPLE_RATE)
+        write_mp4(path.with_suffix(".mp4"), pictures, FPS, sound, RATE)
         truth |= {
             "fps": float(FPS),
             "lip_aperture": lips.aperture.round(5).tolist(),

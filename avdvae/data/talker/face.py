@@ -1,8 +1,8 @@
-"""The face: drawn so that a face detector finds it, with a mouth that moves as the Performance says.
+"""The face: drawn so that a face detector finds it, with a mouth that follows a Performance.
 
-Drawing is in head units (half the head's width is 1, the origin lies between the eyes, y points down) on a texture of
-twice the picture's size: what does not move is painted once a speaker, then each frame stretches the jaw, paints eyes,
-brows and mouth, and lays the turned, shifted head over the background.
+Drawing is in head units (half the head's width is 1, the origin is between the eyes, y points down) on a texture of
+twice the picture's size: still parts are painted once a speaker, then each frame stretches the jaw, paints eyes, brows
+and mouth, and puts the rotated and shifted head over the background.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from avdvae.data.talker.articulation import RATE, Performance
+from avdvae.data.talker.articulation import CONTROL_RATE, Performance
 from avdvae.data.talker.people import Colour, Expression, Looks
 
 SIZE = 256  # pixels a side
 _TEXTURE = 2 * SIZE
-_CENTRE = (_TEXTURE / 2, _TEXTURE * 0.46)  # of the texture, where the head's origin stands
+_CENTRE = (_TEXTURE / 2, _TEXTURE * 0.46)  # the head's origin in the texture
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _SHIFT = 4  # fractional bits of OpenCV's coordinates
 
@@ -89,12 +89,12 @@ class Face:
         cv2.polylines(canvas, [self._points(np.stack([x, y], -1))], False, colour, thickness, cv2.LINE_AA, _SHIFT)
 
     def _between(self, canvas: np.ndarray, x: np.ndarray, upper: np.ndarray, lower: np.ndarray, colour: Colour) -> None:
-        """Fill what lies between two curves over the same x."""
+        """Fill the area between two curves over the same x."""
         outline = np.stack([np.concatenate([x, x[::-1]]), np.concatenate([upper, lower[::-1]])], -1)
         self._fill(canvas, outline, colour)
 
     def _paint_head(self) -> tuple[np.ndarray, np.ndarray]:
-        """What does not move, as colours and as a mask: hair, neck, ears, face, light and nose."""
+        """The still parts, as colours and as a mask: hair, neck, ears, face, light and nose."""
         looks, skin, nose = self.looks, self.looks.skin, self.looks.nose
         angle = np.linspace(0, 2 * np.pi, 72, endpoint=False)
         x, y = np.sin(angle), -np.cos(angle)
@@ -187,7 +187,7 @@ class Face:
     ) -> UInt8[np.ndarray, "H W 3"]:
         """One picture, before light and noise."""
         looks = self.looks
-        # The jaw drops: rows below the mouth move down, by less than the mouth opens, and settle at the neck.
+        # The jaw drops: rows below the mouth move down, by less than the mouth opens, and those of the neck do not.
         row = np.arange(_TEXTURE)
         below = (row - looks.mouth_height * self.unit - _CENTRE[1]) / self.unit
         drop = 0.45 * mouth.opening * self.unit * np.clip(below / 0.3, 0, 1) * np.clip((0.9 - below) / 0.45, 0, 1)
@@ -202,7 +202,7 @@ class Face:
         turn = np.array([[cosine * (1 - 0.05 * pose.turn**2), -sine], [sine, cosine]])
         shift = np.array([SIZE / 2, SIZE * 0.46]) + np.array(pose.shift) * looks.size - turn @ _CENTRE
         matrix = np.hstack([turn, shift[:, None]])
-        # Replicated borders: a neck that ends above the picture's edge goes on.
+        # Replicated borders: a neck that ends above the picture's edge is continued.
         turned = partial(cv2.warpAffine, M=matrix, dsize=(SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE)
         head, cover = turned(canvas), turned(alpha).astype(np.float32) / 255
         return cv2.blendLinear(head, self.background, cover, 1 - cover)
@@ -228,9 +228,9 @@ class LipTruth:
 def film(
     act: Performance, looks: Looks, expression: Expression, fps: float, rng: np.random.Generator
 ) -> tuple[LipTruth, Iterator[UInt8[np.ndarray, "H W 3"]]]:
-    """The sentence as pictures, and what the lips truly did. Picture k shows the mouth at time k / fps."""
+    """The sentence as pictures, and the true positions of the lips. Picture k shows the mouth at time k / fps."""
     count = int(act.seconds * fps)
-    at = np.minimum(np.rint(np.arange(count) / fps * RATE).astype(int), len(act.f0) - 1)
+    at = np.minimum(np.rint(np.arange(count) / fps * CONTROL_RATE).astype(int), len(act.f0) - 1)
     mouths = [
         Mouth.shape(looks, *values, expression.smile)
         for values in zip(act.aperture[at], act.width[at], act.tongue[at], strict=True)
@@ -253,9 +253,7 @@ def film(
         for k in range(count):
             pose = Pose(tilt[k], (x[k], y[k]), 1 + zoom[k], turn[k])
             picture = face.draw(mouths[k], expression, lids[k], gaze[k], pose)
-            top, left = corners[
-                k
-            ]  # the same grain elsewhere: a picture's worth of fresh noise would cost more than the face
+            top, left = corners[k]  # of one field of grain: new noise for each picture would take longer than the face
             grain = film_grain[top : top + SIZE, left : left + SIZE]
             yield cv2.add(cv2.convertScaleAbs(picture, alpha=light[k]), grain, dtype=cv2.CV_8U)
 

@@ -1,4 +1,4 @@
-"""Who speaks, and in which mood: the parameters that make one talker differ from another."""
+"""Speakers and emotions: the parameters in which talkers differ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Voice:
     f0: float  # Hz, the middle of the range
     f0_range: float  # semitones that an accent rises
     tract: float  # formants relative to an average male
-    tilt: float  # dB that the source has lost at 3 kHz
+    tilt: float  # dB by which the source is lower at 3 kHz
     open_quotient: float
     breath: float
     jitter: float
@@ -38,7 +38,7 @@ class Looks:
     eye_size: float
     nose: float
     mouth_width: float
-    mouth_height: float  # where the mouth stands below the eyes
+    mouth_height: float  # of the mouth below the eyes
     lip_thickness: float
     opening: float  # inner height of a wide open mouth
     brow: float  # thickness
@@ -64,7 +64,7 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Emotion:
-    """What an emotion at its full level changes: factors for f0, its range and the rate; dB for tilt and level."""
+    """The changes by an emotion at its full level: factors for f0, its range and the rate; dB for tilt and level."""
 
     f0: float = 1.0
     f0_range: float = 1.0

@@ -1,10 +1,10 @@
-"""The phonemes of Talker, and the grammar that strings them into sentences.
+"""The phonemes of Talker, and the grammar of its sentences.
 
-A phoneme is a set of articulatory targets. Where a target is None the phoneme does not care: the articulator is already
-on its way to the next phoneme that does (the lips of /k/ are those of the coming vowel).
+A phoneme is a set of articulatory targets. Where a target is None the articulator already moves to that of the next
+phoneme that has one (the lips of /k/ are those of the following vowel).
 
-Formants in Hz are those of an average adult male vocal tract. Phonemes of one viseme share their lip targets, so that a
-lip reader cannot tell /p/ from /b/ from /m/, nor /t/ from /s/, nor /iy/ from /ih/: that is how it is in life.
+Formants in Hz are those of an average adult male vocal tract. Phonemes of one viseme share their lip targets, so that
+lips do not distinguish /p/, /b/ and /m/, nor /t/ and /s/, nor /iy/ and /ih/, as in real speech.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FREE: Formants = (None, None, None, None)
 
 @dataclass(frozen=True)
 class Viseme:
-    """What the lips do: aperture 0 shut .. 1 wide open, width -1 rounded .. 1 spread, tongue tip seen 0 .. 1."""
+    """Targets of the lips: aperture 0 shut .. 1 wide open, width -1 rounded .. 1 spread, visible tongue tip 0 .. 1."""
 
     aperture: float | None
     width: float | None
@@ -78,7 +78,7 @@ def _vowel(name: str, viseme: str, seconds: float, *formants: Formants) -> Phone
 
 
 def _plosive(name: str, viseme: str, formants: Formants, burst: str) -> Phone:
-    """A closure, in which a voiced plosive hums; a burst; and, in a voiceless one, breath before the voice returns."""
+    """A closure, with weak voicing if voiced; a burst; and, if voiceless, breath before the next voicing."""
     if name == burst:
         closure, release = Gesture(0.55, formants, voice=0), Gesture(0.3, formants, voice=0, breath=0.7)
         return Phone(name, viseme, 0.11, (closure, Gesture(0.15, formants, voice=0, friction=1), release), noise=burst)
@@ -161,7 +161,7 @@ _CODAS = tuple(["m", "n", "ng", "l", "s", "z", "t", "d", "k", "p", "f", "v"])
 
 @dataclass(frozen=True)
 class Spoken:
-    """A phoneme as it stands in a sentence."""
+    """A phoneme in a sentence."""
 
     phone: Phone
     stressed: bool
@@ -179,7 +179,7 @@ def sentence(rng: np.random.Generator, seconds: float) -> list[Spoken]:
     """Words of one to three syllables, one of them stressed, in phrases of two to four words, for about `seconds`."""
     spoken = [Spoken(PHONES["sil"], False, -1)]
     length, word, until_pause = 0.5, 0, int(rng.integers(2, 5))
-    while 1.1 * length + 0.2 < seconds or word < 2:  # stress and phrase ends lengthen what is said
+    while 1.1 * length + 0.2 < seconds or word < 2:  # stress and phrase ends lengthen phonemes
         if until_pause == 0:
             spoken.append(Spoken(PHONES["sil"], False, -1))
             length, until_pause = length + PHONES["sil"].seconds, int(rng.integers(2, 5))

@@ -1,7 +1,7 @@
-"""The voice: a formant synthesiser at 16 kHz that speaks a Performance.
+"""The voice: a formant synthesiser at 16 kHz, driven by a Performance.
 
 A glottal source (pulses with jitter, shimmer and tilt, and breath) passes a cascade of resonators that follow the
-formants; the noise of fricatives and bursts is made at the constriction and shaped by its place.
+formants; the noise of fricatives and bursts has the spectrum of its place of articulation.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Int16
 from scipy.signal import lfilter, resample_poly, sosfilt
 
-from avdvae.data.talker.articulation import RATE, Performance
+from avdvae.data.talker.articulation import CONTROL_RATE, Performance
 from avdvae.data.talker.people import Voice
-from avdvae.signals.clock import RATE as SAMPLE_RATE
+from avdvae.signals.clock import RATE
 
 _OVERSAMPLING = 4  # pulses have corners: drawn at 64 kHz, then decimated
-_BLOCK = 32  # samples for which the resonators stand still: 2 ms
+_BLOCK = 32  # samples for which the resonators are constant: 2 ms
 _WIDTHS = np.array([70.0, 90, 140, 220, 400, 800, 1500])  # of F1 to F7, Hz
 _UPPER = np.array([4400.0, 5500, 6600])  # F5 to F7 do not move
 _NASAL_POLE, _NASAL_ZERO, _NASAL_WIDTH = 270.0, 700.0, 100.0
@@ -31,13 +31,13 @@ NOISE_BANDS = {
 }
 
 
-def _to_samples(control: np.ndarray, count: int, rate: int = SAMPLE_RATE) -> np.ndarray:
-    return np.interp(np.arange(count) / rate, np.arange(len(control)) / RATE, control)
+def _to_samples(control: np.ndarray, count: int, rate: int = RATE) -> np.ndarray:
+    return np.interp(np.arange(count) / rate, np.arange(len(control)) / CONTROL_RATE, control)
 
 
 def _pulses(act: Performance, voice: Voice, count: int, rng: np.random.Generator) -> np.ndarray:
     """Derivative of the glottal flow: rises as 2 q u - 3 u^2 while the glottis is open (u < q), drops, stays shut."""
-    rate = SAMPLE_RATE * _OVERSAMPLING
+    rate = RATE * _OVERSAMPLING
     f0 = _to_samples(act.f0, count * _OVERSAMPLING, rate)
     cycle = np.floor(np.cumsum(f0) / rate).astype(int)
     wobble = rng.normal(size=(2, cycle[-1] + 2))
@@ -54,27 +54,27 @@ def _pulses(act: Performance, voice: Voice, count: int, rng: np.random.Generator
 
 
 def _nasal_zero(source: np.ndarray, act: Performance) -> np.ndarray:
-    """The zero of the nose, sample by sample; it sits on the nose's pole, and cancels it, while the velum is shut."""
+    """The nasal zero, sample by sample; while the velum is shut it equals the nasal pole, and cancels it."""
     nasal = _to_samples(act.nasal, len(source))
-    radius = np.exp(-np.pi * _NASAL_WIDTH / SAMPLE_RATE)
-    z1 = -2 * radius * np.cos(2 * np.pi * (_NASAL_POLE + (_NASAL_ZERO - _NASAL_POLE) * nasal) / SAMPLE_RATE)
+    radius = np.exp(-np.pi * _NASAL_WIDTH / RATE)
+    z1 = -2 * radius * np.cos(2 * np.pi * (_NASAL_POLE + (_NASAL_ZERO - _NASAL_POLE) * nasal) / RATE)
     before = np.concatenate([[0.0, 0.0], source])
     return (source + z1 * before[1:-1] + radius**2 * before[:-2]) / (1 + z1 + radius**2)
 
 
 def _resonate(source: np.ndarray, act: Performance, voice: Voice) -> np.ndarray:
-    """The cascade of the tract: seven formants and the nasal pole, standing still for a block at a time."""
+    """The cascade of the tract: seven formants and the nasal pole, constant for a block at a time."""
     blocks = -(-len(source) // _BLOCK)
-    times = np.minimum(np.arange(blocks) * _BLOCK * RATE // SAMPLE_RATE, len(act.f0) - 1)
+    times = np.minimum(np.arange(blocks) * _BLOCK * CONTROL_RATE // RATE, len(act.f0) - 1)
     still = np.append(np.minimum(_UPPER * voice.tract, 7600), _NASAL_POLE)
     centres = np.hstack([act.formants[times], np.broadcast_to(still, (blocks, len(still)))])
     widths = np.append(_WIDTHS, _NASAL_WIDTH) * np.where(np.arange(8) < 4, 1 + 0.5 * act.nasal[times, None], 1)
-    radius = np.exp(-np.pi * widths / SAMPLE_RATE)
-    a1, a2 = -2 * radius * np.cos(2 * np.pi * centres / SAMPLE_RATE), radius**2
+    radius = np.exp(-np.pi * widths / RATE)
+    a1, a2 = -2 * radius * np.cos(2 * np.pi * centres / RATE), radius**2
     zeros = np.zeros_like(a1)
     sections = np.stack([1 + a1 + a2, zeros, zeros, zeros + 1, a1, a2], -1)  # unit gain at zero frequency
 
-    # Past outputs must survive a change of coefficients, or the change clicks. In the transposed form that sosfilt
+    # Past outputs must be kept when coefficients change, or the change clicks. In the transposed form that sosfilt
     # keeps, the same two past outputs are the state (keep s1 + turn s2, keep s2) under the new coefficients.
     keep = a2[1:] / a2[:-1]
     turn = (a1[1:] - keep * a1[:-1]) / a2[:-1]
@@ -97,9 +97,9 @@ def _friction(act: Performance, voice: Voice, count: int, rng: np.random.Generat
         if spoken.phone.noise is None:
             continue
         # The trajectory runs a little over the edges of the phoneme.
-        first, last = max(int((start - 0.02) * SAMPLE_RATE), 0), min(int((stop + 0.02) * SAMPLE_RATE), count)
+        first, last = max(int((start - 0.02) * RATE), 0), min(int((stop + 0.02) * RATE), count)
         level, bands = NOISE_BANDS[spoken.phone.noise]
-        hertz = np.fft.rfftfreq(last - first, 1 / SAMPLE_RATE)
+        hertz = np.fft.rfftfreq(last - first, 1 / RATE)
         gain = sum(10 ** (db / 20) / (1 + ((hertz - f * voice.tract**0.5) / (w / 2)) ** 2) for f, w, db in bands)
         noise = np.fft.irfft(np.fft.rfft(rng.normal(size=last - first)) * gain, last - first)
         out[first:last] += 10 ** (level / 20) * noise / noise.std() * envelope[first:last]
@@ -108,7 +108,7 @@ def _friction(act: Performance, voice: Voice, count: int, rng: np.random.Generat
 
 def speak(act: Performance, voice: Voice, rng: np.random.Generator) -> Int16[np.ndarray, " S"]:
     """The sentence as 16-bit sound, at the voice's level, over the faint noise of a quiet room."""
-    count = int(act.seconds * SAMPLE_RATE)
+    count = int(act.seconds * RATE)
     pulses = _pulses(act, voice, count, rng)
     open_glottis = np.abs(pulses) / np.abs(pulses).max()
     voicing, breath = _to_samples(act.voice, count), _to_samples(act.breath, count)

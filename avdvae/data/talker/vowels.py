@@ -3,8 +3,8 @@
     x(n) = sum_k a_k cos(2 pi k f0 n / rate + phi_k),    k f0 < rate / 2
     a_k = |G(k f0)| |V(k f0)|,    phi_k = arg V(k f0)
 
-G falls by 6 dB an octave, glottis and radiation together; V is a cascade of resonators with two poles each. Nothing
-aliases, nothing wavers. Factors move one at a time along GRIDS, while the others stay at one of several settings.
+G falls by 6 dB an octave, glottis and radiation together; V is a cascade of resonators with two poles each. There is no
+aliasing and no jitter. One factor at a time moves along its grid in GRIDS, with the others at one of several settings.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GRIDS = {  # in Hz
     "f2": np.arange(1000.0, 2801, 10),
     "f3": np.arange(2000.0, 3201, 5),
 }
-_UPPER = np.array([3500.0, 4500, 5500, 6500])  # F4 to F7 stand still
+_UPPER = np.array([3500.0, 4500, 5500, 6500])  # F4 to F7 are constant
 _WIDTHS = np.array([70.0, 90, 140, 175, 250, 400, 600])  # of F1 to F7, Hz
 _TILT_FROM = 100.0  # Hz, where the source begins to fall
 
@@ -37,7 +37,7 @@ class Vowel:
     f3: float
 
 
-# What the other factors are while one moves: vowels and voices over which it is to mean the same.
+# The other factors while one moves: vowels and voices over which its subspace is to be the same.
 SETTINGS: dict[str, Sequence[Vowel]] = {
     "f0": (Vowel(0, 400, 2000, 2700), Vowel(0, 600, 1500, 2500), Vowel(0, 300, 1100, 2300), Vowel(0, 700, 1200, 2600)),
     "f1": (Vowel(120, 0, 1600, 2600), Vowel(160, 0, 1300, 2400), Vowel(210, 0, 1900, 2700), Vowel(260, 0, 1600, 2600)),

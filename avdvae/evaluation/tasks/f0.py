@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 
 from avdvae.data.conditions import Condition
-from avdvae.data.shards import PREPARE
+from avdvae.data.shard_files import PREPARE
 from avdvae.errors import UserError, reading
 from avdvae.evaluation.tasks.control import controller_of
 from avdvae.evaluation.tasks.task import Measured, Part, Subject

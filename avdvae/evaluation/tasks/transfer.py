@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from avdvae.data.loader import Loader, seen_by
-from avdvae.data.shards import PreparedCorpus, Utterance
+from avdvae.data.shard_files import Utterance
+from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
 from avdvae.evaluation.tasks.task import Measured, Part, Subject
 from avdvae.latents.probes import (

@@ -1,4 +1,4 @@
-"""Mouths that others have cropped: files of NTCD-TIMIT and of what was made from it."""
+"""Mouths that are cropped already: files of NTCD-TIMIT and of corpora made from it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from avdvae.errors import UserError
 FPS = Fraction(30000, 1001)  # of TCD-TIMIT, which says 30
 
 
-def read_crops(path: Path, size: int) -> UInt8[np.ndarray, "T H W"]:
+def read_lips(path: Path, size: int) -> UInt8[np.ndarray, "T H W"]:
     """Upright grey crops of `size` pixels a side, from a MATLAB v7.3 file (.mat) or a NumPy file (.npy)."""
     pictures_TP = _rows(path)
     side = math.isqrt(pictures_TP.shape[1])
     if side**2 != pictures_TP.shape[1] or not len(pictures_TP):
-        raise UserError(f"it holds {pictures_TP.shape} numbers: a row of as many as a square has pixels is a picture")
-    crops_THW = pictures_TP.reshape(-1, side, side).transpose(0, 2, 1)  # MATLAB counts down the columns
-    if crops_THW.min() < 0:  # the 2-D DCT of a picture, whose scale is not told
-        crops_THW = np.asarray(idctn(crops_THW, axes=(1, 2)))
-        low, high = crops_THW.min(), crops_THW.max()
-        crops_THW = (crops_THW - low) / max(high - low, 1e-12)
-    elif crops_THW.max() > 1:
-        crops_THW = crops_THW / 255
-    grey_THW = np.rint(255 * crops_THW.clip(0, 1)).astype(np.uint8)
+        raise UserError(f"it has {pictures_TP.shape} numbers: a picture is a row of as many as a square has pixels")
+    lips_THW = pictures_TP.reshape(-1, side, side).transpose(0, 2, 1)  # MATLAB counts down the columns
+    if lips_THW.min() < 0:  # the 2-D DCT of a picture, of unknown scale
+        lips_THW = np.asarray(idctn(lips_THW, axes=(1, 2)))
+        low, high = lips_THW.min(), lips_THW.max()
+        lips_THW = (lips_THW - low) / max(high - low, 1e-12)
+    elif lips_THW.max() > 1:
+        lips_THW = lips_THW / 255
+    grey_THW = np.rint(255 * lips_THW.clip(0, 1)).astype(np.uint8)
     if side == size:
         return np.ascontiguousarray(grey_THW)
     return np.stack([cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA) for picture in grey_THW])

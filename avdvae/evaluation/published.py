@@ -7,41 +7,38 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
+
+from avdvae.evaluation.tables import Cell, Group, Table
 
 _FOLDER = Path(__file__).parents[1] / "data" / "published"
 _Row = dict[str, str]
 
 
-def published_on(corpus: str, tasks: Sequence[str], file: str = "*.csv") -> str:
-    """Every table of these tasks on this corpus; nothing where there is none."""
+def published_on(corpus: str, tasks: Sequence[str], file: str = "*.csv") -> list[tuple[str, str, Table]]:
+    """The tables of these tasks on this corpus, each with its title and the protocol of its figures."""
     rows: list[_Row] = []
     for path in sorted(_FOLDER.glob(file)):
         with path.open(encoding="utf-8", newline="") as table:
             rows += [row for row in csv.DictReader(table) if row["corpus"] == corpus and row["task"] in tasks]
-    kinds = dict.fromkeys((row["source"], row["protocol"], row["metric"]) for row in rows)
-    return "\n".join(
-        _table(*kind, [row for row in rows if (row["source"], row["protocol"], row["metric"]) == kind])
-        for kind in kinds
-    )
+    kinds: dict[tuple[str, str, str], list[_Row]] = {}
+    for row in rows:
+        kinds.setdefault((row["source"], row["protocol"], row["metric"]), []).append(row)
+    return [(f"{metric}: {source}", protocol, _table(those)) for (source, protocol, metric), those in kinds.items()]
 
 
-def _table(source: str, protocol: str, metric: str, rows: list[_Row]) -> str:
+def _table(rows: list[_Row]) -> Table:
     """A row a model and what is special to it, a column an SNR, where there are SNRs."""
     values = {(row["model"], *_split(row["condition"])): row["value"] for row in rows}
     columns = list(dict.fromkeys(column for _, column, _ in values))
-    head = "".join(f'<th scope="col">{escape(column or "value")}</th>' for column in columns)
-    lines = "".join(
-        f'<tr><th scope="row">{escape(model)}{escape(special and f", {special}")}</th>'
-        + "".join(f"<td>{values.get((model, column, special), '–')}</td>" for column in columns)
-        + "</tr>\n"
+    lines = [
+        (
+            ", ".join(filter(None, (model, special))),
+            [Cell(values.get((model, column, special), "–")) for column in columns],
+        )
         for model, special in dict.fromkeys((model, special) for model, _, special in values)
-    )
-    return (
-        f"<h3>{escape(metric)}: {escape(source)}</h3>\n<p>{escape(protocol)}</p>\n"
-        f'<div class="wide"><table>\n<thead><tr><th></th>{head}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>'
-    )
+    ]
+    return Table([(column or "value", "") for column in columns], [Group("", lines)])
 
 
 def _split(condition: str) -> tuple[str, str]:

@@ -1,0 +1,112 @@
+"""The tables of a report, from the items of summary.json: what stands in each cell. How it looks: templates/."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from avdvae.evaluation.results import NOISE_GROUPS, ranking
+from avdvae.signals.metrics import ALL_NOISES, FAILED, INPUT, LOOKS, Look
+
+POOLED = (ALL_NOISES, *NOISE_GROUPS)
+_MOST_COLUMNS = 8
+Item = Mapping[str, Any]  # of summary.json
+Measured = Mapping[str, Item]  # in one condition, by metric
+
+
+class Cell(NamedTuple):
+    value: str = ""
+    before: str = ""  # of the unprocessed input
+    interval: str = ""
+    bold: bool = False
+
+
+class Group(NamedTuple):
+    title: str
+    rows: list[tuple[str, list[Cell]]]
+
+
+class Table(NamedTuple):
+    """`stacked`: intervals stand below the values, not beside them."""
+
+    columns: list[tuple[str, str]]  # name and unit
+    groups: list[Group]
+    corner: str = ""
+    stacked: bool = False
+
+
+def by_snr(items: Sequence[Item], cell: Callable[[Measured, str], Cell]) -> Table:
+    """A row an SNR, a column a metric; models, noises and states of the lips, where several, below each other."""
+    metrics = outputs(item["metric"] for item in items)
+    conditions: dict[tuple[str, str, str], dict[float | None, dict[str, Item]]] = {}
+    for item in items:
+        snrs = conditions.setdefault((item["model"], item["noise"], item["lips"]), {})
+        snrs.setdefault(item["snr"], {})[item["metric"]] = item
+    several = [len(set(names)) > 1 for names in zip(*conditions, strict=True)]
+    groups = []
+    for (model, noise, lips), snrs in conditions.items():
+        names = [model, f"{noise} noises" if noise in POOLED else noise, f"lips {lips}" if lips else "without lips"]
+        rows = [
+            ("" if snr is None else f"{_number(snr)} dB", [cell(measured, metric) for metric in metrics])
+            for snr, measured in sorted(snrs.items(), key=lambda row: row[0] or 0)
+        ]
+        groups.append(Group(", ".join(name for name, needed in zip(names, several, strict=True) if needed), rows))
+    corner = "SNR" if any(item["snr"] is not None for item in items) else ""
+    return Table(_columns(metrics), groups, corner, stacked=cell is result_cell)
+
+
+def by_model(items: Sequence[Item], task: str) -> Table:
+    """A row a model, the best one first; a row a metric, where these would not fit beside each other."""
+    models, metrics = dict(ranking(items, task)), outputs(item["metric"] for item in items)
+    columns, names = _columns(metrics), list(models)
+    cells = [[result_cell(measured, metric) for metric in metrics] for measured in models.values()]
+    if len(metrics) > _MOST_COLUMNS:
+        columns, names = [(name, "") for name in models], [name for name, _ in columns]
+        cells = [list(column) for column in zip(*cells, strict=True)]
+    return Table(columns, [Group("", list(zip(names, cells, strict=True)))], stacked=True)
+
+
+def result_cell(measured: Measured, metric: str) -> Cell:
+    """A mean, and before it that of the input."""
+    if metric not in measured:
+        return Cell()
+    digits, item, before = Look.of(metric).digits, measured[metric], measured.get(INPUT + metric)
+    before = _number(before["mean"], digits) if before else ""
+    return Cell(_number(item["mean"], digits), before, _interval(item, digits), bold=True)
+
+
+def difference_cell(measured: Measured, metric: str) -> Cell:
+    """A difference between two runs, bold where its interval leaves out zero."""
+    if metric not in measured:
+        return Cell()
+    item, digits = measured[metric], max(2, Look.of(metric).digits)
+    clear = item["ci_low"] is not None and (item["ci_low"] > 0 or item["ci_high"] < 0)
+    return Cell(_number(item["mean"], digits, sign="+"), interval=_interval(item, digits), bold=clear)
+
+
+def scores_of(scores: Mapping[str, float]) -> list[tuple[Look, Cell]]:
+    """Of one example."""
+    measured = {metric: {"mean": value, "ci_low": None} for metric, value in scores.items()}
+    return [(Look.of(metric), result_cell(measured, metric)) for metric in outputs(scores)]
+
+
+def outputs(metrics: Iterable[str]) -> list[str]:
+    """The metrics of the output, in the order in which they are always shown."""
+    known = list(LOOKS)
+    named = {metric for metric in metrics if not metric.startswith(INPUT) and metric != FAILED}
+    return sorted(named, key=lambda metric: (known.index(metric) if metric in known else len(known), metric))
+
+
+def _columns(metrics: Sequence[str]) -> list[tuple[str, str]]:
+    return [Look.of(metric)[:2] for metric in metrics]
+
+
+def _interval(item: Item, digits: int) -> str:
+    return "" if item["ci_low"] is None else f"[{_number(item['ci_low'], digits)}, {_number(item['ci_high'], digits)}]"
+
+
+def _number(value: float | None, digits: int | None = None, sign: str = "") -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return (f"{value:{sign}g}" if digits is None else f"{value:{sign}z.{digits}f}").replace("-", "−")

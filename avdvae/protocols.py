@@ -1,9 +1,15 @@
-"""What the parts of the house hand to each other, and what a model must offer. Read this first.
+"""The data that modules exchange, and the contract of a model. Read this first.
 
-Shapes: B utterances, N samples, T STFT frames, F frequencies, H x W pixels of a crop, D coordinates of a figure's
-joints, K draws of L latents.
-Batch first, time second, everywhere; draws lead: z_KBTL. A static model is a sequence model without memory: to it T is
-a second batch axis.
+Suffixes of tensors give their shape, one letter an axis. Batch first, time second; draws lead: z_KBTL.
+
+    B   utterances            K   draws of latents          C   components of a mixture, codes
+    T   STFT frames, steps    L   dimensions of a latent    D   coordinates of a pose
+    F   frequencies           M   features of a layer       H W   pixels of a crop
+    N   samples of sound      G   gates of a layer          S   1 or T: the same for all frames, or not
+    I   iterations of an EM   R   draws and components
+
+Other letters, and those with another meaning in one file, are explained there. To a model without dependence between
+frames, T is a second batch axis.
 """
 
 from __future__ import annotations
@@ -23,8 +29,7 @@ from avdvae.probability.objectives import Elbo, Schedule
 
 @dataclass(frozen=True)
 class Batch:
-    """Utterances, or windows of them, on the clock of the STFT; sequences of poses on their own. A modality that is
-    absent is None.
+    """Utterances, or windows of them, at the frames of the STFT; or sequences of poses. An absent modality is None.
 
     ids       B names of utterances
     mask      B T      true where a frame holds data, false where it pads
@@ -32,13 +37,13 @@ class Batch:
     mixture   B N      the same speech in noise
     power     B T F    |STFT|^2 of the clean speech
     noisy     B T F    |STFT|^2 of the mixture
-    lips      B T H W  grey mouth crops, each STFT frame with the picture nearest to its centre in time
+    lips      B T H W  grey mouth crops: for each STFT frame the picture nearest in time to its centre
     sure      B T      confidence of the lips in 0..1; 0 where no face was found
-    face      B T R C 3  crops of the whole face in colour, red, green and blue, at the moments of the lips
-    mouth     B T 2    opening and width of the lips, in distances of the outer corners of the eyes; beside faces
+    face      B T R C 3  RGB crops of the whole face, of the same pictures
+    mouth     B T 2    opening and width of the lips, in distances of the outer corners of the eyes; with faces
     pose      B T D    poses in metres: of each joint right, forward and up of the hips; see data/poses.py
     lengths   B        samples of waveform and mixture that hold data; the rest pads
-    starts    B        which frame of its utterance is the first; None where what a corpus holds was changed
+    starts    B        index of the first frame in its utterance; None if augmented, so features must not be cached
     labels    B dicts  speaker, sex, emotion, ... as the corpus has them
     """
 
@@ -70,7 +75,7 @@ class Batch:
         """A modality that `whose`, a model, cannot do without."""
         if (tensor := getattr(self, name)) is None:
             what = {
-                "lips": "video, for it looks at the lips,",
+                "lips": "video, for it is conditioned on the lips,",
                 "face": "faces, as a corpus prepared with lips.face=64 has,",
                 "pose": "poses, as data=gait has,",
             }.get(name, name)
@@ -78,7 +83,7 @@ class Batch:
         return tensor
 
     def first(self, frames: int) -> Batch:
-        """The first frames of each utterance. Sound in samples goes, for how many make a frame is not known here."""
+        """The first frames of each utterance, without sound in samples: the hop is not known here."""
         framed = set(self.MODALITIES) - {"waveform", "mixture"}
         return replace(self.only(*framed), lengths=None, starts=None)._map(lambda tensor: tensor[:, :frames])
 
@@ -97,10 +102,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """One latent variable of a model: transfer and control find it by its name.
+    """One latent variable of a model, by whose name transfer and control address it.
 
     rate      1: a vector a frame; s: one every s inputs; None: one an utterance
-    modality  what it explains: audio, video or both, or motion
+    modality  what it generates: audio, video or both, or motion
     """
 
     name: str
@@ -109,21 +114,20 @@ class LatentSpec:
     modality: Literal["audio", "video", "audio-visual", "motion"]
 
 
-Observed = Literal["power", "pose", "waveform"]  # what a model may explain: speech, motion, or sound, code by code
+Observed = Literal["power", "pose", "waveform", "face"]  # the modality of which a model has a likelihood
 Latents = Mapping[str, Tensor]  # z_KBTL by the name of the latent; z_KB1L where the rate is None
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a model is conditioned on, encoded once: an EM run decodes thousands of times and looks at the lips once.
+    """The conditions of a model, encoded once: an EM run decodes thousands of times and encodes the lips once.
 
     mask    B T    true where a frame holds data
     video   B T M  features of the lips, for models that are conditioned on them
-    switch  B S C  prior of the switch between components, for mixtures; an EM run `learns` it anew, or does not
+    switch  B S C  prior of the switch between components, for mixtures; re-estimated in an EM run if `learns`
     temper  exponent of a prior that is conditioned on the lips, in (0, 1]: below 1 it is wider
-    past    B T F  for models that hear the past of what they explain: that itself, or what is taken for it;
-                   K B T F where each draw has a past of its own; fewer frames, or None, where what the model says
-                   itself is to stand for the others (`sample_prior`, `own_past`)
+    past    B T F  for autoregressive models: the observed sequence, or an estimate of it; K B T F if each draw has its
+                   own. Where it is None or ends early, the model feeds back its own output (`sample_prior`, `own_past`)
     """
 
     mask: Bool[Tensor, "B T"]
@@ -136,7 +140,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Inferred:
-    """One pass through the inference network: draws, and posterior and prior on the path of these draws, by name."""
+    """Draws from the inference network, with posterior and prior along their path, by the name of the latent."""
 
     z: Latents
     q: Mapping[str, Gaussian]
@@ -145,42 +149,58 @@ class Inferred:
 
 @runtime_checkable
 class Model(Protocol):
-    """What can be trained. `forward` it must be: DDP synchronises gradients through `__call__` alone."""
+    """A model that can be trained. DDP synchronises gradients through `__call__` alone, so the loss is in `forward`."""
+
+    observes: Observed
+    sees: tuple[str, ...]  # the modalities of a Batch that inference and decoding take
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo: ...
 
 
 @runtime_checkable
 class LatentModel(Model, Protocol):
-    """What can be inferred, decoded, sampled, transferred and controlled."""
+    """A model with latents to infer, decode, sample, transfer and control."""
 
-    observes: Observed  # what it explains
     latents: tuple[LatentSpec, ...]
-    sees: tuple[str, ...]  # the modalities of a Batch that inference and decoding need
+    can_miss: tuple[str, ...]  # those of `sees` that may be absent, though not all of them
 
     def context(self, batch: Batch) -> Context: ...
 
     def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred: ...
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> Mapping[str, Any]:
-        """The likelihood of each modality, by the modality's name. Models that are autoregressive in the sound hear
-        the past from `feedback`, a power spectrum B T F."""
+        """The likelihood of each modality, by its name. `feedback`, a power spectrum B T F, replaces the past of
+        autoregressive models."""
         ...
 
     def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]: ...
 
     def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
-        """Draws for every frame of the context, which begin with the frames that are `given`."""
+        """Draws for all frames of the context, which begin with the frames that are `given`."""
         ...
 
 
 @runtime_checkable
 class Autoregressive(LatentModel, Protocol):
-    """A LatentModel that hears the past of what it explains."""
+    """A LatentModel that is conditioned on the past of the observed sequence."""
 
     def own_past(self, z: Latents, context: Context, own: Sequence[bool] | None = None) -> Float[Tensor, "K B T F"]:
-        """What stands for the past when x_t is what the model says itself, in the frames that are its `own`, or all."""
+        """The past with the model's own output in the frames that are `own`, by default in all."""
         ...
+
+
+@runtime_checkable
+class MixtureModel(LatentModel, Protocol):
+    """A LatentModel with a switch between components, whose latents have their names."""
+
+    components: tuple[str, ...]
+
+
+@runtime_checkable
+class Startable(Model, Protocol):
+    """A model whose training can start from trained ones; the types of its arguments say from which."""
+
+    def start_from(self, *trained: Any) -> None: ...
 
 
 @runtime_checkable
@@ -204,28 +224,8 @@ class WaveformModel(Model, Protocol):
         ...
 
 
-def why_not_enhancing(model: object) -> str | None:
-    """What keeps the EM stage from enhancing with this model, and which models qualify; None: nothing."""
-    if is_speech_prior(model):
-        return None
-    what = {"waveform": "samples code by code", "pose": "poses"}.get(getattr(model, "observes", "power"))
-    why = f"explains {what}" if what else "has no latents to infer"
-    return (
-        f"{type(model).__name__} cannot enhance, for it {why}, and noise is taken off by a likelihood of power "
-        "spectra: choose a model that has one, such as exp=vae, cvae or rvae"
-    )
-
-
-PICTURES = frozenset({"lips", "face"})  # what is seen of a talker
-
-
-def indispensable(model: LatentModel) -> set[str]:
-    """What `model` cannot do without: what it sees, but for what it says it `can_miss`."""
-    return set(model.sees) - set(getattr(model, "can_miss", ()))
-
-
 class SpeechPrior(LatentModel, Protocol):
-    """A LatentModel whose likelihood of `power` can take noise, and so can enhance speech: see `is_speech_prior`."""
+    """A LatentModel with a likelihood of `power`, to which noise can be added; `is_speech_prior` is the test."""
 
     def decode(
         self, z: Latents, context: Context, feedback: Tensor | None = None
@@ -233,5 +233,29 @@ class SpeechPrior(LatentModel, Protocol):
 
 
 def is_speech_prior(model: object) -> TypeGuard[SpeechPrior]:
-    """What a model explains decides, for the verbs are those of all models with latents."""
+    """By the modality that it observes: models of poses and of waveforms have the same methods."""
     return isinstance(model, LatentModel) and model.observes == "power"
+
+
+def why_not_enhancing(model: Model) -> str | None:
+    """Why the EM stage cannot enhance with this model, and which models it can; None if it can."""
+    if is_speech_prior(model):
+        return None
+    why = {
+        "waveform": "is a model of samples",
+        "pose": "is a model of poses",
+        "face": "is a model of faces",
+        "power": "has no latents to infer",
+    }[model.observes]
+    return (
+        f"{type(model).__name__} cannot enhance, for it {why}, and noise is removed by a likelihood of power spectra: "
+        "choose a model that has one, such as exp=vae, cvae or rvae"
+    )
+
+
+PICTURES = frozenset({"lips", "face"})  # modalities that come from films
+
+
+def indispensable(model: LatentModel) -> set[str]:
+    """The modalities without which `model` infers nothing."""
+    return set(model.sees) - set(model.can_miss)

@@ -40,6 +40,7 @@ from avdvae.evaluation.measure import (
     subject_of,
 )
 from avdvae.evaluation.results import ranking
+from avdvae.protocols import Startable
 from avdvae.runs import (
     MISSING,
     NO_MATTER,
@@ -173,9 +174,9 @@ def check(config: dict[str, Any]) -> nn.Module:
     settings_of(config["evaluate"])
     build_vem(config["enhance"])
     model = build_model(config["model"])
-    if config.get("start") and not hasattr(model, "start_from"):
+    if config.get("start") and not isinstance(model, Startable):
         given = ",".join(config["start"])
-        raise UserError(f"start=[{given}]: {type(model).__name__} has no verb start_from, so give start=[]")
+        raise UserError(f"start=[{given}]: {type(model).__name__} has no method start_from, so give start=[]")
     if config["train"].get("freeze") and not config.get("start"):
         given = ",".join(config["train"]["freeze"])
         raise UserError(

@@ -143,17 +143,15 @@ def test_labels_and_latents_of_several_words_stay_apart_in_the_figure():
 
 
 def test_errors_name_the_models_that_a_task_takes(prepared, tmp_path):
-    message = (
-        "CWVAE cannot enhance, for it explains samples code by code, .*: choose a model that has one, such as exp=vae"
-    )
+    message = "CWVAE cannot enhance, for it is a model of samples, .*: choose a model that has one, such as exp=vae"
     with pytest.raises(UserError, match=message):
         measure(subject_of(small(CWVAE), prepared, tmp_path, tasks=("enhancement",)))
     assert why_not_enhancing(VAE()) is None
-    assert "explains poses" in (why_not_enhancing(VAE(51, observes="pose")) or "")
+    assert "is a model of poses" in (why_not_enhancing(VAE(51, observes="pose")) or "")
     for model, task, why in (
         (VAE(), "likelihood", "VAE gives densities, not probabilities of 16-bit samples"),
         (small(LSTM), "probe", "LSTM has no latents to probe"),
-        (small(LSTM), "enhancement", "LSTM cannot enhance, for it explains samples"),
+        (small(LSTM), "enhancement", "LSTM cannot enhance, for it is a model of samples"),
     ):
         with pytest.raises(UserError, match=why):
             measure(subject_of(model, prepared, tmp_path, tasks=(task,)))

@@ -1,6 +1,6 @@
 """From shards to batches: random frames for static models, random windows for sequence models, whole utterances.
 
-Sequences of poses are cut alike, their poses being the frames; the rest of this page is about sound.
+Sequences of poses are cut in the same way, a pose being a frame; what follows is about sound.
 
 An item is (utterance, first STFT frame), and a window of frames starts there. Worker processes cut samples and pictures
 out of the memory maps; the device computes the STFT of a batch at a time. A window's frames are exactly those of the
@@ -12,37 +12,28 @@ Letters: B items, T frames, N samples, H x W pixels, D coordinates of a pose.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped
-from numpy.lib.stride_tricks import sliding_window_view
+from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from avdvae.data.shards import PreparedCorpus, Utterance
+from avdvae.data.cutters import Corruption, Cutter, PoseCutter
+from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
-from avdvae.probability.pcm import CODES
-from avdvae.protocols import Batch
+from avdvae.protocols import Batch, Model
 from avdvae.randomness import stream
-from avdvae.signals.audio import BINS, MARGIN, WINDOW, Stft, reflected, trim_silence
-from avdvae.signals.clock import nearest_frames
-
-# From an utterance, the number of its sample with which the clean waveform starts, this waveform, and the pictures (M H
-# W; None where there is only sound): the mixture, as long as the waveform, and the pictures to see. A function of its
-# arguments alone, or batches would depend on the number of workers.
-Condition = Callable[[Utterance, int, np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray | None]]
+from avdvae.signals.audio import BINS, MARGIN, Stft
 
 
-def seen_by(model: object) -> dict[str, Any]:
-    """What a Loader is to bring for a model, and nothing else."""
-    sees = getattr(model, "sees", ("lips",))
-    pcm = getattr(model, "observes", None) == "waveform"
-    return {"lips": "lips" in sees, "faces": "face" in sees, "pcm": pcm}
+def seen_by(model: Model) -> dict[str, Any]:
+    """The settings by which a Loader gathers what a model takes, and nothing else."""
+    return {"lips": "lips" in model.sees, "faces": "face" in model.sees, "pcm": model.observes == "waveform"}
 
 
 class Loader:
@@ -55,14 +46,14 @@ class Loader:
                     holds, padding included, in place of `batch_size`; one utterance it may always hold
 
     Waveforms are divided by the largest absolute sample of their utterance, or, as `pcm`, by 32768: then they are the
-    codes of the recording, for models whose likelihood is of codes. Batch.waveform starts at the centre of the
+    codes of the recording, for models of samples. Batch.waveform starts at the centre of the
     first frame, spans `frames * hop` samples at most, and is zero from `lengths` on. `trim_db` cuts silence off both
-    ends of the sound; the lips follow by the clock. A `condition` (whole utterances only) adds `mixture` and `noisy`,
+    ends of the sound, and the pictures beside it. A `condition` (whole utterances only) adds `mixture` and `noisy`,
     in the scale of the clean waveform. A `level_db` of (low, high) then scales every item, its mixture alike, by a
     random level in that range, drawn anew each epoch. `lips`: with the mouth crops, where the corpus has any;
-    `faces`: with the pictures of faces, and what their mouths do. Pictures take longer to gather than sound.
+    `faces`: with the crops of faces and the opening of the mouths. Pictures take longer to gather than sound.
 
-    Poses come as they are, without spectra, silence or noise: `stft` and `trim_db` do not matter to them.
+    `stft` and `trim_db` do not apply to poses.
 
     Single frames are the same in every epoch but for their order. Where neither level, noise nor pictures go with them,
     their spectra are kept from the first epoch on, as long as they take no more than KEPT bytes.
@@ -85,7 +76,7 @@ class Loader:
         workers: int = 0,
         trim_db: float | None = None,
         device: torch.device | str = "cpu",
-        condition: Condition | None = None,
+        condition: Corruption | None = None,
         rank: int = 0,
         world: int = 1,
         level_db: tuple[float, float] | None = None,
@@ -123,9 +114,9 @@ class Loader:
         if corpus.has_poses and (condition is not None or level_db is not None):
             raise UserError(f"{corpus.root} has poses and no sound: give neither a condition nor a level_db")
         self.cutter = (
-            _PoseCutter(corpus, frames)
+            PoseCutter(corpus, frames)
             if corpus.has_poses
-            else _Cutter(corpus, stft, frames, trim_db, condition, lips, faces, pcm)
+            else Cutter(corpus, stft, frames, trim_db, condition, lips, faces, pcm)
         )
         if frames is None:
             self.windows = np.ones_like(self.cutter.counts)
@@ -212,12 +203,13 @@ class Loader:
 
     def _keep(self, items: Int64[np.ndarray, "B 2"], batch: Batch) -> Batch:
         if self.spectra_MF is not None and batch.power is not None:
+            assert isinstance(self.cutter, Cutter)
             rows = self.cutter.edges[items[:, 0]] + items[:, 1]
             self.spectra_MF[torch.from_numpy(rows)], self.known_M[rows] = batch.power[:, 0], True
         return batch
 
     def _kept(self, items: Int64[np.ndarray, "B 2"]) -> Batch:
-        assert self.spectra_MF is not None
+        assert self.spectra_MF is not None and isinstance(self.cutter, Cutter)
         utterance, first = items.T
         power_BF = self.spectra_MF[torch.from_numpy(self.cutter.edges[utterance] + first)]
         return Batch(
@@ -284,160 +276,5 @@ def _one_core() -> None:
 
 
 def _as_it_is(batch: Any) -> Any:
-    """Nothing is left to collate: `__getitems__` makes whole batches."""
+    """`__getitems__` makes whole batches: nothing is left to collate."""
     return batch
-
-
-def _tensor(array: np.ndarray | None) -> Tensor | None:
-    return None if array is None else torch.from_numpy(array)
-
-
-class _PoseCutter(Dataset[Batch]):
-    """Cuts items out of sequences of poses, a batch at a time; `counts` are the poses of each."""
-
-    def __init__(self, corpus: PreparedCorpus, frames: int | None):
-        self.corpus, self.frames = corpus, frames
-        self.counts = np.array([u.pose_stop - u.pose_start for u in corpus.utterances])
-
-    def __getitems__(self, items: Int64[np.ndarray, "B 2"]) -> Batch:
-        utterance, first = items.T
-        rows = [self.corpus.utterances[u] for u in utterance]
-        count = self.frames or int(self.counts[utterance].max())
-        mask_BT = first[:, None] + np.arange(count) < self.counts[utterance, None]
-        windows = [self.corpus.poses(row)[start : start + count] for row, start in zip(rows, first, strict=True)]
-        pose_BTD = np.zeros((*mask_BT.shape, windows[0][0].size), np.float32)
-        pose_BTD[mask_BT] = np.concatenate(windows).reshape(-1, pose_BTD.shape[-1])
-        return Batch(
-            ids=tuple(row.id for row in rows),
-            mask=torch.from_numpy(mask_BT),
-            pose=torch.from_numpy(pose_BTD),
-            labels=tuple({"speaker": row.speaker, **row.labels} for row in rows),
-        )
-
-
-class _Cutter(Dataset[Batch]):
-    """Cuts items out of the shards, a batch at a time. It knows of each utterance
-
-    origin, length   where in its shard's audio it begins, and its samples, silence trimmed off
-    peak             its largest absolute sample, or what stands for it
-    counts, edges    its STFT frames, and where they begin in
-    pictures         the picture, counted through its shard, of every STFT frame of the corpus; None for mere sound
-    """
-
-    def __init__(
-        self,
-        corpus: PreparedCorpus,
-        stft: Stft,
-        frames: int | None,
-        trim_db: float | None,
-        condition: Condition | None,
-        lips: bool,
-        faces: bool,
-        pcm: bool,
-    ):
-        self.lips, self.faces = lips, faces
-        self.corpus, self.hop, self.frames, self.condition = corpus, stft.hop, frames, condition
-        self.ids = np.array([u.id for u in corpus.utterances], dtype=object)
-        self.labels = np.array([{"speaker": u.speaker, **u.labels} for u in corpus.utterances], dtype=object)
-        shards, self.shard = np.unique([u.shard for u in corpus.utterances], return_inverse=True)
-        self.shards = shards.tolist()
-        has_lips = corpus.has_lips and (lips or faces)
-        origin, length, peak, pictures = [], [], [], []
-        for u in corpus.utterances:
-            audio = corpus.audio(u)
-            start, stop = (0, len(audio)) if trim_db is None else trim_silence(audio, trim_db)
-            heard = audio[start:stop]
-            origin.append(u.audio_start + start)
-            length.append(len(heard))
-            peak.append(CODES if pcm else max(int(heard.max()), -int(heard.min()), 1))  # silence stays silent
-            if has_lips:
-                seconds = (start + np.arange(stft.frames(len(heard))) * stft.hop) / u.rate
-                pictures.append(u.lips_start + nearest_frames(seconds, u.fps, u.lips_stop - u.lips_start))
-        self.origin, self.length, self.peak = np.array(origin), np.array(length), np.array(peak, dtype=np.float32)
-        self.counts = np.array([stft.frames(samples) for samples in length])
-        self.edges = np.cumsum(self.counts) - self.counts
-        self.pictures = np.concatenate(pictures) if pictures else None
-
-    def __getitems__(self, items: Int64[np.ndarray, "B 2"]) -> Batch:
-        """A batch without spectra yet, its waveforms half an STFT window wider on either side."""
-        utterance, first = items.T
-        count = self.frames or int(self.counts[utterance].max())
-        frame_BT = first[:, None] + np.arange(count)
-        mask_BT = frame_BT < self.counts[utterance, None]
-        # The samples from the centre of the first frame to the last frame's end or the next one's centre.
-        width = MARGIN + max((count - 1) * self.hop + WINDOW - MARGIN, count * self.hop)
-        waveform_BN = self._gather_sound(utterance, first * self.hop - MARGIN, width)
-        picture_BT = lips_BTHW = sure_BT = face_BTHW3 = mouth_BT2 = None
-        if self.pictures is not None:
-            picture_BT = self.pictures[self.edges[utterance, None] + frame_BT * mask_BT]
-            if self.lips:
-                lips_BTHW = self._gather_pictures("lips", utterance, picture_BT)
-                sure_BT = self._gather_pictures("confidence", utterance, picture_BT) * mask_BT / np.float32(255)
-            if self.faces:
-                face_BTHW3 = self._gather_pictures("face", utterance, picture_BT)
-                face_BTHW3[~mask_BT] = 0
-                mouth_BT2 = self._gather_pictures("mouth", utterance, picture_BT) * mask_BT[..., None]
-        mixture_BN = self._apply_condition(utterance, waveform_BN, picture_BT, lips_BTHW) if self.condition else None
-        if lips_BTHW is not None:
-            lips_BTHW[~mask_BT] = 0
-        return Batch(
-            ids=tuple(self.ids[utterance]),
-            mask=torch.from_numpy(mask_BT),
-            lengths=torch.from_numpy(np.minimum(self.length[utterance] - first * self.hop, count * self.hop)),
-            starts=None if self.condition else torch.from_numpy(first),
-            waveform=torch.from_numpy(waveform_BN),
-            mixture=_tensor(mixture_BN),
-            lips=_tensor(lips_BTHW),
-            sure=_tensor(sure_BT),
-            face=_tensor(face_BTHW3),
-            mouth=_tensor(mouth_BT2),
-            labels=tuple(self.labels[utterance]),
-        )
-
-    def _gather_sound(self, utterance: np.ndarray, start: np.ndarray, width: int) -> Float[np.ndarray, "B N"]:
-        """Waveforms from the shards; `start` counts samples of the utterance."""
-        shard, origin, length = self.shard[utterance], self.origin[utterance], self.length[utterance]
-        inside = (start >= 0) & (start + width <= length)
-        samples_BN = np.empty((len(utterance), width), np.int16)
-        for number in np.unique(shard):
-            audio, here = self.corpus.arrays(self.shards[number]).audio, shard == number
-            if (whole := here & inside).any():  # copied as runs of samples, a hundred times faster than one by one
-                samples_BN[whole] = sliding_window_view(audio, width)[origin[whole] + start[whole]]
-            if (edge := here & ~inside).any():
-                index = reflected(start[edge, None] + np.arange(width), length[edge, None])
-                samples_BN[edge] = audio[origin[edge, None] + index]
-        return samples_BN / self.peak[utterance, None]
-
-    def _gather_pictures(
-        self, kind: str, utterance: np.ndarray, picture_BT: np.ndarray
-    ) -> Shaped[np.ndarray, "B T *of_one"]:
-        """Lips, confidence, faces or what their mouths do, from the shards."""
-        shard = self.shard[utterance]
-        first = getattr(self.corpus.arrays(self.shards[shard[0]]), kind)
-        gathered = np.empty(picture_BT.shape + first.shape[1:], first.dtype)
-        for number in np.unique(shard):
-            here = shard == number
-            gathered[here] = getattr(self.corpus.arrays(self.shards[number]), kind)[picture_BT[here]]
-        return gathered
-
-    def _apply_condition(
-        self,
-        utterance: np.ndarray,
-        waveform_BN: np.ndarray,
-        picture_BT: np.ndarray | None,
-        lips_BTHW: np.ndarray | None,
-    ) -> Float[np.ndarray, "B N"]:
-        """The mixtures, with margins like the waveforms'; the lips are spoilt in place."""
-        assert self.condition is not None
-        mixture_BN = np.empty_like(waveform_BN)
-        around = np.arange(waveform_BN.shape[1]) - MARGIN
-        for b, u in enumerate(utterance):
-            row, length = self.corpus.utterances[u], int(self.length[u])
-            seen = None if picture_BT is None else self.corpus.lips(row)
-            waveform_N, start = waveform_BN[b, MARGIN : MARGIN + length].copy(), int(self.origin[u]) - row.audio_start
-            mixture, lips = self.condition(row, start, waveform_N, seen)
-            mixture_BN[b] = mixture[reflected(around, length)]
-            if lips is not None:
-                assert picture_BT is not None and lips_BTHW is not None
-                lips_BTHW[b] = lips[picture_BT[b] - row.lips_start]
-        return mixture_BN

@@ -37,10 +37,12 @@ class Path:
     h: Float[Tensor, "#K B T M"] | None = None
 
 
-Own = TypeVar("Own", bound=nn.Module)
+Own = TypeVar("Own", bound="DynamicalVAE")
 
 
 class DynamicalVAE(nn.Module):
+    can_miss: tuple[str, ...] = ()
+
     def __init__(self, features: int, dim: int, observes: Observed = "power", floor: float | None = None):
         super().__init__()
         check_floor(observes, floor)

@@ -29,6 +29,8 @@ from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Obse
 class FrameVAE(nn.Module):
     observes: Observed = "power"
     sees: tuple[str, ...] = ("power",)
+    can_miss: tuple[str, ...] = ()
+    floor: float | None = None  # of the power, for `encoder_input`
 
     def __init__(self, dim: int, modality: Literal["audio", "audio-visual", "motion"] = "audio"):
         super().__init__()

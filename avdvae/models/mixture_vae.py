@@ -26,6 +26,7 @@ from avdvae.protocols import Batch, Context, Inferred, Latents, Observed
 class MixtureVAE(nn.Module):
     observes: Observed = "power"
     sees: tuple[str, ...] = ("power", "lips")
+    can_miss: tuple[str, ...] = ()
     components: tuple[str, ...]
     likelihood: type[Mixture] = Mixture
 

@@ -40,6 +40,7 @@ class CodeHead(nn.Linear):
 class Waveforms(nn.Module):
     observes: Observed = "waveform"
     sees: tuple[str, ...] = ("waveform",)
+    can_miss: tuple[str, ...] = ()
     causal = False
     stride: int
     coding: Coding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -30,11 +30,15 @@ def check_floor(observes: str, floor: float | None) -> None:
         raise UserError(f"model.floor={floor}: give a power above 0, to models of power, or null")
 
 
-def check_same_floor(model: object, trained: object) -> None:
+@runtime_checkable
+class TakesPower(Protocol):
+    floor: float | None
+
+
+def check_same_floor(model: TakesPower, trained: TakesPower) -> None:
     """An encoder is taken from a trained model: its input must be what it was trained on."""
-    own, theirs = (getattr(m, "floor", None) for m in (model, trained))
-    if own != theirs:
-        here, there = ("null" if floor is None else floor for floor in (own, theirs))
+    if model.floor != trained.floor:
+        here, there = ("null" if m.floor is None else m.floor for m in (model, trained))
         kinds = [type(m).__name__ for m in (model, trained)]
         raise UserError(
             f"start=: {kinds[1]} was trained with model.floor={there}, and {kinds[0]} takes its encoder with "

@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from avdvae.data.loader import Condition, Loader, seen_by
+from avdvae.data.conditions import Condition
+from avdvae.data.loader import Loader, seen_by
 from avdvae.data.mixing import CORRUPTIONS, NOISES
 from avdvae.data.shards import PreparedCorpus
 from avdvae.enhancement.vem import Vem

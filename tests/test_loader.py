@@ -83,7 +83,7 @@ def assert_same(one: list[Batch], two: list[Batch]) -> None:
 @pytest.mark.parametrize("frames", [1, 2, 7, 500])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_windows_are_pieces_of_the_whole(corpus, hop, frames, shuffle):
-    """Each window is found among the whole utterance's frames, and what is said to be seen is seen exactly once."""
+    """Each window consists of frames of the whole utterance, and every frame that is promised comes exactly once."""
     wholes = {u.id: Stft(hop).power(peak_normalised(corpus, u)[None])[0] for u in corpus.utterances}
     unseen = {name: torch.ones(len(whole), dtype=torch.int) for name, whole in wholes.items()}
     loader = load(corpus, hop, frames, shuffle=shuffle)

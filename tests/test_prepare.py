@@ -1,4 +1,4 @@
-"""From videos of every kind to shards: what is kept, what is not and why, and what survives a kill."""
+"""From videos of every kind to shards: what is kept, what is left out and why, and resuming after a kill."""
 
 import csv
 import json

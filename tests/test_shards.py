@@ -1,4 +1,4 @@
-"""A prepared corpus comes back as it was written, or says which part of it is damaged."""
+"""A prepared corpus is read as it was written, or the error names the damaged part."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""Talker sounds like speech, looks like faces, and ties the two together no more tightly than life does."""
+"""Talker's sound is like speech, its pictures are like faces, and both are no more dependent than in real speech."""
 
 import json
 from collections import defaultdict
@@ -186,7 +186,7 @@ def test_the_ground_truth_beside_a_clip_is_whole(talker: Talker) -> None:
 
 
 def test_lips_tell_much_of_the_envelope_and_less_of_the_spectrum(talker: Talker) -> None:
-    """A linear map from lip geometry, a few frames around, onto log levels; judged on speakers it has not seen."""
+    """A linear map from lip geometry, a few frames around, onto log levels; evaluated on other speakers."""
     geometry, envelope, bands, people = [], [], [], []
     for path in sorted(talker.root.rglob("*.json")):
         truth = json.loads(path.read_text())

@@ -18,7 +18,7 @@ NTSC = Fraction(30_000, 1001)
 
 
 def levels(count, side=64):
-    """Pictures that say their number by their grey level."""
+    """Pictures whose grey level gives their number."""
     return [np.full((side, side, 3), 16 + 4 * number, np.uint8) for number in range(count)]
 
 

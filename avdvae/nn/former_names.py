@@ -95,7 +95,14 @@ FORMER_NAMES: Mapping[str, Mapping[str, str]] = {  # by class: the former name o
         "lips_out": "decoder_lips_in",
         "sound_out": "decoder_head",
     },
-    "MINVAE": {"hear": "audio_encoder", "look": "visual_encoder", "past": "epoch_start"},
+    "MINVAE": {
+        "prior_mean_ML": "prior_mean_CL",
+        "prior_log_var_M1": "prior_log_var_C1",
+        "pi_M": "pi_C",
+        "hear": "audio_encoder",
+        "look": "visual_encoder",
+        "past": "epoch_start",
+    },
     "MVAE": {
         "hear": "audio_encoder",
         "look": "visual_encoder",

@@ -109,6 +109,25 @@ FORMER_NAMES: Mapping[str, Mapping[str, str]] = {  # by class: the former name o
         "speak": "audio_decoder",
         "draw": "visual_decoder",
     },
+    "DynamicalLatent": {
+        "remember": "rnn",
+        "p": "prior_net",
+        "q_in": "posterior_net.0",
+        "q_on.0": "posterior_net.2",
+        "q_head": "posterior_net.4",
+    },
+    "Multimodal": {
+        "look": "phi_v",
+        "hear_w": "w_rnn",
+        "w_head": "w_posterior",
+        "stay": "w_to_moments",
+        "chains": "dynamical",
+        "speak": "decoder_a",
+        "show": "decoder_v",
+    },
+    "MDVAE": {"eye": "face_encoder", "brush": "face_decoder"},
+    "VQMDVAE": {"ear": "vqvae_a", "eye": "vqvae_v"},
+    "Standardisation": {"met": "updates"},
     "VAEMM": {"parts.sound": "sound", "parts.both": "both"},
 }
 

@@ -217,7 +217,7 @@ def test_three_stages_are_trained_in_turn_measured_and_reported(root, tmp_path):
     assert "denoising" in (tmp_path / "vq_mdvae/report.html").read_text()
     model: Any = open_run(tmp_path / "vq_mdvae").load_model()
     eye: Any = open_run(Path(starts["vqvae_face"])).load_model()
-    assert torch.equal(model.eye.codebook.words_CL, eye.codebook.words_CL)
+    assert torch.equal(model.vqvae_v.codebook.words_CL, eye.codebook.words_CL)
 
 
 def test_the_configurations_of_published_size_have_it():

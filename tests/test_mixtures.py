@@ -69,7 +69,7 @@ def test_forward_backward_is_what_a_sum_over_all_paths_gives(components, frames)
         torch.testing.assert_close(switch.learned()[b], seen / seen.sum(-1, keepdim=True), rtol=1e-4, atol=1e-4)
 
 
-def test_a_switch_without_memory_is_one_whose_memory_tells_nothing():
+def test_a_switch_without_memory_is_a_markov_chain_with_equal_rows():
     g = torch.Generator().manual_seed(0)
     evidence, pi = 5 * torch.randn((2, 9, 2), generator=g), torch.tensor([[0.3, 0.7]])
     mask = torch.ones(2, 9, dtype=torch.bool)
@@ -80,8 +80,8 @@ def test_a_switch_without_memory_is_one_whose_memory_tells_nothing():
 
 
 @pytest.mark.parametrize("padding", [0, 40])
-def test_a_component_that_was_silent_for_long_is_found_when_it_speaks(padding):
-    """Once learned from an utterance in which it never was, a row of transitions still sums to 1."""
+def test_a_component_that_was_off_for_long_is_inferred_once_it_is_on(padding):
+    """Learned from an utterance in which it was never on, its row of transitions still sums to 1."""
     mask = (torch.arange(60 + padding) < 60)[None]
     quiet = MarkovMixture(
         (), torch.zeros(2, 1, *mask.shape), torch.tensor([[[0.5, 0.5], [0.9, 0.1], [0.1, 0.9]]]), mask
@@ -90,7 +90,7 @@ def test_a_component_that_was_silent_for_long_is_found_when_it_speaks(padding):
     evidence[..., 1] = -50
     learned = quiet.infer(evidence).learned()
     torch.testing.assert_close(learned.sum(-1), torch.ones(1, 3))
-    evidence[:, 30:60, 1] = 3  # it speaks, and explains each frame better by three nats
+    evidence[:, 30:60, 1] = 3  # on, with a likelihood higher by three nats in each frame
     evidence[:, 30:60, 0] = 0
     found = replace(quiet, switch=learned).infer(evidence).frames
     assert found[0, 35:55, 1].min() > 0.99
@@ -109,7 +109,7 @@ def test_sw_vae_with_uniform_transitions_answers_as_vae_mm(batch):
 def test_vae_mm_is_the_part_that_is_on(batch, pi, which):
     part = parts()[which]
 
-    class Decided(PointEstimate):  # of a switch that is, a point may be asked
+    class Decided(PointEstimate):  # with a certain switch, a point estimate is allowed
         def start(self, model, heard, draws):
             return (
                 super()
@@ -128,8 +128,8 @@ def test_vae_mm_is_the_part_that_is_on(batch, pi, which):
 
 @pytest.mark.parametrize("kind", [VAEMM, SwVAE])
 @pytest.mark.parametrize("estep", ["free_gaussian", "langevin", "mala", "metropolis_hastings"])
-def test_the_switch_finds_who_spoke(kind, estep, batch):
-    """Frames whose speech each part made in turn, of spectra that the other cannot make."""
+def test_the_switch_infers_the_component_of_each_frame(kind, estep, batch):
+    """The components generate frames in turn, with spectra that the other cannot generate."""
     made: Any = [part.requires_grad_(False) for part in parts()]
     sound, both = made
     sound.decoder[-1].bias.copy_(torch.linspace(3, -6, 33))
@@ -161,7 +161,7 @@ class Narrow(VAE):
     ],
 )
 def test_the_switch_does_not_prefer_a_prior_for_its_width(estep, iterations, settings):
-    """Both components say the same of the sound, whatever their latents are: there is nothing to choose."""
+    """Both components give the same likelihood for all latents, so that neither is preferable."""
     torch.manual_seed(0)
     wide, narrow = VAE(**SMALL), Narrow(**SMALL)
     part: Any
@@ -192,10 +192,10 @@ def test_the_bound_of_a_mixture_is_the_best_there_is(batch):
         torch.testing.assert_close(*slopes)
     worse = mixture_elbo(["a", "b"], terms, torch.full_like(r, 0.5), pi.log(), batch.mask)
     assert (worse.bound < best).all() and set(worse.kl) == {"a", "b", "switch"}
-    sure = mixture_elbo(
+    certain = mixture_elbo(
         ["a", "b"], terms, torch.tensor([1.0, 0.0]).expand(2, 9, 2), torch.tensor([0.0, -math.inf]), batch.mask
     )
-    torch.testing.assert_close(sure.bound, ((recon - kl)[..., 0] * batch.mask).sum(1))
+    torch.testing.assert_close(certain.bound, ((recon - kl)[..., 0] * batch.mask).sum(1))
 
 
 def test_min_vae_is_as_published(batch):
@@ -203,9 +203,9 @@ def test_min_vae_is_as_published(batch):
     torch.manual_seed(0)
     model, vae, v_vae = MINVAE(**SIZES).eval(), VAE(**SMALL), VVAE(**SIZES)
     model.start_from(vae, v_vae)
-    model.prior_mean_ML.data.normal_()
-    model.prior_log_var_M1.data.normal_()
-    model.pi_M = torch.tensor([0.3, 0.7])
+    model.prior_mean_CL.data.normal_()
+    model.prior_log_var_C1.data.normal_()
+    model.pi_C = torch.tensor([0.3, 0.7])
     torch.manual_seed(1)
     bound = model(batch, Schedule()).bound
 
@@ -214,22 +214,22 @@ def test_min_vae_is_as_published(batch):
     for m, q in enumerate((vae.encoder(batch.power), v_vae.encoder(batch.lips))):
         z = q.mean + torch.randn(1, *q.mean.shape)[0] * torch.exp(q.log_var / 2)
         said = ComplexGaussian(vae.decoder(z)[None]).log_prob(batch.need("power", model))[0]
-        p = Normal(model.prior_mean_ML[m], torch.exp(model.prior_log_var_M1[m] / 2))
-        terms.append(said - kl_divergence(Normal(q.mean, torch.exp(q.log_var / 2)), p).sum(-1) + model.pi_M[m].log())
+        p = Normal(model.prior_mean_CL[m], torch.exp(model.prior_log_var_C1[m] / 2))
+        terms.append(said - kl_divergence(Normal(q.mean, torch.exp(q.log_var / 2)), p).sum(-1) + model.pi_C[m].log())
     torch.testing.assert_close(bound, (torch.stack(terms).logsumexp(0) * batch.mask).sum(1))
 
-    told = {"sound": vae.encoder(batch.power).mean, "lips": v_vae.encoder(batch.lips).mean}
+    means = {"sound": vae.encoder(batch.power).mean, "lips": v_vae.encoder(batch.lips).mean}
     for given, missing in ((("power", "lips"), ""), (("power",), "lips"), (("lips",), "sound")):
         for name, z in model.infer(batch.only(*given), mode="mean").z.items():
             torch.testing.assert_close(
-                z[0], told[name if name != missing else {"lips": "sound", "sound": "lips"}[name]]
+                z[0], means[name if name != missing else {"lips": "sound", "sound": "lips"}[name]]
             )
         off = {"sound": [0.0, 1.0], "lips": [1.0, 0.0]}.get(missing, [0.3, 0.7])
         torch.testing.assert_close(model.context(batch.only(*given)).switch, torch.tensor(off).expand(2, 1, 2))
 
 
 @pytest.mark.parametrize("begin", [None, ["power"], ["lips"]])
-def test_enhancement_begins_from_what_it_is_told_to_or_keeps_the_better_of_two(batch, begin, monkeypatch):
+def test_enhancement_begins_from_the_given_modalities_or_keeps_the_better_of_two(batch, begin, monkeypatch):
     torch.manual_seed(0)
     model, seen = MINVAE(**SIZES).requires_grad_(False), []
     start = FreeGaussian.start
@@ -255,7 +255,7 @@ def test_enhancement_begins_from_what_it_is_told_to_or_keeps_the_better_of_two(b
         Vem(PointEstimate(), begin_from=["lip"])
 
 
-def test_noise_on_the_sound_lets_the_lips_win_frames_and_pi_follows(batch):
+def test_with_noise_on_the_sound_the_lips_explain_frames_and_pi_follows(batch):
     torch.manual_seed(0)
     model = MINVAE(**SIZES, spoilt=1.0, loudness=1e6).train()
     with torch.no_grad():
@@ -263,7 +263,7 @@ def test_noise_on_the_sound_lets_the_lips_win_frames_and_pi_follows(batch):
             parameter.mul_(50 if "weight" in name else 1)  # what loud noise does to a trained network
     for _ in range(40):
         model(batch, Schedule())
-    assert model.pi_M[1] > 0.6
+    assert model.pi_C[1] > 0.6
 
 
 def test_responsibilities_of_an_epoch_are_those_of_its_first_weights(batch):

@@ -1,4 +1,4 @@
-"""What the papers say of single models."""
+"""Single models against their papers."""
 
 import math
 from dataclasses import replace
@@ -77,7 +77,7 @@ def test_a_model_as_it_comes_starts_from_others_as_they_come(model, parts):
 
 
 def test_importance_sampling_finds_the_likelihood_of_sound_and_lips(batch):
-    """Exactly known where nothing that is seen or heard hangs on the latent."""
+    """Exactly known where neither sound nor lips depend on the latent."""
     torch.manual_seed(0)
     model = MVAE(**SIZES)
     heads: list[Any] = [model.audio_encoder[-1], model.visual_encoder[-1]]
@@ -95,7 +95,7 @@ def test_importance_sampling_finds_the_likelihood_of_sound_and_lips(batch):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 0.9, 1.0])
-def test_the_cvae_trains_on_the_bound_and_on_what_the_lips_alone_tell(batch, alpha):
+def test_the_cvae_trains_on_the_bound_and_on_the_likelihood_given_the_lips_alone(batch, alpha):
     model = cvae(alpha=alpha)
     torch.manual_seed(5)
     elbo = model(batch, PLAIN)
@@ -142,7 +142,7 @@ def test_each_divergence_weighs_beta_times_its_share_of_the_loss(batch, monkeypa
         torch.testing.assert_close(slope.view(batch.mask.shape), slope[..., 0, 0].item() * batch.mask)
 
 
-def test_the_sound_layers_of_the_cvae_stand_still_in_its_share_of_the_batches(batch):
+def test_freeze_sound_freezes_the_sound_layers_of_the_cvae_in_that_fraction_of_the_batches(batch):
     model = cvae(freeze_sound=0.3).train()
     sound = {f"{layer}.{p}" for layer in ("encoder_audio_in", "decoder_latent_in") for p in ("weight", "bias")}
     sound |= {f"posterior_head.{layer}.{p}" for layer in ("mean", "log_var") for p in ("weight", "bias")}
@@ -217,7 +217,7 @@ def test_a_beta_of_a_tenth_of_the_joints_weighs_poses_as_published(model):
 
 
 @pytest.mark.parametrize("kind", [AVVAE, CVAE])
-def test_a_model_that_starts_from_an_a_vae_is_that_a_vae_until_the_lips_have_taught_it(batch, kind):
+def test_a_model_that_starts_from_an_a_vae_is_that_a_vae_until_the_layers_of_the_lips_are_trained(batch, kind):
     torch.manual_seed(0)
     vae, model = VAE(frequencies=33, hidden=12, dim=4), kind(**SIZES)
     expected = vae.elbo(batch, vae.context(batch)).kl["z"].detach()
@@ -248,7 +248,7 @@ def test_the_floor_of_an_a_vae_is_carried_into_what_starts_from_it(batch, kind):
         MINVAE(**SIZES).start_from(vae, VVAE(**SIZES))
 
 
-def test_what_a_model_explains_decides_whether_it_is_a_prior_of_speech():
+def test_what_a_model_observes_decides_whether_it_is_a_prior_of_speech():
     wave: Any = {"stride": 8, "dim": 2, "wide": 4, "hidden": 4}
     others = [VAE(51, observes="pose"), RVAE(51, observes="pose"), VRNNWave(**wave), CWVAE(8, 1, 4, 2), LSTM(8, 4)]
     assert is_speech_prior(VAE()) and not any(map(is_speech_prior, others))

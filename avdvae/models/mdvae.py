@@ -1,4 +1,4 @@
-"""MDVAE: what stays of a talker, and what moves: voice and face together, the voice alone, the face alone.
+"""MDVAE: separates the static identity of a talker from shared, audio-only and visual-only dynamics.
 
 S. Sadok, S. Leglaive, L. Girin, X. Alameda-Pineda, R. Séguier, "A multimodal dynamical variational autoencoder for
 audiovisual speech representation learning", Neural Networks 172, 2024 (arXiv 2305.03582).
@@ -10,20 +10,25 @@ audiovisual speech representation learning", Neural Networks 172, 2024 (arXiv 23
                                                   q(z^v_t | z^v_1:t-1, v_t, z^av_t, w)
     ELBO = sum_t E_q[ln p(a_t | .) + ln p(v_t | .)] - KL(q(w) || N(0, I)) - sum_t E_q[KL_av + KL_a + KL_v]
 
-MDVAE explains sound and faces themselves, as Nc(0, sigma) and Gaussian pixels; for VQ-MDVAE see vq_mdvae.py.
+MDVAE models power spectra and faces themselves, as Nc(0, sigma) and Gaussian pixels; for VQ-MDVAE see vq_mdvae.py.
 
-A z that does not move costs as little as w and is learned sooner, so that w would be left empty. Therefore w comes
-easily, and z cannot say what stays. q(w) is a linear layer of the means of sound and face over the utterance and of
-their deviations, narrow at first; q(z) is told what is left without the two. Likewise, what networks make of w and z_t
-loses its mean and its deviation, and w alone gives it others: p(a_t | w, z_1:T), p(v_t | w, z_1:T). What z^av can tell
-is for it to tell: in the first epochs there is no other z. With `paper` all is as published: q(w) where a recurrent
-network arrives, q(z) told everything, what networks make of w and z_t taken as it is, all latents from the start, and
-the divergence of w once a frame, which is no bound.
+A z that is constant in time costs as little as w and is learned sooner, and then w stays empty. Therefore w is made
+easy to learn, and z cannot contain what is static. q(w) is linear in the means and standard deviations of sound and
+face over the utterance, and narrow at first; q(z) gets sound and face standardised by them. Likewise, the outputs of
+the decoders are standardised over the utterance, and w alone gives their mean and deviation: p(a_t | w, z_1:T),
+p(v_t | w, z_1:T). In the first epochs z^av is the only z, so that it contains what sound and face share. With `paper`
+all is as published: q(w) from the final states of a recurrent network, nothing standardised, all latents from the
+start, and the KL of w counted once per frame, which is no bound.
 
-    a_t, v_t   sound and face, or their features      a_BTA, v_BTV
-    w          what stays                             w of B 1 L
-    z^i        what moves, i = av, a, v               z_av, z_a, z_v of K B T L
-    h^i_t      what is kept of z^i_1:t-1              h_NM, draws and utterances in one axis
+    a_t, v_t        sound and face, or their features    a_BTA, v_BTV; phi_v: features of v
+    w               static latent                        w, K B 1 L
+    z^i_t           dynamical latents, i = av, a, v      z_av, z_a, z_v, K B T L
+    h^i_t           state, from z^i_1:t-1                dynamical.z_i.rnn: h_KBTM
+    p(z^i_t | .)    prior                                dynamical.z_i.prior_net
+    q(z^i_t | .)    posterior                            dynamical.z_i.posterior_net
+    q(w | .)        posterior                            w_posterior, of moments or with `paper` of w_rnn
+    p(a_t | .)      likelihood of the sound              decoder_a and w_to_moments: K B T A
+    p(v_t | .)      likelihood of the face               decoder_v and w_to_moments: K B T V
 """
 
 from __future__ import annotations
@@ -35,8 +40,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from avdvae.models.dynamical_vae import DynamicalVAE, Path, sample_path
-from avdvae.models.vqvae import HEARD_FROM
+from avdvae.models.dynamical_vae import DynamicalVAE, Path, each_frame, sample_path, stack_frames
+from avdvae.models.vqvae import POWER_FLOOR
 from avdvae.nn.blocks import (
     FaceDecoder,
     FaceEncoder,
@@ -45,71 +50,80 @@ from avdvae.nn.blocks import (
     concat_features,
     final_states,
     mlp,
+    run_rnn,
     shifted,
-    split_linear,
+    split_net,
 )
 from avdvae.probability.distributions import ComplexGaussian, Gaussian, Picture
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
 
 
-class Chain(nn.Module):
-    """A latent whose prior and posterior look back on its own past: p(z_t | h_t), q(z_t | h_t, told_t)."""
+class DynamicalLatent(nn.Module):
+    """A latent with p(z_t | h_t) and q(z_t | h_t, y_t), where h_t = GRU(h_t-1; z_t-1)."""
 
-    def __init__(self, dim: int, told: int, expect: int, find: Sequence[int], memory: int = 128):
+    def __init__(self, dim: int, inputs: int, prior_hidden: int, posterior_hidden: Sequence[int], memory: int):
         super().__init__()
-        self.remember = nn.GRU(dim, memory, batch_first=True)
-        self.p = nn.Sequential(mlp([memory, expect], nn.Tanh), GaussianHead(expect, dim))
-        self.q_in = nn.Linear(told + memory, find[0])
-        self.q_on = mlp(find, nn.Tanh)
-        self.q_head = GaussianHead(find[-1], dim)
+        self.rnn = nn.GRU(dim, memory, batch_first=True)
+        self.prior_net = nn.Sequential(mlp([memory, prior_hidden], nn.Tanh), GaussianHead(prior_hidden, dim))
+        layers = mlp([inputs + memory, *posterior_hidden], nn.Tanh)
+        self.posterior_net = nn.Sequential(*layers, GaussianHead(posterior_hidden[-1], dim))
+
+    def recursion(self, y_KBTM: Float[Tensor, "K B T M"], noise_KBTL: Tensor) -> tuple[Tensor, Gaussian, Gaussian]:
+        """z, q and p of all frames, as the paper writes them; `posterior` and `prior` compute the same."""
+        z, state, frames = torch.zeros_like(noise_KBTL[:, :, :1]), None, []
+        for y, epsilon in each_frame(y_KBTM, noise_KBTL):
+            h, state = run_rnn(self.rnn, z, state)
+            p = self.prior_net(h)  # p(z_t | z_1:t-1)
+            q = self.posterior_net(concat_features(y, h))  # q(z_t | z_1:t-1, y_t)
+            z = q.moved(epsilon)
+            frames.append((z, q, p))
+        return stack_frames(frames)
 
     def prior(self, z_KBTL: Float[Tensor, "K B T L"]) -> Gaussian:
-        h_NTM, _ = self.remember(shifted(z_KBTL).flatten(end_dim=1))
-        return self.p(h_NTM.unflatten(0, z_KBTL.shape[:2]))
+        return self.prior_net(run_rnn(self.rnn, shifted(z_KBTL))[0])
 
-    def posterior(self, told: Float[Tensor, "*draws B T M"], noise_KBTL: Tensor) -> tuple[Tensor, Gaussian]:
-        (early, weight), (bias, out) = split_linear(self.q_in, told), self.q_head.bias_and_weight()
-        cell = self.remember.all_weights[0]
-        h_NM = noise_KBTL.new_zeros(len(noise_KBTL) * noise_KBTL.shape[1], self.remember.hidden_size)
+    def posterior(self, y_KBTM: Float[Tensor, "K B T M"], noise_KBTL: Tensor) -> tuple[Tensor, Gaussian]:
+        (y_part, finish), weights = split_net(self.posterior_net, y_KBTM), self.rnn.all_weights[0]
+        h_NM = noise_KBTL.new_zeros(noise_KBTL.shape[:2].numel(), self.rnn.hidden_size)
 
-        def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
+        def step(y_part_NM: Tensor, z_before_NL: Tensor) -> Tensor:
             nonlocal h_NM
-            h_NM = torch.gru_cell(z_NL, h_NM, *cell)
-            return torch.addmm(bias, self.q_on(torch.addmm(told_NM, h_NM, weight).tanh()), out)
+            h_NM = torch.gru_cell(z_before_NL, h_NM, *weights)
+            return finish(y_part_NM, h_NM)
 
-        path = sample_path(early, noise_KBTL, step)
+        path = sample_path(y_part, noise_KBTL, step)
         return path.z["z"], path.q["z"]
 
 
-def average(x: Float[Tensor, "*draws B T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "*draws B 1 M"]:
-    """Over the frames that do not pad."""
+def mean_over_frames(x: Float[Tensor, "*draws B T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "*draws B 1 M"]:
+    """Without the frames that pad."""
     return (x * mask_BT[..., None]).sum(-2, keepdim=True) / mask_BT.sum(1)[:, None, None]
 
 
-class Moves(NamedTuple):
-    """What is left of x over an utterance, of mean 0 and variance 1, and that mean and deviation."""
+class Standardised(NamedTuple):
+    """x with mean 0 and variance 1 over each utterance, and its mean and standard deviation."""
 
-    left: Float[Tensor, "*draws B T M"]
+    x: Float[Tensor, "*draws B T M"]
     mean: Float[Tensor, "*draws B 1 M"]
     deviation: Float[Tensor, "*draws B 1 M"]
 
     @classmethod
-    def of(cls, x: Float[Tensor, "*draws B T M"], mask_BT: Bool[Tensor, "B T"]) -> Moves:
-        mean = average(x, mask_BT)
-        deviation = (average((x - mean).square(), mask_BT) + 1e-2).sqrt()
+    def of(cls, x: Float[Tensor, "*draws B T M"], mask_BT: Bool[Tensor, "B T"]) -> Standardised:
+        mean = mean_over_frames(x, mask_BT)
+        deviation = (mean_over_frames((x - mean).square(), mask_BT) + 1e-2).sqrt()
         return cls((x - mean) / deviation, mean, deviation)
 
 
 class Multimodal(DynamicalVAE):
-    """Not to be used itself: what MDVAE and VQ-MDVAE share. `together`: epochs that z^av is learned before z^a, z^v."""
+    """The base of MDVAE and VQ-MDVAE. `together`: epochs in which z^av is learned without z^a and z^v."""
 
-    NARROW = -4.0  # log-variance of q(w) at first
+    INITIAL_LOG_VAR = -4.0  # of q(w)
 
     def __init__(
         self,
-        heard: int,
-        seen: int,
+        size_a: int,
+        size_v: int,
         dim_w: int = 84,
         dim_av: int = 16,
         dim_a: int = 8,
@@ -119,7 +133,7 @@ class Multimodal(DynamicalVAE):
         together: int = 4,
         paper: bool = False,
     ):
-        super().__init__(heard, dim_av)
+        super().__init__(size_a, dim_av)
         self.sees, self.together, self.paper = ("power", "face"), together, paper
         w, av, a, v = dim_w, dim_av, dim_a, dim_v
         self.latents = (
@@ -128,82 +142,84 @@ class Multimodal(DynamicalVAE):
             LatentSpec("z_a", a, 1, "audio"),
             LatentSpec("z_v", v, 1, "video"),
         )
-        self.look = mlp([seen, 2 * size, size], nn.ReLU)
-        self.w_head: nn.Module
+        self.phi_v = mlp([size_v, 2 * size, size], nn.ReLU)
+        self.w_posterior: nn.Module
         if paper:
-            self.hear_w = Recurrent(heard + size, size // 2, "both", nn.GRU)
-            self.w_head = nn.Sequential(mlp([size, size // 2], nn.Tanh), GaussianHead(size // 2, w))
+            self.w_rnn = Recurrent(size_a + size, size // 2, "both", nn.GRU)
+            self.w_posterior = nn.Sequential(mlp([size, size // 2], nn.Tanh), GaussianHead(size // 2, w))
         else:
-            self.w_head = GaussianHead(2 * (heard + size), w)
-            nn.init.constant_(self.w_head.log_var.bias, self.NARROW)
-            self.stays = (heard, heard, seen)  # means and logarithms of deviations of sound, means of faces
-            self.stay = nn.Linear(w, sum(self.stays))
-        self.chains = nn.ModuleDict(
+            self.w_posterior = GaussianHead(2 * (size_a + size), w)
+            nn.init.constant_(self.w_posterior.log_var.bias, self.INITIAL_LOG_VAR)
+            self.moments = (size_a, size_a, size_v)  # mean of a, logarithm of its deviation, mean of v
+            self.w_to_moments = nn.Linear(w, sum(self.moments))
+        self.dynamical = nn.ModuleDict(
             {
-                "z_av": Chain(av, w + heard + size, 64, (256, 128), memory),
-                "z_a": Chain(a, w + heard + av, 32, (128, 32), memory),
-                "z_v": Chain(v, w + size + av, 64, (256, 128), memory),
+                "z_av": DynamicalLatent(av, w + size_a + size, 64, (256, 128), memory),
+                "z_a": DynamicalLatent(a, w + size_a + av, 32, (128, 32), memory),
+                "z_v": DynamicalLatent(v, w + size + av, 64, (256, 128), memory),
             }
         )
-        self.speak = nn.Sequential(mlp([a + w + av, 128, 256], nn.Tanh), nn.Linear(256, heard))
-        self.show = nn.Sequential(mlp([v + w + av, size, 2 * size], nn.ReLU), nn.Linear(2 * size, seen))
+        self.decoder_a = nn.Sequential(mlp([a + w + av, 128, 256], nn.Tanh), nn.Linear(256, size_a))
+        self.decoder_v = nn.Sequential(mlp([v + w + av, size, 2 * size], nn.ReLU), nn.Linear(2 * size, size_v))
 
     def observed(self, batch: Batch) -> tuple[Float[Tensor, "B T A"], Float[Tensor, "B T V"]]:
-        """a and v as the networks take them."""
+        """a and v, as the networks take them."""
         raise NotImplementedError
 
     def log_likelihood(self, z: Latents, batch: Batch, a_BTA: Tensor, v_BTV: Tensor) -> Mapping[str, Tensor]:
         """K B T by modality."""
         raise NotImplementedError
 
-    def told(self, z: Latents, mask_BT: Tensor) -> tuple[Float[Tensor, "K B T A"], Float[Tensor, "K B T V"]]:
-        """What the likelihoods of sound and face are made of."""
-        both = concat_features(z["w"], z["z_av"])
-        a, v = self.speak(concat_features(z["z_a"], both)), self.show(concat_features(z["z_v"], both))
+    def decoded(self, z: Latents, mask_BT: Tensor) -> tuple[Float[Tensor, "K B T A"], Float[Tensor, "K B T V"]]:
+        """Parameters of p(a_t | .) and p(v_t | .)."""
+        w_and_av = concat_features(z["w"], z["z_av"])
+        a = self.decoder_a(concat_features(z["z_a"], w_and_av))
+        v = self.decoder_v(concat_features(z["z_v"], w_and_av))
         if self.paper:
             return a, v
-        still_a, swing_a, still_v = self.stay(z["w"]).split(self.stays, -1)
-        return still_a + swing_a.exp() * Moves.of(a, mask_BT).left, still_v + v - average(v, mask_BT)
+        mean_a, log_deviation_a, mean_v = self.w_to_moments(z["w"]).split(self.moments, -1)
+        a = mean_a + log_deviation_a.exp() * Standardised.of(a, mask_BT).x
+        return a, mean_v + v - mean_over_frames(v, mask_BT)
 
     def _draw(self, batch: Batch, context: Context, k: int, mode: str) -> Path:
-        return self._found(*self.observed(batch), context, self._noise(context, k, mode))
+        return self._path(*self.observed(batch), context, self._noise(context, k, mode))
 
-    def _found(
+    def _path(
         self, a_BTA: Tensor, v_BTV: Tensor, context: Context, noise: Latents, without: Sequence[str] = ()
     ) -> Path:
-        """Latents that training is still `without` are 0."""
-        v_BTM, mask_BT = self.look(v_BTV), context.mask
+        """Draws and posteriors; the latents named in `without` are 0."""
+        v_BTM, mask_BT = self.phi_v(v_BTV), context.mask
         if self.paper:
-            stays_BM = final_states(self.hear_w(torch.cat([a_BTA, v_BTM], -1), mask_BT), mask_BT)
+            of_utterance_BM = final_states(self.w_rnn(torch.cat([a_BTA, v_BTM], -1), mask_BT), mask_BT)
         else:
-            a, v = Moves.of(a_BTA, mask_BT), Moves.of(v_BTM, mask_BT)
-            a_BTA, v_BTM = a.left, v.left
-            stays_BM = torch.cat([a.mean, v.mean, a.deviation, v.deviation], -1)[:, 0]
-        q: dict[str, Gaussian] = {"w": self.w_head(stays_BM[None, :, None])}
+            a, v = Standardised.of(a_BTA, mask_BT), Standardised.of(v_BTM, mask_BT)
+            a_BTA, v_BTM = a.x, v.x
+            of_utterance_BM = torch.cat([a.mean, v.mean, a.deviation, v.deviation], -1)[:, 0]
+        q: dict[str, Gaussian] = {"w": self.w_posterior(of_utterance_BM[None, :, None])}
         z: dict[str, Tensor] = {"w": q["w"].moved(noise["w"])}
-        for name, seen in (("z_av", (a_BTA, v_BTM)), ("z_a", (a_BTA,)), ("z_v", (v_BTM,))):
+        for name, observed in (("z_av", (a_BTA, v_BTM)), ("z_a", (a_BTA,)), ("z_v", (v_BTM,))):
             if name in without:
                 z[name] = torch.zeros_like(noise[name])
             else:
-                together = () if name == "z_av" else (z["z_av"],)
-                told = concat_features(z["w"], *(x_BTM[None] for x_BTM in seen), *together)
-                z[name], q[name] = self.chain(name).posterior(told, noise[name])
+                z_av = () if name == "z_av" else (z["z_av"],)
+                y_KBTM = concat_features(z["w"], *(x_BTM[None] for x_BTM in observed), *z_av)
+                z[name], q[name] = self.latent(name).posterior(y_KBTM, noise[name])
         return Path(z, q)
 
-    def chain(self, name: str) -> Chain:
-        return self.chains[name]  # type: ignore[return-value]
+    def latent(self, name: str) -> DynamicalLatent:
+        return self.dynamical[name]  # type: ignore[return-value]
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
-        moving = {name: self.chain(name).prior(z[name]) for name in self.chains}
-        return {"w": Gaussian.standard(*z["w"].shape, like=z["w"]), **moving}
+        dynamical = {name: self.latent(name).prior(z[name]) for name in self.dynamical}
+        return {"w": Gaussian.standard(*z["w"].shape, like=z["w"]), **dynamical}
 
     def elbo(self, batch: Batch, context: Context, schedule: Schedule) -> Elbo:
         early = self.training and not self.paper and schedule.epoch < self.together
         a_BTA, v_BTV = self.observed(batch)
         noise = self._noise(context, 1, "sample")
-        path = self._found(a_BTA, v_BTV, context, noise, without=("z_a", "z_v") if early else ())
+        path = self._path(a_BTA, v_BTV, context, noise, without=("z_a", "z_v") if early else ())
         p, n_B = self.prior(path.z, context), batch.mask.sum(1).float()
-        kl = {name: path.q.get(name, p[name]).kl(p[name]).mean(0) for name in p}  # of what there is not yet, 0
+        kl = {name: path.q.get(name, p[name]).kl(p[name]).mean(0) for name in p}  # 0 of latents left out
         likelihoods = self.log_likelihood(path.z, batch, a_BTA, v_BTV)
         return Elbo(
             recon={name: (value.mean(0) * batch.mask).sum(1) for name, value in likelihoods.items()},
@@ -218,15 +234,15 @@ class Multimodal(DynamicalVAE):
 class MDVAE(Multimodal):
     def __init__(self, width: int = 128, dim: int = 32, **common: Any):
         super().__init__(513, 64 * dim, **common)
-        self.eye, self.brush = FaceEncoder(width, dim), FaceDecoder(width, dim)
+        self.face_encoder, self.face_decoder = FaceEncoder(width, dim), FaceDecoder(width, dim)
 
     def observed(self, batch: Batch) -> tuple[Float[Tensor, "B T A"], Float[Tensor, "B T V"]]:
-        heard_BTF = (batch.need("power", self) + HEARD_FROM).log() / 5 + 1  # about mean 0
-        return heard_BTF, self.eye(batch.need("face", self))
+        a_BTF = (batch.need("power", self) + POWER_FLOOR).log() / 5 + 1  # about mean 0
+        return a_BTF, self.face_encoder(batch.need("face", self))
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Any]:
-        a_KBTA, v_KBTV = self.told(z, context.mask)
-        return {"power": ComplexGaussian(a_KBTA), "face": Picture(self.brush(v_KBTV))}
+        a_KBTA, v_KBTV = self.decoded(z, context.mask)
+        return {"power": ComplexGaussian(a_KBTA), "face": Picture(self.face_decoder(v_KBTV))}
 
     def log_likelihood(self, z: Latents, batch: Batch, a_BTA: Tensor, v_BTV: Tensor) -> Mapping[str, Tensor]:
         return {name: p.log_prob(batch.need(name, self)) for name, p in self.decode(z, Context(batch.mask)).items()}

@@ -21,8 +21,8 @@ has one z for both and starts from the lips. If a modality is missing, pi of its
     q(z | s)     posterior of the sound   audio_encoder: Gaussian, B T L
     q(z | v)     posterior of the lips    visual_encoder: Gaussian, B T L
     sigma        variance of speech       decoder: exp(log_var_KBTF)
-    pi           prior of the switch      pi_M; context.switch_B1M
-    mu_m, var_m  of the priors            prior_mean_ML, exp(prior_log_var_M1)
+    pi           prior of the switch      pi_C; context.switch_B1C
+    mu_m, var_m  of the priors            prior_mean_CL, exp(prior_log_var_C1)
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ class MINVAE(MixtureVAE):
         lip_encoder = LipEncoder(pixels, features=hidden, dropout=dropout)
         self.visual_encoder = nn.Sequential(lip_encoder, nn.Tanh(), GaussianHead(hidden, dim))
         self.decoder = nn.Sequential(*mlp([dim, hidden], nn.Tanh), nn.Linear(hidden, frequencies))
-        self.prior_mean_ML = nn.Parameter(torch.zeros(2, dim))
-        self.prior_log_var_M1 = nn.Parameter(torch.zeros(2, 1))
-        self.register_buffer("pi_M", torch.full((2,), 0.5))
-        self.pi_M: Tensor
+        self.prior_mean_CL = nn.Parameter(torch.zeros(2, dim))
+        self.prior_log_var_C1 = nn.Parameter(torch.zeros(2, 1))
+        self.register_buffer("pi_C", torch.full((2,), 0.5))
+        self.pi_C: Tensor
         self.epoch_start = None  # the model with its weights at the start of the epoch
         if responsibilities == "per_epoch":
             self.epoch_start = deepcopy(self).requires_grad_(False)
@@ -87,8 +87,8 @@ class MINVAE(MixtureVAE):
         given = torch.tensor([batch.power is not None, batch.lips is not None], device=batch.mask.device)
         if not given.any():
             batch.need("power", self)
-        pi_M = self.pi_M * given / (self.pi_M * given).sum()
-        return Context(batch.mask, switch=pi_M.expand(len(batch.mask), 1, 2), learns=bool(given.all()))
+        pi_C = self.pi_C * given / (self.pi_C * given).sum()
+        return Context(batch.mask, switch=pi_C.expand(len(batch.mask), 1, 2), learns=bool(given.all()))
 
     def posteriors(self, batch: Batch, context: Context) -> dict[str, Gaussian]:
         """Without a modality, its latent has the posterior of the other: in the paper both share one z."""
@@ -101,8 +101,8 @@ class MINVAE(MixtureVAE):
 
     def prior(self, name: str, context: Context) -> Gaussian:
         m = self.components.index(name)
-        mean_BTL = self.prior_mean_ML[m].expand(*context.mask.shape, -1)
-        return Gaussian(mean_BTL, self.prior_log_var_M1[m])
+        mean_BTL = self.prior_mean_CL[m].expand(*context.mask.shape, -1)
+        return Gaussian(mean_BTL, self.prior_log_var_C1[m])
 
     def component(self, name: str, z_KBTL: Float[Tensor, "K B T L"], context: Context) -> ComplexGaussian:
         return ComplexGaussian(self.decoder(z_KBTL))
@@ -112,22 +112,22 @@ class MINVAE(MixtureVAE):
         if self.training:
             spoilt_BT1 = torch.rand_like(input_BTF[..., :1]) < self.spoilt
             input_BTF = input_BTF + spoilt_BT1 * self.loudness * torch.rand_like(input_BTF)
-        terms, log_pi_M = self._terms(input_BTF, batch), self.pi_M.log()
+        terms, log_pi_C = self._terms(input_BTF, batch), self.pi_C.log()
         model = self._model_of_responsibilities(schedule) if self.training else self
         with torch.no_grad():
-            r_BTM = responsibilities(terms if model is self else model._terms(input_BTF, batch), model.pi_M.log())
+            r_BTC = responsibilities(terms if model is self else model._terms(input_BTF, batch), model.pi_C.log())
             if self.training:
                 present = batch.mask.sum()
-                mean_M = (r_BTM * batch.mask[..., None]).sum((0, 1)) / present.clamp_min(1)
-                self.pi_M = self.pi_M.lerp(mean_M, 0.01 * (present > 0)).clamp(1e-3, 1)
-        return mixture_elbo(self.components, terms, r_BTM, log_pi_M, batch.mask)
+                mean_C = (r_BTC * batch.mask[..., None]).sum((0, 1)) / present.clamp_min(1)
+                self.pi_C = self.pi_C.lerp(mean_C, 0.01 * (present > 0)).clamp(1e-3, 1)
+        return mixture_elbo(self.components, terms, r_BTC, log_pi_C, batch.mask)
 
     def _terms(self, input_BTF: Tensor, batch: Batch) -> Terms:
         terms = []
         q_sound = self.audio_encoder(encoder_input(input_BTF, self.floor))
         for m, q in enumerate((q_sound, self.visual_encoder(batch.need("lips", self)))):
             log_likelihood_BT = ComplexGaussian(self.decoder(q.sample())).log_prob(batch.need("power", self)).mean(0)
-            terms.append((log_likelihood_BT, q.kl(Gaussian(self.prior_mean_ML[m], self.prior_log_var_M1[m]))))
+            terms.append((log_likelihood_BT, q.kl(Gaussian(self.prior_mean_CL[m], self.prior_log_var_C1[m]))))
         return terms
 
     def _model_of_responsibilities(self, schedule: Schedule) -> MINVAE:

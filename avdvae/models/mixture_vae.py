@@ -1,4 +1,4 @@
-"""The base of mixtures of VAEs: a switch m_t chooses one of M components in each frame.
+"""The base of mixtures of VAEs: a switch m_t chooses one of C components in each frame.
 
     p(s, z, m | v) = prod_t pi_{m_t} p(s_t | z^{m_t}_t, v_t, m_t) prod_m p(z^m_t | v_t)
 
@@ -6,7 +6,7 @@ Each component has a latent of its own. A subclass gives `context`, `posteriors`
 
     m     component                  index into components
     z^m   latent of component m      z_KBTL by the name of the component
-    pi    prior of the switch        context.switch_BSM
+    pi    prior of the switch        context.switch_BSC
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class MixtureVAE(nn.Module):
     def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]:
         return self._log_priors(z, context).sum(0)
 
-    def _log_priors(self, z: Latents, context: Context) -> Float[Tensor, "M K B T"]:
+    def _log_priors(self, z: Latents, context: Context) -> Float[Tensor, "C K B T"]:
         return torch.stack([self.prior(name, context).log_prob(z[name]) for name in self.components])
 
     def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:

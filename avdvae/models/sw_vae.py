@@ -10,7 +10,7 @@ ICASSP 2021 (arXiv 2102.04144).
 lambda and tau are learned from the utterance that is enhanced. Corrupted lips last for several frames, and the chain
 models it. Training is that of VAE-MM, frame by frame.
 
-    lambda, tau   prior of the switch    context.switch_BSM: lambda above the rows of tau
+    lambda, tau   prior of the switch    context.switch_BSC: lambda above the rows of tau
 
 The other symbols are those of vae_mm.py.
 """
@@ -42,6 +42,6 @@ class SwVAE(VAEMM):
     def context(self, batch: Batch) -> Context:
         return replace(super().context(batch), learns=self.learn)
 
-    def switch_prior(self, batch: Batch) -> Float[Tensor, "B S M"]:
+    def switch_prior(self, batch: Batch) -> Float[Tensor, "B S C"]:
         rows = [[0.5, 0.5], [self.stay, 1 - self.stay], [1 - self.stay, self.stay]]
         return torch.tensor([rows], device=batch.mask.device).expand(len(batch.mask), -1, -1)

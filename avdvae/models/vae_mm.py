@@ -15,7 +15,7 @@ learned from the utterance that is enhanced.
     v_t       mouth crop             lips_BTHW; its features: context.video_BTM
     m         component              components: sound, the A-VAE; both, the AV-VAE
     z^m       latents                z_KBTL, named sound and both
-    pi        prior of the switch    context.switch_B1M
+    pi        prior of the switch    context.switch_B1C
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class VAEMM(MixtureVAE):
         batch.need("lips", self)
         return Context(batch.mask, self.both.video(batch), self.switch_prior(batch), learns=self.pi is None)
 
-    def switch_prior(self, batch: Batch) -> Float[Tensor, "B S M"]:
+    def switch_prior(self, batch: Batch) -> Float[Tensor, "B S C"]:
         pi = 0.5 if self.pi is None else self.pi
         return torch.tensor([[[pi, 1 - pi]]], device=batch.mask.device).expand(len(batch.mask), -1, -1)
 
@@ -76,5 +76,5 @@ class VAEMM(MixtureVAE):
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         context = self.context(batch)
         assert context.switch is not None
-        terms, log_pi_B1M = [vae.terms(batch, context) for vae in self.vaes.values()], context.switch[:, :1].log()
-        return mixture_elbo(self.components, terms, responsibilities(terms, log_pi_B1M), log_pi_B1M, batch.mask)
+        terms, log_pi_B1C = [vae.terms(batch, context) for vae in self.vaes.values()], context.switch[:, :1].log()
+        return mixture_elbo(self.components, terms, responsibilities(terms, log_pi_B1C), log_pi_B1C, batch.mask)

@@ -1,20 +1,21 @@
-"""VQ-VAE: frames of sound, and faces, as small maps of codes out of a codebook that is learned with them.
+"""VQ-VAE: spectra and faces as small maps of codes, frame by frame, with a learned codebook.
 
 A. van den Oord, O. Vinyals, K. Kavukcuoglu, "Neural discrete representation learning", NeurIPS 2017 (arXiv 1711.00937),
-its codebook by moving averages; the networks are those of S. Sadok et al. (see mdvae.py), frame by frame.
+with a codebook of moving averages; the networks are those of S. Sadok et al. (see mdvae.py).
 
     u_t = encoder(x_t)        k_i = argmin_k |u_i - e_k|^2 at each place i of the map        p(x_t | e_k_1, e_k_2, ...)
-    loss = -ln p(x_t | e_k) + 1/4 sum_i |u_i - e_k_i|^2        the gradient at e_k_i is handed to u_i as it is
-    e_k: the mean of the u_i that it has stood for lately
+    loss = -ln p(x_t | e_k) + 1/4 sum_i |u_i - e_k_i|^2        straight-through: u_i gets the gradient at e_k_i
+    e_k: moving average of the u_i that were quantised to it
 
-p is Nc(0, sigma) for spectra, and Gaussian for the pixels of faces. The encoder hears ln |s|^2, where the published
-code has |s|^2 itself, of which all but the loudest places are nearly 0. A code that stands for next to nothing is dead,
-and begins anew at some u_i of the batch; so all of them do at first.
+p is Nc(0, sigma) for spectra, and Gaussian for the pixels of faces. The encoder's input is ln |s|^2; in the published
+code it is |s|^2, which is almost 0 in all but the loudest bins. A code that is hardly used is dead and restarts at some
+u_i of the batch; in the first step all codes do.
 
-    x_t   power spectrum, or face                       power_BTF, face_BTHW3
-    u     features before quantisation                  u_BTM, of M = P places with L features each
-    e     codebook                                      words_CL
-    k     codes                                         codes_BTP
+    x_t   power spectrum, or face           power_BTF, face_BTHW3
+    u     features before quantisation      encoder: u_BTM, of M = P places with L features each
+    e     codebook                          codebook.words_CL
+    k     codes                             codebook.nearest: B T P
+    p     likelihood                        decoder: ComplexGaussian or Picture
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from avdvae.probability.distributions import ComplexGaussian, Picture
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch
 
-HEARD_FROM = 1e-6  # of |s|^2; 16-bit sound has its rounding noise below
+POWER_FLOOR = 1e-6  # of |s|^2 in the logarithm; the rounding noise of 16-bit samples is below
 
 
-def of_all_processes(total: Tensor) -> Tensor:
-    """The sum of those of each process of a training."""
+def sum_over_processes(total: Tensor) -> Tensor:
+    """In distributed training."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
     return total
@@ -42,12 +43,12 @@ def of_all_processes(total: Tensor) -> Tensor:
 
 class Codebook(nn.Module):
     DECAY, SMOOTHING, COMMITMENT = 0.99, 1e-5, 0.25
-    DEAD, REVIVED = 0.03, 0.05  # of the share that each code had if all were used alike: 50 steps of grace
+    DEAD, RESTARTED = 0.03, 0.05  # of the count under uniform use; a restarted code has 50 steps to get used
 
     def __init__(self, codes: int, dim: int):
         super().__init__()
         self.words_CL: Tensor
-        self.count_C: Tensor  # moving averages: how many vectors a step each stands for, and their sum
+        self.count_C: Tensor  # moving averages per step: number of vectors quantised to each code, and their sum
         self.sum_CL: Tensor
         self.register_buffer("words_CL", torch.randn(codes, dim))
         self.register_buffer("count_C", torch.zeros(codes))
@@ -57,23 +58,23 @@ class Codebook(nn.Module):
         return (self.words_CL.square().sum(-1) - 2 * u @ self.words_CL.t()).argmin(-1)
 
     def forward(self, u: Float[Tensor, "*places L"]) -> Float[Tensor, "*places L"]:
-        """The nearest words; what is to be changed of them is to be changed of u."""
+        """The nearest words, with a straight-through gradient."""
         return u + (self.words_CL[self.nearest(u)] - u).detach()
 
     @torch.no_grad()
-    def revive(self, u_NL: Float[Tensor, "N L"], weight_N: Float[Tensor, " N"]) -> None:
-        """Put codes that are dead where vectors are; those of weight 0 do not count."""
+    def restart_dead(self, u_NL: Float[Tensor, "N L"], weight_N: Float[Tensor, " N"]) -> None:
+        """Move dead codes to vectors of the batch, drawn in proportion to their weight."""
         fair = weight_N.sum() / len(self.count_C)
         dead_C = self.count_C <= self.DEAD * fair
         fresh_CL = u_NL[torch.multinomial(weight_N, len(dead_C), replacement=True)]
         self.words_CL.copy_(torch.where(dead_C[:, None], fresh_CL, self.words_CL))
-        self.count_C.copy_(torch.where(dead_C, self.REVIVED * fair, self.count_C))
+        self.count_C.copy_(torch.where(dead_C, self.RESTARTED * fair, self.count_C))
         self.sum_CL.copy_(torch.where(dead_C[:, None], self.count_C[:, None] * fresh_CL, self.sum_CL))
 
     @torch.no_grad()
-    def follow(self, u_NL: Float[Tensor, "N L"], chosen_NC: Float[Tensor, "N C"]) -> None:
-        """Move each word towards the vectors that chose it, of all processes alike."""
-        both_CL1 = of_all_processes(chosen_NC.t() @ nn.functional.pad(u_NL, (0, 1), value=1.0))
+    def update(self, u_NL: Float[Tensor, "N L"], chosen_NC: Float[Tensor, "N C"]) -> None:
+        """Move each word towards the vectors that were quantised to it, in all processes."""
+        both_CL1 = sum_over_processes(chosen_NC.t() @ nn.functional.pad(u_NL, (0, 1), value=1.0))
         self.sum_CL.lerp_(both_CL1[:, :-1], 1 - self.DECAY)
         self.count_C.lerp_(both_CL1[:, -1], 1 - self.DECAY)
         total = self.count_C.sum()
@@ -82,7 +83,7 @@ class Codebook(nn.Module):
 
 
 class VQVAE(nn.Module):
-    """Not to be used itself: what sound and faces share."""
+    """The base of the VQ-VAEs of sound and of faces."""
 
     observes: Literal["power", "face"]
     sees: tuple[str, ...]
@@ -93,7 +94,7 @@ class VQVAE(nn.Module):
 
     @property
     def size(self) -> int:
-        """M, how many features a frame has."""
+        """M, the number of features per frame."""
         return self.codebook.words_CL.shape[1] * torch.Size(self.places).numel()
 
     def features(self, observed: Tensor) -> Float[Tensor, "B T M"]:
@@ -113,25 +114,25 @@ class VQVAE(nn.Module):
         u_NL = u_BTM.reshape(-1, self.codebook.words_CL.shape[1])
         weight_N = mask_BT[..., None].expand(*mask_BT.shape, len(u_NL) // mask_BT.numel()).reshape(-1).float()
         if self.training:
-            self.codebook.revive(u_NL.detach(), weight_N)
+            self.codebook.restart_dead(u_NL.detach(), weight_N)
         chosen_NC = nn.functional.one_hot(self.codebook.nearest(u_NL), len(self.codebook.words_CL)) * weight_N[:, None]
         e_BTM = self.quantised(u_BTM)
         if self.training:
-            self.codebook.follow(u_NL.detach(), chosen_NC)
+            self.codebook.update(u_NL.detach(), chosen_NC)
         likelihood_BT = self.likelihood(e_BTM).log_prob(observed)
-        astray_BT = (u_BTM - e_BTM.detach()).square().sum(-1)
+        squared_error_BT = (u_BTM - e_BTM.detach()).square().sum(-1)
         n_B = mask_BT.sum(1).float()
         return Elbo(
             recon={self.observes: (likelihood_BT * mask_BT).sum(1)},
             kl={},
             n=n_B,
-            aux={"commitment": -Codebook.COMMITMENT * (astray_BT * mask_BT).sum(1)},
-            noted={name: value * n_B for name, value in use_of(chosen_NC.sum(0)).items()},
+            aux={"commitment": -Codebook.COMMITMENT * (squared_error_BT * mask_BT).sum(1)},
+            noted={name: value * n_B for name, value in codebook_use(chosen_NC.sum(0)).items()},
         )
 
 
-def use_of(count_C: Float[Tensor, " C"]) -> dict[str, Tensor]:
-    """Which share of the codes is used at all, and how many, used alike, would tell as much."""
+def codebook_use(count_C: Float[Tensor, " C"]) -> dict[str, Tensor]:
+    """Fraction of the codes in use, and the exponential of the entropy of their use."""
     p_C = count_C / count_C.sum()
     return {"usage": (count_C > 0).float().mean(), "perplexity": torch.special.entr(p_C).sum().exp()}
 
@@ -157,8 +158,8 @@ class SoundVQ(VQVAE):
         )
 
     def features(self, observed: Float[Tensor, "B T F"]) -> Float[Tensor, "B T M"]:
-        heard_BTF = (observed + HEARD_FROM).log() / 5
-        return self.encoder(heard_BTF.flatten(end_dim=1)[:, None]).mT.reshape(*heard_BTF.shape[:2], -1)
+        log_power_BTF = (observed + POWER_FLOOR).log() / 5
+        return self.encoder(log_power_BTF.flatten(end_dim=1)[:, None]).mT.reshape(*log_power_BTF.shape[:2], -1)
 
     def likelihood(self, e: Float[Tensor, "*draws B T M"]) -> ComplexGaussian:
         map_NLP = e.reshape(-1, *self.places, len(self.codebook.words_CL[0])).mT

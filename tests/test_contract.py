@@ -359,7 +359,9 @@ def test_it_enhances(speech_prior, batch):
             ends.append((target, super().final(target, state, draws)))
             return ends[-1][1]
 
+    before = modes(model)
     enhanced = enhance(model, batch, Vem(Watched(steps=1), iterations=8))
+    assert modes(model) == before
     filters = []
     for target, likelihood in ends:  # two, of models that can do without the lips: an utterance keeps the better
         speech, _, weight, _ = likelihood.components(batch.need("noisy", model))
@@ -456,6 +458,26 @@ def test_it_declares_what_it_takes_and_takes_nothing_else(latent_model, batch):
         if modality == "lips":
             with pytest.raises(UserError, match="needs video"):
                 model(batch.only("power", "waveform"), Schedule())
+
+
+def modes(model: Any) -> dict[str, bool]:
+    """Which layers are in training mode, and which parameters are trained."""
+    layers = {name: layer.training for name, layer in model.named_modules()}
+    return layers | {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_step_changes_no_mode(model, batch, training):
+    before = modes(model.train(training))
+    losses(model, batch).sum().backward()
+    assert modes(model) == before
+
+
+def test_inference_changes_no_mode(latent_model, batch):
+    before = modes(latent_model)
+    by_itself(latent_model, latent_model.infer(batch).z, latent_model.context(batch))
+    latent_model.sample_prior(latent_model.context(batch))
+    assert modes(latent_model) == before
 
 
 def test_digital_silence_is_finite(model, batch):

@@ -118,7 +118,7 @@ def test_what_is_given_beside_resume_is_honoured_or_refused(prepared: Summary, t
     run("run.py", *words, f"run_dir={path}")
     before = open_run(path).noted
     said = refuse("run.py", f"resume={path}", "exp=vae", "model.dim=8", "train.lr=1e-4", "seed=3", "train.epochs=3")
-    assert "model.dim=8, train.lr=1e-4, seed=3 would make another of it: give train.epochs" in said
+    assert "model.dim=8, train.lr=1e-4, seed=3 would change them: give train.epochs" in said
     assert open_run(path).noted == before and open_run(path).config["train"]["epochs"] == 1
 
     words = [f"resume={path}", "train.epochs=2", "evaluate.snrs=[5]", "enhance.estep.name=point"]
@@ -252,7 +252,7 @@ def test_what_is_wrong_is_said_in_a_sentence(runs: Path, prepared: Summary, tmp_
     words = [*debug(prepared), "start=[nmf]", f"run_dir={tmp_path / 'd'}"]
     assert "VAE starts from VAE, and was given NMF" in refuse("run.py", *words)
     words = [*debug(prepared), "exp=nmf", "start=[nmf]", f"run_dir={tmp_path / 'd'}"]
-    assert "NMF has no verb start_from" in refuse("run.py", *words)
+    assert "NMF has no method start_from" in refuse("run.py", *words)
     words = [*debug(prepared), "train.own_past=[1,2]", f"run_dir={tmp_path / 'e'}"]
     assert "VAE does not hear the past" in refuse("run.py", *words)  # where training begins; the folder is free again
     assert not any(tmp_path.iterdir())

@@ -1,14 +1,14 @@
-"""Time every model: training steps, enhancement, memory, and the share of the machine's arithmetic that they use.
+"""Time every model: training steps, enhancement, memory, and speed relative to plain matrix products.
 
 python experiments/bench.py
 python experiments/bench.py models=[rvae,dkf] device=cpu out=speed.csv
-python experiments/bench.py peer=PATH            beside a checkout of a public benchmark, in turns: see avdvae/peer.py
-python experiments/bench.py models=[cw_vae_paper] batch=4 frames=64 peer=PATH    a second of sound, four times
+python experiments/bench.py peer=PATH    and a checkout of a public benchmark, in turns: avdvae/others/peer.py
+python experiments/bench.py models=[cw_vae_paper] batch=4 frames=64 peer=PATH    four windows of a second
 python experiments/bench.py models=[cw_vae_paper] 'overrides=["model.layers=3"]'      any setting of the experiments
-python experiments/bench.py models=[vae] batch=256 frames=1 prepared=PATH    beside the same from a corpus
-OMP_NUM_THREADS=2 python experiments/bench.py    on so many threads
+python experiments/bench.py models=[vae] batch=256 frames=1 prepared=PATH    and the same on a prepared corpus
+OMP_NUM_THREADS=2 python experiments/bench.py    on two threads
 
-What the columns mean is told in avdvae/bench.py. Medians, with the quartiles in brackets.
+The columns are defined in avdvae/others/bench.py. Values are medians, with quartiles in brackets.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ RATIOS = ["ratio", "ratio_low", "ratio_high"]
 COLUMNS = ["model", "device", "threads", "batch", "frames", "matmul_gflops", *COSTS, "em_rtf"]
 COLUMNS += ["corpus_steps_per_s", *(f"corpus_{name}" for name in RATIOS)]
 COLUMNS += [f"peer_{name}" for name in COSTS] + RATIOS
-SHOWN = (  # what is printed, its unit, its width
+SHOWN = (  # printed columns: name, unit, width
     ("", "", 12),
     ("parameters", "", 11),
     ("forward", "ms", 9),
@@ -67,7 +67,7 @@ SHOWN = (  # what is printed, its unit, its width
 
 
 def check(given: dict[str, Any]) -> torch.device:
-    """The device; says what is wrong before anything is timed."""
+    """Check the settings before anything is timed; return the device."""
     for name in ("models", "overrides"):
         if not isinstance(given[name], list):
             raise UserError(f"{name}={given[name]}: write {name}=[{given[name]}]")
@@ -82,12 +82,12 @@ def check(given: dict[str, Any]) -> torch.device:
     if (name := given["device"]) not in ("auto", "cpu", "cuda"):
         raise UserError(f"device={name}: choose auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: torch finds none here; give device=cpu")
+        raise UserError("device=cuda: torch finds none: give device=cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer | None, rate: float) -> dict[str, Any]:
-    """A line of the table."""
+    """A row of the table."""
     composed = hydra.compose("config", [f"exp={name}", *given["overrides"]])
     config: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     pixels = config["lips"]["size"]
@@ -100,7 +100,7 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
         how = {"seed": 0, "shuffle": True, "trim_db": config["train"]["trim_db"], "device": device, **seen_by(model)}
         loader = Loader(corpus, stft, given["frames"], given["batch"], **how)
         trainees["corpus"] = our_trainee(deepcopy(model), loader)
-    if peer and (counterpart := tried(peer, name, batch, config["model"])):
+    if peer and (counterpart := try_peer(peer, name, batch, config["model"])):
         trainees["peer"] = counterpart
     times = dict(zip(trainees, train_in_turns([*trainees.values()], given["seconds"]), strict=True))
     row: dict[str, Any] = {"model": name, **asdict(training_cost(trainees[""], times[""], rate))}
@@ -120,27 +120,27 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
     return row
 
 
-def tried(peer: Peer, name: str, batch: Batch, config: dict[str, Any]) -> Trainee | None:
-    """The peer's counterpart, if it has one, after a first step: its code may not be up to every shape."""
+def try_peer(peer: Peer, name: str, batch: Batch, config: dict[str, Any]) -> Trainee | None:
+    """The peer's counterpart, if it has one, after a first step: its code may fail for some shapes."""
     try:
         if (counterpart := peer.trainee(name, batch, config)) is None:
             return None
         counterpart.step()
     except Exception as error:
         frames = f"batch={len(batch.ids)} frames={batch.mask.shape[1]}"
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"peer=: its code fails at {name} with {frames} ({said}): change these or models=") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"peer=: its code fails at {name} with {frames} ({reason}): change these or models=") from error
     return counterpart
 
 
 def lines(row: dict[str, Any]) -> str:
-    """As they are printed: a model, and under it the peer's."""
+    """The printed lines: our model, and below it the corpus and the peer."""
     rtf = f"{row['em_rtf']:7.2f}" if math.isfinite(row["em_rtf"]) else " " * 7
     printed = [f"{row['model']:12}{cost_line(row)}{rtf}"]
     if "corpus_ratio" in row:
-        of, low, high = (100 * row[f"corpus_{name}"] for name in RATIOS)
+        percent, low, high = (100 * row[f"corpus_{name}"] for name in RATIOS)
         steps = f"{row['corpus_steps_per_s']:.2f}"
-        printed.append(f"{'  corpus':12}{'':29}{steps:>26}  {of:.0f} % of this ({low:.0f} to {high:.0f})")
+        printed.append(f"{'  corpus':12}{'':29}{steps:>26}  {percent:.0f} % of this ({low:.0f} to {high:.0f})")
     if "ratio" in row:
         ratio = f"  ours {row['ratio']:.2f} times as fast ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
         costs = {name: row[f"peer_{name}"] for name in COSTS}
@@ -158,7 +158,7 @@ def cost_line(cost: dict[str, Any]) -> str:
 
 def bench(given: dict[str, Any]) -> None:
     device = check(given)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler calls it an error that a machine has no GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports a missing GPU as an error
     peer = open_peer(Path(given["peer"])) if given["peer"] else None
     out = Path(given["out"]) if given["out"] else None
     if out:
@@ -189,7 +189,7 @@ def bench(given: dict[str, Any]) -> None:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """What is measured so far: an interruption loses none of it."""
+    """Write the rows measured so far; an interruption keeps them."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:

@@ -1,14 +1,14 @@
 """Change the pitch of a recording, shift its formants, or whisper it, with a trained model.
 
-python experiments/control.py run=RUN input=speech.wav f0=180            a monotone of 180 Hz
-python experiments/control.py run=RUN input=speech.wav f0=x1.5           half as high again as it was
-python experiments/control.py run=RUN input=speech.wav f0=contour.csv    lines with seconds and Hz, straight between
-python experiments/control.py run=RUN input=speech.wav f1=700 f2=x1.1    formants, alone or together with the pitch
+python experiments/control.py run=RUN input=speech.wav f0=180            constant pitch of 180 Hz
+python experiments/control.py run=RUN input=speech.wav f0=x1.5           1.5 times the pitch
+python experiments/control.py run=RUN input=speech.wav f0=contour.csv    lines of seconds,Hz, interpolated
+python experiments/control.py run=RUN input=speech.wav f1=700 f2=x1.1    formants, with or without the pitch
 python experiments/control.py run=RUN input=speech.wav whisper=true
-python experiments/control.py run=RUN f0=140 f1=500 f2=1500 f3=2500      speech made of trajectories alone
+python experiments/control.py run=RUN f0=140 f1=500 f2=1500 f3=2500      speech from trajectories alone
 
-What is controlled are the frames in which the model hears a voice. The output, controlled.wav unless output= names
-another, has one channel at 16 kHz; beside it lies a picture of before and after.
+Only frames that the model finds voiced are changed. The output, controlled.wav by default, has one channel at 16 kHz; a
+picture of before and after is written beside it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from avdvae.signals.clock import RATE
 
 
 def read_target(factor: str, asked: str, seconds_T: Tensor, was_T: Tensor | None) -> Tensor:
-    """What a factor is to be in each frame, in Hz."""
+    """The target of a factor in each frame, in Hz."""
     try:
         if asked.endswith(".csv"):
             times, hertz = np.loadtxt(asked, delimiter=",", ndmin=2).T
@@ -50,12 +50,12 @@ def read_target(factor: str, asked: str, seconds_T: Tensor, was_T: Tensor | None
         ) from error
     except ValueError as error:
         allowed = "180, x1.5 or a csv file of lines with seconds and Hz, as 0.5,180"
-        raise UserError(f"{factor}={asked} says no frequency ({error}): give one such as {allowed}") from error
+        raise UserError(f"{factor}={asked} is no frequency ({error}): give one such as {allowed}") from error
 
 
 def control(config: Mapping[str, Any]) -> None:
     if config["run"] is None:
-        raise UserError("run= is missing: give run=RUN input=FILE and what is to change, as in f0=180")
+        raise UserError("run= is missing: give run=RUN input=FILE and a change such as f0=180")
     asked = {factor: str(config[factor]) for factor in FACTORS if config[factor] is not None}
     output = Path(str(config["output"]))
     if output.suffix.lower() != ".wav" or output.is_dir():
@@ -66,16 +66,16 @@ def control(config: Mapping[str, Any]) -> None:
         raise UserError(f"phase={config['phase']}: give input, griffin_lim or null")
     if config["share"] is not None and not 0 < config["share"] < 1:
         raise UserError(f"share={config['share']}: give a number between 0 and 1, such as 0.9, or null")
-    made = config["input"] is None
-    if made and len(asked) < len(FACTORS):
-        raise UserError(f"input= is missing: without it {', '.join(f'{f}=' for f in FACTORS)} make speech, all of them")
+    generated = config["input"] is None
+    if generated and len(asked) < len(FACTORS):
+        raise UserError(f"input= is missing: without it {', '.join(f'{f}=' for f in FACTORS)} are all needed")
     if not asked and not config["whisper"]:
         raise UserError("nothing is to change: give f0=, f1=, f2=, f3= or whisper=true")
     run = open_run(Path(str(config["run"])))
-    wave_N = None if made else read_wav(Path(str(config["input"])), RATE)
+    wave_N = None if generated else read_wav(Path(str(config["input"])), RATE)
     model = run.load_model()
     if not is_speech_prior(model):
-        raise UserError(f"{type(model).__name__} has no latents of power to move: choose another model")
+        raise UserError(f"{type(model).__name__} has no latents of power spectra to move: choose another model")
     controller = Controller.of(model, run.stft, config["share"])
     signals: dict[str, np.ndarray] = {}
     if wave_N is None:
@@ -87,7 +87,7 @@ def control(config: Mapping[str, Any]) -> None:
         encoded = controller.encode(wave_N)
         voiced_T = (controller.pitch(encoded) > 0) | bool(config["everywhere"])
         if not voiced_T.any():
-            raise UserError(f"{type(model).__name__} finds no voice in {config['input']}: everywhere=true moves it all")
+            raise UserError(f"{type(model).__name__} finds no voice in {config['input']}: give everywhere=true")
         seconds_T = torch.arange(len(encoded.z)) * run.stft.hop / RATE
         subspaces = controller.space(encoded.level).subspaces
         targets = {
@@ -97,8 +97,8 @@ def control(config: Mapping[str, Any]) -> None:
         if config["whisper"]:
             targets["f0"] = torch.zeros_like(seconds_T)
         targets = {factor: target_T.where(voiced_T, torch.nan) for factor, target_T in targets.items()}
-        fits = "f0" not in targets if config["phase"] is None else config["phase"] == "input"
-        changed_N = controller.say(controller.move(encoded, targets), encoded, griffin_lim=not fits)
+        keep_phase = "f0" not in targets if config["phase"] is None else config["phase"] == "input"
+        changed_N = controller.say(controller.move(encoded, targets), encoded, griffin_lim=not keep_phase)
         signals["before"] = wave_N.numpy()
         print(
             f"moved      {', '.join(targets)} in {100 * voiced_T.float().mean():.0f} % of the frames, the voiced ones"

@@ -1,9 +1,9 @@
-"""A page to play with a model's latents, and to clean recordings, at http://127.0.0.1 and nowhere else.
+"""A local web page, http://127.0.0.1, to transfer latents between clips and to enhance recordings.
 
 python experiments/demo.py run=RUN                 needs the extra `demo`: pip install -e '.[demo]'
 python experiments/demo.py run=RUN port=8000 max_seconds=60 enhance.iterations=30
 
-Nothing leaves the machine, nothing is fetched, and what was uploaded goes when the page is closed.
+The page loads nothing from the network and sends nothing to it. Uploads are deleted when the program ends.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from avdvae.protocols import PICTURES, Batch, indispensable, is_speech_prior
 from avdvae.runs import changed, open_run
 from avdvae.signals.video import lasts
 
-NOTHING_FROM_ELSEWHERE = (
+CONTENT_POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 )
 
 
-def own_headers(app: Any) -> Any:
-    """ASGI: a browser is told to load nothing from elsewhere."""
+def with_content_policy(app: Any) -> Any:
+    """ASGI middleware whose header forbids the browser to load anything from other hosts."""
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         async def with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message["headers"].append((b"content-security-policy", NOTHING_FROM_ELSEWHERE.encode()))
+                message["headers"].append((b"content-security-policy", CONTENT_POLICY.encode()))
             await send(message)
 
         await app(scope, receive, with_policy)
@@ -50,7 +50,7 @@ def own_headers(app: Any) -> Any:
 
 
 @contextmanager
-def said_on_the_page() -> Iterator[None]:
+def errors_on_the_page() -> Iterator[None]:
     import gradio as gr
 
     try:
@@ -60,13 +60,13 @@ def said_on_the_page() -> Iterator[None]:
 
 
 class Demo:
-    """What the page's buttons do; files that they make lie in `folder`."""
+    """The actions of the page; their files are written to `folder`."""
 
     def __init__(self, stage: Stage, enhancer: Enhancer | None, folder: Path, max_mb: float, max_seconds: float):
         self.stage, self.enhancer, self.folder, self.max_seconds = stage, enhancer, folder, max_seconds
         self.limits = f"at most {max_mb:g} MB and {max_seconds:g} s"
 
-    @said_on_the_page()
+    @errors_on_the_page()
     def transfer(
         self,
         source_id: str,
@@ -88,9 +88,9 @@ class Demo:
         names = ("film.mp4", "strip.png", "source.wav", "target.wav", "result.wav")
         return tuple(str(out / name) if (out / name).exists() else None for name in names)
 
-    @said_on_the_page()
+    @errors_on_the_page()
     def enhance(self, file: str | None, progress: Callable[[float], None]) -> tuple[str, str]:
-        """Paths of the recording's sound, and of its speech."""
+        """Paths of the noisy sound and of the enhanced speech."""
         assert self.enhancer
         if file is None:
             raise UserError("choose a file first")
@@ -98,15 +98,15 @@ class Demo:
         write_sound(out / "noisy.wav", read_sound(path))
         done = 0.0
 
-        def advance(share: float) -> None:
+        def advance(part: float) -> None:
             nonlocal done
-            done += share
+            done += part
             progress(min(done, 1.0))
 
         video = path if path.suffix.lower() in VIDEOS else None
         if video is None and (needed := PICTURES & indispensable(self.enhancer.model)):
             name = type(self.enhancer.model).__name__
-            raise UserError(f"{path.name}: {name} looks at the {' and the '.join(needed)}: give a video of the talker")
+            raise UserError(f"{path.name}: {name} needs the {' and the '.join(needed)}: give a video of the talker")
         self.enhancer.run(Job(path, video, out / "clean.wav"), advance)
         return str(out / "noisy.wav"), str(out / "clean.wav")
 
@@ -116,7 +116,7 @@ class Demo:
     def _checked(self, file: str) -> Path:
         path = Path(file)
         if path.suffix.lower() not in SOUNDS + VIDEOS:
-            raise UserError(f"{path.name}: neither sound nor video by its name: give {', '.join(SOUNDS + VIDEOS)}")
+            raise UserError(f"{path.name} has no suffix of sound or video: give {', '.join(SOUNDS + VIDEOS)}")
         try:
             if (seconds := lasts(path)) > self.max_seconds:
                 raise UserError(f"it lasts {seconds:.1f} s, and this page takes {self.max_seconds:g} s at most")
@@ -132,8 +132,8 @@ def build_page(demo: Demo) -> Any:
     ids = [utterance.id for utterance in stage.corpus.utterances]
     own = [spec.name for spec in stage.model.latents]
     suffixes = [*SOUNDS, *VIDEOS]
-    with gr.Blocks(title=f"{name} on stage", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gr.Markdown(f"# {name}\n{stage.run.path}: the source, with latents of the target.")
+    with gr.Blocks(title=f"{name} demo", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gr.Markdown(f"# {name}\n{stage.run.path}: latents of the target replace those of the source.")
         with gr.Tab("Transfer"):
             pickers: list[Any] = []
             with gr.Row():
@@ -141,12 +141,12 @@ def build_page(demo: Demo) -> Any:
                     with gr.Column():
                         pickers.append(gr.Dropdown(ids, value=first, label=role, elem_id=role))
                         if not stage.moves:
-                            label = f"{role}: or a file of your own, which goes first, {demo.limits}"
+                            label = f"{role}: your own file, used instead if given, {demo.limits}"
                             pickers.append(gr.File(label=label, file_types=suffixes, elem_id=f"{role}_file"))
                         else:
                             pickers.append(gr.State(None))
             latents = gr.CheckboxGroup(own, value=own[:1], label="latents taken from the target", elem_id="latents")
-            percent = gr.Slider(0, 100, 100, step=5, label="how far on the way, in %", elem_id="percent")
+            percent = gr.Slider(0, 100, 100, step=5, label="from source to target, in %", elem_id="percent")
             phase = gr.Radio(PHASES, value=PHASES[0], label="phase of the result", visible=not stage.moves)
             make = gr.Button("Transfer", variant="primary", elem_id="make")
             film = gr.Video(show_label=False, buttons=["download"], elem_id="film")
@@ -162,7 +162,7 @@ def build_page(demo: Demo) -> Any:
             percent.release(demo.transfer, given, shown)
         with gr.Tab("Enhance"):
             if demo.enhancer is None:
-                gr.Markdown(f"{name} explains no sound: it cannot take noise out of recordings.")
+                gr.Markdown(f"{name} is no model of speech and cannot enhance recordings.")
             else:
                 file = gr.File(
                     label=f"a noisy recording, or a video, {demo.limits}", file_types=suffixes, elem_id="noisy_file"
@@ -172,7 +172,7 @@ def build_page(demo: Demo) -> Any:
                     heard = [gr.Audio(label=name, buttons=["download"], elem_id=name) for name in ("noisy", "enhanced")]
 
                 def enhance(path: str | None, progress: Any = gr.Progress()) -> tuple[str, str]:  # noqa: B008
-                    return demo.enhance(path, lambda share: progress(share))
+                    return demo.enhance(path, progress)
 
                 clean.click(enhance, file, heard)
     return page
@@ -196,7 +196,7 @@ def serve(config: Mapping[str, Any], folder: Path) -> None:
         enhancer = build_enhancer(run, changed(run.config["enhance"], config["enhance"]), films=True)
     page = build_page(Demo(stage, enhancer, folder, config["max_mb"], config["max_seconds"]))
     system = ["system-ui", "sans-serif"]
-    print(f"page       http://127.0.0.1:{config['port']}    Ctrl-C closes it", flush=True)
+    print(f"page       http://127.0.0.1:{config['port']}    stop with Ctrl-C", flush=True)
     try:
         page.launch(
             server_name="127.0.0.1",
@@ -207,11 +207,11 @@ def serve(config: Mapping[str, Any], folder: Path) -> None:
             max_file_size=int(config["max_mb"] * 2**20),
             footer_links=[],
             theme=Base(font=system, font_mono=["monospace"]),
-            app_kwargs={"middleware": [Middleware(own_headers)]},
+            app_kwargs={"middleware": [Middleware(with_content_policy)]},
             allowed_paths=[str(folder)],
         )
     except OSError as error:
-        raise UserError(f"port={config['port']} cannot be had ({error}): choose another") from error
+        raise UserError(f"port={config['port']} is not available ({error}): choose another") from error
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="demo")

@@ -1,15 +1,14 @@
-"""Take the noise out of recordings with a trained model.
+"""Enhance noisy recordings with a trained model.
 
 python experiments/enhance.py run=RUN input=noisy.wav output=clean.wav
-python experiments/enhance.py run=RUN input=noisy.wav video=clip.mp4 output=clean.wav    for models that see lips
+python experiments/enhance.py run=RUN input=noisy.wav video=clip.mp4 output=clean.wav    for models with lips
 python experiments/enhance.py run=RUN input=clip.mp4 output=clean.wav                    the sound of a video
 python experiments/enhance.py run=RUN input=DIR [video=DIR] output=DIR                   every file at any depth
 python experiments/enhance.py run=RUN ... enhance.iterations=20 enhance.estep.name=langevin
 
-Every channel is enhanced by itself, at 16 kHz whatever the rate of the input. The output is a wav with the rate,
-channels, length and level of the input; above 8 kHz it is silent, for models know nothing of what is there. It has 16
-bits, or floats of 32 where the input has more than 16. In a folder, a video beside a sound of the same name shows its
-talker, unless video= names another folder.
+Every channel is enhanced separately, at 16 kHz. The output is a wav with the rate, channels, length and level of the
+input; it is silent above 8 kHz, which the models do not cover. It has 16 bits, or 32-bit floats if the input has more.
+In a folder, a sound and a video of the same name belong together, unless video= names another folder.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def find_jobs(source: Path, video: Path | None, output: Path) -> list[Job]:
     if video and video.is_dir() != source.is_dir():
         raise UserError(f"input={source} and video={video}: give two files or two folders")
     if output.resolve() in [path.resolve() for path in (source, video) if path]:
-        raise UserError(f"output={output} would overwrite what it is made from: give another name")
+        raise UserError(f"output={output} would overwrite an input: give another name")
     if source.is_dir():
         return _jobs_of_folder(source, video, output)
     if output.suffix.lower() != ".wav" or output.is_dir():
@@ -66,7 +65,7 @@ def _jobs_of_folder(source: Path, video: Path | None, output: Path) -> list[Job]
     with_sound = {name.with_suffix("") for name in sounds}
     sounds += [name for name in names(source, VIDEOS) if name.with_suffix("") not in with_sound]
     if not sounds:
-        raise UserError(f"input={source} holds no sound: looked for {', '.join(SOUNDS + VIDEOS)} at any depth")
+        raise UserError(f"input={source} has no sound file: give one with {', '.join(SOUNDS + VIDEOS)}, at any depth")
     namesakes = Counter(name.with_suffix("") for name in sounds)
     jobs = []
     for name in sorted(sounds):
@@ -95,9 +94,9 @@ def enhance(config: Mapping[str, Any]) -> None:
     name = type(enhancer.model).__name__
     if (needed := PICTURES & indispensable(enhancer.model)) and not films:
         what = " and the ".join(needed)
-        raise UserError(f"{name} looks at the {what} and there is no video: give video=, or a run of a model of sound")
+        raise UserError(f"{name} needs the {what} and there is no video: give video=, or a run of a model of sound")
     if video and not PICTURES & {*enhancer.model.sees}:
-        print(f"note       {name} works from the sound alone; video= is not looked at")
+        print(f"note       {name} uses the sound alone; video= is ignored")
     failed = enhance_all(jobs, enhancer)
     if failed and len(jobs) == 1:
         raise UserError(failed[0])
@@ -106,14 +105,14 @@ def enhance(config: Mapping[str, Any]) -> None:
 
 
 def enhance_all(jobs: list[Job], enhancer: Enhancer) -> list[str]:
-    """What could not be enhanced, with reasons."""
+    """Enhance all; return the failures with their reasons."""
     failed = []
     with progress_bar(percent=True) as progress:
         task = progress.add_task("enhancing", total=len(jobs))
         for number, job in enumerate(jobs):
             began = time.monotonic()
             try:
-                seconds = enhancer.run(job, lambda share: progress.advance(task, share))
+                seconds = enhancer.run(job, lambda part: progress.advance(task, part))
                 factor = (time.monotonic() - began) / seconds
                 print(f"enhanced   {seconds:.1f} s of sound, real-time factor {factor:.2f}: {job.output}", flush=True)
             except (UserError, FFmpegError) as error:
@@ -126,7 +125,7 @@ def enhance_all(jobs: list[Job], enhancer: Enhancer) -> list[str]:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="enhance_file")
 def main(config: DictConfig) -> None:
-    with as_a_program(OmegaConfBaseException, interrupted="interrupted; what is finished stays"):
+    with as_a_program(OmegaConfBaseException, interrupted="interrupted; finished files are kept"):
         enhance(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 
 

@@ -1,10 +1,10 @@
-"""Measure a trained model once more: other noises, another E-step, another corpus.
+"""Evaluate a trained model again: with other noises, another E-step, another corpus.
 
 python experiments/evaluate.py run=RUN evaluate.tasks=[resynthesis]
 python experiments/evaluate.py run=RUN evaluate.snrs=[0] enhance.estep.name=langevin compare=[RUN]
 python experiments/evaluate.py run=RUN prepared=data/prepared/my_clips evaluate.per_speaker=null
 
-Results lie in a folder of their own, with a report as run.py makes it; the same out= goes on where it was interrupted.
+Results and a report are written to a folder of their own. The same out= continues an interrupted evaluation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from avdvae.runs import Configuration, Run, build_vem, changed, create_run, open
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    with as_a_program(OmegaConfBaseException, interrupted="interrupted; the same command with out= goes on"):
+    with as_a_program(OmegaConfBaseException, interrupted="interrupted; the same command with out= continues"):
         given: Any = OmegaConf.to_container(config, resolve=True)
         if given["run"] is None:
             raise UserError("run= is missing: give the folder of a run of experiments/run.py")
@@ -43,7 +43,7 @@ def main(config: DictConfig) -> None:
         if begun and open_run(out).config != asked:
             raise UserError(f"{out} holds an evaluation with other settings: choose another out=")
         Configuration.check(asked | {"compare": given["compare"]})
-        settings_of(asked["evaluate"])  # these say what is wrong before a folder is made
+        settings_of(asked["evaluate"])  # errors come before a folder is created
         build_vem(asked["enhance"])
         find_other_runs(given["compare"])
         prepared = find_corpus(asked)

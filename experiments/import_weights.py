@@ -1,10 +1,10 @@
-"""Make a run of weights that others have published: those of the DVAE benchmark and of DVAE_SE.
+"""Create a run from published weights, those of the DVAE benchmark and of DVAE_SE.
 
 python experiments/import_weights.py source=DVAE_SE/trained_models/wsj_rvae run_dir=runs/wsj_rvae
 
-VAE, DKF, STORN, VRNN, SRNN, RVAE and DSAE, with the layers that the benchmark has for speech. What the folder holds is
-read as numbers; nothing in it is executed. The run goes wherever one of experiments/run.py does but to resume=; its
-configuration says how we would train the model, and not how they did.
+VAE, DKF, STORN, VRNN, SRNN, RVAE and DSAE, with the benchmark's layers for speech. Nothing in the folder is executed.
+The run can be used like one of experiments/run.py, except with resume=; its configuration has the training settings of
+this suite, not those the weights were trained with.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from avdvae.runs import build_model, create_run
 
 
 def import_weights(source: Path, path: Path) -> None:
-    """Write the run `path`, whole or not at all."""
+    """Create the run `path`; nothing is left behind on an error."""
     if path.exists():
-        raise UserError(f"{path} holds a run already, or something else: choose another run_dir")
+        raise UserError(f"{path} holds a run already, or other files: choose another run_dir")
     published = read_published_weights(source)
     config: Any = OmegaConf.to_container(hydra.compose("config", [f"exp={published.experiment}"]), resolve=True)
     config |= {
@@ -45,7 +45,7 @@ def import_weights(source: Path, path: Path) -> None:
         save_weights(model, run.path / WEIGHTS)
         run.note(model=config["exp"], parameters=parameters, imported=str(published.file), command=shlex.join(sys.argv))
         run.path.rename(path)
-    print(f"{config['exp']}: {parameters:,} parameters of {published.file}\nrun        {path}")
+    print(f"{config['exp']}: {parameters:,} parameters from {published.file}\nrun        {path}")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="import_weights")

@@ -1,11 +1,10 @@
-"""Walk a latent, or several, from one clip's to another's, and see and hear what changes on the way.
+"""Interpolate latents between two clips, and show the sound and pictures of each step.
 
 python experiments/interpolate.py run=RUN source=A target=B latents=[v]     A and B: ids of the run's corpus, or files
 python experiments/interpolate.py run=RUN source=A target=B latents=[z] steps=9
 
-Each step is the source with the latents named at a point of the straight line from its own, 0 %, to the target's,
-100 %, as experiments/transfer.py makes that. A folder gets a wav a step, strip.png and film.mp4, in which they follow
-each other.
+Each step is the source with the named latents interpolated linearly from its own, 0 %, to the target's, 100 %, as in
+experiments/transfer.py. The output folder has a wav per step, strip.png, and film.mp4 with all steps in turn.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def interpolate_clips(config: Mapping[str, Any]) -> None:
     if missing := [f"{name}=" for name in ("run", "source", "target") if config[name] is None]:
         raise UserError(f"{', '.join(missing)} missing: give run=RUN source=A target=B latents=[NAME]")
     if not (type(steps := config["steps"]) is int and 2 <= steps <= 20):
-        raise UserError(f"steps={steps}: give 2 to 20, both ends counted")
+        raise UserError(f"steps={steps}: give 2 to 20, both ends included")
     check_phase(config["phase"])
     stage, names = Stage(open_run(Path(config["run"]))), [str(name) for name in config["latents"]]
     find_latents(stage.model, names)
@@ -41,7 +40,7 @@ def interpolate_clips(config: Mapping[str, Any]) -> None:
     label = re.sub(r"[^\w,-]+", "_", f"{source.ids[0]}_{target.ids[0]}_{','.join(names)}")
     out = Path(config["out"] or stage.run.path / "interpolate" / label)
     stage.write(out, takes)
-    print(f"walk       {out}")
+    print(f"steps      {out}")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="interpolate")

@@ -1,10 +1,10 @@
-"""Train a model, enhance noisy speech with it, and report.
+"""Train a model, evaluate it, and write the report.
 
-python experiments/run.py exp=cvae                    any of configs/exp, on the embedded corpus unless data= is given
+python experiments/run.py exp=cvae                    any of configs/exp; the default corpus is generated
 python experiments/run.py exp=vae train.lr=3e-4       any key of configs/config.yaml
 python experiments/run.py exp=vae train=debug         from data to report in a minute
-python experiments/run.py resume=runs/cvae/...        goes on exactly where that run stopped
-python experiments/run.py resume=... evaluate.snrs=[0]    settings that leave its training as it was may change
+python experiments/run.py resume=runs/cvae/...        continues that run exactly
+python experiments/run.py resume=... evaluate.snrs=[0]    with other settings of evaluation
 python experiments/run.py -m exp=vae,cvae seed=0,1    a sweep
 """
 
@@ -58,13 +58,13 @@ from avdvae.training.curves import read_curves
 from avdvae.training.loop import train
 from avdvae.training.settings import Training
 
-MAIN = int(os.environ.get("RANK", 0)) == int(os.environ.get("LOCAL_RANK", 0)) == 0  # one of all processes
+MAIN = int(os.environ.get("RANK", 0)) == int(os.environ.get("LOCAL_RANK", 0)) == 0  # in one of all processes
 MAY_CHANGE = ("train.epochs", "train.patience", *(f"train.{name}" for name in NO_MATTER), "compare")
-SECTIONS_THAT_MAY = ("evaluate", "enhance")  # any setting of theirs
+SECTIONS_THAT_MAY = ("evaluate", "enhance")  # all their settings
 
 
 def resumed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of the run to go on with, with what the command line changes in it."""
+    """The configuration of the run to resume, with the changes of the command line."""
     path = Path(given["resume"])
     run, changes, wrong = open_run(path), {}, []
     config = run.config
@@ -78,19 +78,18 @@ def resumed(given: Mapping[str, Any]) -> dict[str, Any]:
             changes = _joined(changes, reduce(lambda part, name: {name: part}, reversed(key.split(".")), value))
     if wrong:
         raise UserError(
-            f"resume={path} goes on with that run as it began, and {', '.join(wrong)} would make another of it: give "
+            f"resume={path} continues that run with its settings, and {', '.join(wrong)} would change them: give "
             f"{', '.join(MAY_CHANGE)}, or settings of {' or '.join(SECTIONS_THAT_MAY)}; or start a new run, without "
             "resume="
         )
     if config.get("models") and changes:
-        raise UserError(f"resume={path} compares models, all with the same settings: start a new comparison for others")
+        raise UserError(f"resume={path} compares models with the same settings: start a new comparison for others")
     epochs, planned = changes.get("train", {}).get("epochs", MISSING), config["train"]["epochs"]
     if epochs not in (MISSING, planned):
         if config["train"].get("schedule") == "cosine":
             raise UserError(
-                f"train.epochs={epochs}: the learning rates of {path} were those of train.schedule=cosine over "
-                f"{planned} epochs, and all would have been others: start a new run, without resume=; "
-                "one of train.schedule=constant can be prolonged"
+                f"train.epochs={epochs}: the learning rates of {path} are those of train.schedule=cosine over "
+                f"{planned} epochs: start a new run, without resume=; only train.schedule=constant can be prolonged"
             )
         if type(epochs) is int and (done := epochs_of(run)) > epochs:
             raise UserError(f"train.epochs={epochs}: {path} has trained for {done} epochs already: give that or more")
@@ -104,19 +103,19 @@ def _value(config: Any, key: str) -> Any:
 
 
 def _joined(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, however deep."""
+    """Both, merged at all levels; `two` takes precedence."""
     deep = {k: _joined(one[k], v) for k, v in two.items() if isinstance(v, Mapping) and isinstance(one.get(k), Mapping)}
     return {**one, **two, **deep}
 
 
 def epochs_of(run: Run) -> int:
-    """How many have been validated so far."""
+    """The number of epochs validated so far."""
     records, _ = read_curves(run.path / "metrics.jsonl")
     return max((record["epoch"] for record in records if "valid/loss" in record), default=0)
 
 
 def go_on(run: Run, config: dict[str, Any]) -> Run:
-    """Note what is done to a run, and what changes in it; results of other settings, or weights, are set aside."""
+    """Record the resumption and its changes; results of other settings or weights are moved aside."""
     if not MAIN:
         return Run(run.path, config)
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -137,21 +136,21 @@ def go_on(run: Run, config: dict[str, Any]) -> Run:
         for name in ("results.csv", "summary.json", "examples.json", "report.html", "audio", "figures", "videos"):
             if (run.path / name).exists():
                 (run.path / name).rename(aside / name)
-        print(f"earlier    results, set aside in {aside}", flush=True)
+        print(f"set aside  earlier results, in {aside}", flush=True)
     return create_run(run.path, config)
 
 
 def find_run(config: dict[str, Any]) -> Run:
-    """A new one."""
+    """Create the folder of a new run."""
     path = Path(config["run_dir"] or Path(config["runs"], config["exp"], datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
-    if int(os.environ.get("LOCAL_RANK", 0)):  # a process of a distributed training, beside the one that made the run
+    if int(os.environ.get("LOCAL_RANK", 0)):  # of distributed training, not the process that created the run
         if not (chosen := config["run_dir"] or os.environ.get("AVDVAE_RUN")):
-            raise UserError("processes started from outside, as by torchrun, must agree on the run: give run_dir=")
+            raise UserError("processes started by torchrun or the like need one run: give run_dir=")
         return Run(Path(chosen), config)
     if (path / "config.yaml").exists() and config["run_dir"]:
-        raise UserError(f"{path} holds a run already: go on with resume={path}, or choose another run_dir")
+        raise UserError(f"{path} holds a run already: continue it with resume={path}, or choose another run_dir")
     number, name = 1, path.name
-    while (path / "config.yaml").exists():  # of a sweep, several may start in one second
+    while (path / "config.yaml").exists():  # runs of a sweep may start in the same second
         number += 1
         path = path.with_name(f"{name}.{number}")
     os.environ["AVDVAE_RUN"] = str(path)  # for the processes that training starts
@@ -163,31 +162,29 @@ def training_of(config: Mapping[str, Any]) -> Training:
 
 
 def check(config: dict[str, Any]) -> nn.Module:
-    """Say what is wrong with a configuration before a run is made of it; its model, untrained."""
+    """Check a configuration before its run is created; return its model, untrained."""
     Configuration.check(config)
     training = training_of(config)
     if training.accelerator == "cuda" and torch.cuda.device_count() < training.devices:
         raise UserError(
-            f"train.accelerator=cuda, train.devices={training.devices}: torch finds {torch.cuda.device_count()} GPUs "
-            "here, so give train.accelerator=cpu, or fewer devices"
+            f"train.accelerator=cuda, train.devices={training.devices}: torch finds {torch.cuda.device_count()} GPUs: "
+            "give train.accelerator=cpu, or fewer devices"
         )
     settings_of(config["evaluate"])
     build_vem(config["enhance"])
     model = build_model(config["model"])
     if config.get("start") and not isinstance(model, Startable):
         given = ",".join(config["start"])
-        raise UserError(f"start=[{given}]: {type(model).__name__} has no method start_from, so give start=[]")
+        raise UserError(f"start=[{given}]: {type(model).__name__} has no method start_from: give start=[]")
     if config["train"].get("freeze") and not config.get("start"):
         given = ",".join(config["train"]["freeze"])
-        raise UserError(
-            f"train.freeze=[{given}] would leave them as they were drawn, for start=[]: give train.freeze=[]"
-        )
+        raise UserError(f"train.freeze=[{given}] would freeze random weights, since start=[]: give train.freeze=[]")
     find_other_runs(config["compare"])
     return model
 
 
 def find_start(name: str, config: dict[str, Any], splits: dict[str, PreparedCorpus]) -> Run:
-    """A trained run of the experiment `name`, as the present command line would have it: found again, or made now."""
+    """A trained run of the experiment `name` with the settings of this command line; trained now if there is none."""
     own = (
         "exp=",
         "model",
@@ -199,7 +196,7 @@ def find_start(name: str, config: dict[str, Any], splits: dict[str, PreparedCorp
         "train.strategy=",
     )
     if not config["models"]:
-        own += ("train.epochs=", "train.freeze=", "train.lr=")  # of the model that starts from this one
+        own += ("train.epochs=", "train.freeze=", "train.lr=")  # these are for the model that starts from this one
     overrides = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+~").startswith(own)]
     wanted: Any = OmegaConf.to_container(hydra.compose("config", [*overrides, f"exp={name}"]), resolve=True)
     if not config["models"]:
@@ -219,10 +216,10 @@ def find_start(name: str, config: dict[str, Any], splits: dict[str, PreparedCorp
 
 
 def open_start(name: str, config: dict[str, Any]) -> Run:
-    """The trained run in the folder `name`, of the same sizes."""
+    """The trained run in the folder `name`, with the same sizes."""
     run = open_run(Path(name))
     if not run.trained and "imported" not in run.noted:
-        raise UserError(f"start=[{name}]: this run is not trained to its end: go on with resume={name} first")
+        raise UserError(f"start=[{name}]: the training of this run is unfinished: continue it with resume={name} first")
     for key in (run.config["model"].keys() & config["model"].keys()) - {"target"}:
         if (theirs := run.config["model"][key]) != (own := config["model"][key]):
             there, here = ("null" if value is None else value for value in (theirs, own))
@@ -231,7 +228,7 @@ def open_start(name: str, config: dict[str, Any]) -> Run:
 
 
 def check_starts(model: Any, starts: Sequence[Run]) -> None:
-    """Say so where models of other kinds are given than those that `model`, untrained, starts from."""
+    """Refuse models of other kinds than those that `model`, untrained, starts from."""
     hints = get_type_hints(model.start_from)
     kinds = [kind for name, kind in hints.items() if name not in ("self", "return")]
     kinds = [type(model) if isinstance(kind, TypeVar) else kind for kind in kinds]
@@ -239,7 +236,7 @@ def check_starts(model: Any, starts: Sequence[Run]) -> None:
     if len(given) != len(kinds) or not all(map(isinstance, given, kinds)):
         wanted, found = (", ".join(kind.__name__ for kind in these) for these in (kinds, map(type, given)))
         raise UserError(f"start=: {type(model).__name__} starts from {wanted}, and was given {found}")
-    model.start_from(*given)  # which may refuse what does not fit
+    model.start_from(*given)  # which refuses weights that do not fit
 
 
 def train_run(run: Run, splits: dict[str, PreparedCorpus], starts: Sequence[Run] = ()) -> None:
@@ -264,28 +261,28 @@ def train_run(run: Run, splits: dict[str, PreparedCorpus], starts: Sequence[Run]
 
 
 def compare_models(run: Run, trained: dict[str, Run], prepared: Path) -> None:
-    """Measure models on the same mixtures, each against those before it, and put them on one page."""
+    """Evaluate models on the same mixtures, each compared with those before it, in one report."""
     parts: dict[str, Path] = {}
     for name, model in trained.items():
-        print(f"model      {name}, of {model.path}", flush=True)
+        print(f"model      {name}, from {model.path}", flush=True)
         asked = {
             part: run.config[part] for part in ("evaluate", "enhance")
-        }  # of all models alike, not as they were trained
+        }  # the same for all models, whatever their own runs have
         config = {**model.config, **asked, "exp": name, "start": []}
         part = open_run(run.path / name) if (run.path / name).exists() else create_run(run.path / name, config)
         if part.config != config:
-            raise UserError(f"{part.path} was measured with other settings: measure the models in another run_dir")
+            raise UserError(f"{part.path} was evaluated with other settings: give another run_dir")
         evaluate_run(Run(model.path, config), part.path, prepared, [str(path) for path in parts.values()])
         parts[name] = part.path
     summary = join_evaluations(run.path, parts)
     for task in dict.fromkeys(item["task"] for item in summary if not item["noise"]):
         print(task.replace("_", " "))
         for place, (name, measured) in enumerate(ranking(summary, task), start=1):
-            means = [told(metric, item) for metric, item in measured.items() if metric != FAILED]
+            means = [in_words(metric, item) for metric, item in measured.items() if metric != FAILED]
             print(f"{place:>4}. {name:<20}{'   '.join(means)}")
 
 
-def told(metric: str, item: Mapping[str, Any]) -> str:
+def in_words(metric: str, item: Mapping[str, Any]) -> str:
     """A mean and its interval."""
     look = Look.of(metric)
     mean, low, high = (f"{item[key]:.{look.digits}f}" for key in ("mean", "ci_low", "ci_high"))
@@ -298,13 +295,13 @@ def run_experiment(given: dict[str, Any]) -> None:
         untrained = check(asked)
     if given["resume"] and "imported" in open_run(Path(given["resume"])).noted:
         raise UserError(
-            f"{given['resume']} holds imported weights and no training to go on with: measure them with "
-            f"experiments/evaluate.py run={given['resume']}, or train on from them with start=[{given['resume']}]"
+            f"{given['resume']} holds imported weights and no training to go on with: evaluate them with "
+            f"experiments/evaluate.py run={given['resume']}, or train from them with start=[{given['resume']}]"
         )
     prepared = find_corpus(asked)
     splits = {split: PreparedCorpus(prepared, split) for split in ("train", "valid")}
     if not asked.get("models"):
-        check_tasks(subject_of(Run(Path(), asked), untrained, prepared, Path()))  # not only when hours have gone by
+        check_tasks(subject_of(Run(Path(), asked), untrained, prepared, Path()))  # before hours of training
     if not given["resume"]:
         starts = [
             open_start(name, given) if os.sep in name else find_start(name, given, splits) for name in given["start"]
@@ -312,14 +309,14 @@ def run_experiment(given: dict[str, Any]) -> None:
         if starts:
             check_starts(untrained, starts)
     elif asked.get("start") and not open_run(Path(given["resume"])).begun:
-        raise UserError(f"{given['resume']} was stopped before its training began: start anew, in another run_dir")
+        raise UserError(f"{given['resume']} was stopped before its training began: start a new run, in another run_dir")
     else:
         starts = []
     if asked.get("models"):
         if given["resume"]:
             run = go_on(open_run(Path(given["resume"])), asked)
             if (paths := run.noted.get("trained")) is None:
-                raise UserError(f"{run.path / 'run.json'} does not say which models were trained: compare them anew")
+                raise UserError(f"{run.path / 'run.json'} does not list the trained models: start a new comparison")
         else:
             paths = {name: str(find_start(name, given, splits).path) for name in asked["models"]}
             run = find_run(given)
@@ -342,7 +339,7 @@ def main(config: DictConfig) -> None:
         try:
             run_experiment(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
         except KeyboardInterrupt:
-            sys.exit(f"run.py: interrupted; go on with resume={config.resume or os.environ.get('AVDVAE_RUN')}")
+            sys.exit(f"run.py: interrupted; continue with resume={config.resume or os.environ.get('AVDVAE_RUN')}")
 
 
 if __name__ == "__main__":

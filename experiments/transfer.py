@@ -1,12 +1,12 @@
-"""Give a clip some latents of another, and see and hear what goes with them.
+"""Replace latents of one clip by those of another, and show the sound and pictures of the result.
 
 python experiments/transfer.py run=RUN source=A target=B latents=[v]     A and B: ids of the run's corpus, or files
 python experiments/transfer.py run=RUN source=anna.mp4 target=b.wav latents=[z] phase=source
 
-The result is the source with the latents named taken from the target. One of a whole utterance serves every frame of
-the source; where one that moves is taken, too, both clips are cut to the length of the shorter. What a model is
-conditioned on, as the lips, stays the source's. A folder gets wavs, strip.png and film.mp4, in which the result is
-heard.
+The result is the source with the named latents taken from the target. A static latent is used for every frame of the
+source; if a dynamic one is taken, both clips are cut to the length of the shorter. Inputs that a model is conditioned
+on, such as the lips, stay those of the source. The output folder has wavs, strip.png, and film.mp4 with the sound of
+the result.
 """
 
 from __future__ import annotations

@@ -302,7 +302,7 @@ def test_from_training_to_a_controlled_recording(
     assert done.returncode == 0 and soundfile.info(out).duration == pytest.approx(0.5, abs=0.02), done.stderr
     for words, reason in (
         (["f0=90", f"input={wav}", "everywhere=true"], "f0 would be 90 Hz: it moves between 100 and 300 Hz"),
-        (["f0=high", f"input={wav}", "everywhere=true"], "f0=high says no frequency"),
+        (["f0=high", f"input={wav}", "everywhere=true"], "f0=high is no frequency"),
         (["f0=180", "whisper=true", f"input={wav}"], "a whisper has no pitch"),
         (["f0=180"], "input= is missing"),
         ([f"input={wav}"], "nothing is to change"),

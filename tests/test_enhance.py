@@ -215,7 +215,7 @@ def test_a_folder_goes_through_but_for_what_is_broken(program, tmp_path, clip):
 def test_a_model_of_lips_asks_for_a_video_before_it_works(program, heard, tmp_path):
     soundfile.write(tmp_path / "noisy.wav", noise(5000).numpy(), 16_000)
     run = make_run(tmp_path / "run", "CVAE")
-    with pytest.raises(UserError, match="CVAE looks at the lips and there is no video: give video="):
+    with pytest.raises(UserError, match="CVAE needs the lips and there is no video: give video="):
         program.enhance(asked(run, tmp_path / "noisy.wav", tmp_path / "clean.wav"))
     assert not heard and not (tmp_path / "clean.wav").exists()
 
@@ -260,12 +260,12 @@ def test_the_lips_come_from_the_video(program, tmp_path, clip, monkeypatch, caps
     assert min(loud) > 1e-3
 
     program.enhance(asked(make_run(tmp_path / "deaf", "VAE"), clip, tmp_path / "sound.wav", video=clip))
-    assert seen[2] is None and "video= is not looked at" in capsys.readouterr().out
+    assert seen[2] is None and "video= is ignored" in capsys.readouterr().out
 
     whole = make_run(tmp_path / "whole", "MDVAE")
     program.enhance(asked(whole, clip, tmp_path / "face.wav"))
     assert film.faces is None and seen[3].faces.shape == (len(film.crops), 64, 64, 3) and seen[3].faces.std() > 10
-    with pytest.raises(UserError, match="MDVAE looks at the face and there is no video: give video="):
+    with pytest.raises(UserError, match="MDVAE needs the face and there is no video: give video="):
         program.enhance(asked(whole, clip.with_suffix(".wav"), tmp_path / "unseen.wav"))
 
     faceless = tmp_path / "faceless.mp4"

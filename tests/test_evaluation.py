@@ -39,7 +39,7 @@ def subject(prepared: Summary, tmp_path: Path) -> Subject:
     )
     corpus = PreparedCorpus(prepared.out, "test", verify=False)
     vem = Vem(FreeGaussian(final_draws=2), iterations=3, rank=2)
-    return Subject(model, corpus, Stft(533), vem, settings, tmp_path, "vae_mm", share=1)
+    return Subject(model, corpus, Stft(533), vem, settings, tmp_path, "vae_mm", part_size=1)
 
 
 def heard(rows: list[Result]) -> list[tuple[Any, ...]]:

@@ -118,7 +118,7 @@ def subject(root: Path, out: Path, model: nn.Module, *tasks: str) -> Subject:
     return Subject(model, PreparedCorpus(root, "test"), Stft(533), vem, settings, out, "model")
 
 
-def test_transfer_tells_whose_voice_face_mouth_and_words_they_are(root, tmp_path):
+def test_transfer_measures_whose_voice_face_mouth_and_words_the_result_has(root, tmp_path):
     rows = measure(subject(root, tmp_path, Apart(), "transfer"))
     mean = {metric: np.mean([row.value for row in rows if row.metric == metric]) for metric in {r.metric for r in rows}}
     assert len({row.item for row in rows}) == 12
@@ -133,7 +133,7 @@ def test_transfer_tells_whose_voice_face_mouth_and_words_they_are(root, tmp_path
     assert not any(metric.startswith("kept") and "donor" in metric for metric in mean)
 
 
-def test_readers_of_speakers_have_not_seen_what_they_judge(tmp_path):
+def test_speaker_classifiers_are_not_enrolled_with_the_clips_they_classify(tmp_path):
     """Where the two clips of a speaker have nothing in common, nobody can be read; one clip of a speaker is too few."""
     clips = [replace(clip("test", n, 0), id=f"{n}", speaker=f"s{n % 4}") for n in range(8)]
     clips += [clip("train", n // 2, n % 2) for n in range(8)]
@@ -182,22 +182,22 @@ def test_denoising_and_emotion_measure_every_utterance(root, tmp_path):
     torch.manual_seed(0)
     model = MDVAE(size=16, memory=8, width=16, dim=4).eval()
     rows = measure(subject(root, tmp_path, model, "denoising", "emotion"))
-    told = {(row.task, row.metric): row.value for row in rows}
+    scores = {(row.task, row.metric): row.value for row in rows}
     assert len({row.item for row in rows}) == 12 and all(np.isfinite(row.value) for row in rows)
     for region in ("mouth", "eyes"):
         for how in ("", "_deaf", "_interpolated"):
             assert (
-                0 < told["denoising", f"psnr_{region}{how}"] < 60
-                and -1 <= told["denoising", f"ssim_{region}{how}"] <= 1
+                0 < scores["denoising", f"psnr_{region}{how}"] < 60
+                and -1 <= scores["denoising", f"ssim_{region}{how}"] <= 1
             )
     assert np.mean([row.value for row in rows if row.metric == "accuracy_raw_100"]) > 0.8
-    assert {metric for task, metric in told if task == "emotion"} == {
+    assert {metric for task, metric in scores if task == "emotion"} == {
         f"accuracy_{kind}_{percent}" for kind in ("w", "raw") for percent in (1, 5, 10, 100)
     }
 
 
-def test_models_that_see_no_faces_or_keep_nothing_are_refused(root, tmp_path):
-    for task, message in (("denoising", "VAE sees no faces"), ("emotion", "VAE has no latent of a whole utterance")):
+def test_models_without_faces_or_a_static_latent_are_refused(root, tmp_path):
+    for task, message in (("denoising", "VAE encodes no faces"), ("emotion", "VAE has no latent of a whole utterance")):
         with pytest.raises(UserError, match=message):
             check_tasks(subject(root, tmp_path, VAE(), task))
 

@@ -99,7 +99,7 @@ def subject_of(model: Any, prepared: Summary, out: Path, **settings: Any) -> Sub
     corpus = PreparedCorpus(prepared.out, "train", verify=False)
     evaluation = Evaluation(**{"split": "train", "workers": 1, "examples": 1, "neighbours": (1, 3), **settings})
     return Subject(
-        model, corpus, Stft(256), Vem(PointEstimate(steps=1), iterations=1), evaluation, out, "m", 3, share=2
+        model, corpus, Stft(256), Vem(PointEstimate(steps=1), iterations=1), evaluation, out, "m", 3, part_size=2
     )
 
 

@@ -1,4 +1,4 @@
-"""The page of a run, and the pictures on it."""
+"""The report of a run, and its pictures."""
 
 import base64
 import json
@@ -14,8 +14,9 @@ import torch
 import yaml
 
 from avdvae.errors import UserError
-from avdvae.evaluation.report import write_report
+from avdvae.evaluation.report import TITLES, write_report
 from avdvae.evaluation.results import Result, compare, summarise, write_results, write_summary
+from avdvae.evaluation.tasks import TASKS
 from avdvae.pictures.figures import cost_curves, difference_curves, metric_curves, training_curves
 from avdvae.pictures.stills import lip_strip, spectrogram, triptych, write_png
 from avdvae.signals.audio import write_wav
@@ -36,7 +37,7 @@ def _rows(gain: float, run: str = "mine", noises: tuple[str, ...] = ("Car", "Whi
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """What a run leaves behind, as small as can be, with strings that mean harm."""
+    """The files of a small run, with strings that would break unescaped HTML."""
     run = tmp_path / "run"
     for folder in ("audio", "figures"):
         (run / folder).mkdir(parents=True)
@@ -65,7 +66,7 @@ def run(tmp_path: Path) -> Path:
 
 
 class _Page(HTMLParser):
-    """What a browser would see. Tags that are not closed in order are an error."""
+    """The parsed page. Tags that are not closed in order are an error."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -93,7 +94,7 @@ class _Page(HTMLParser):
         return [value for _, attributes in self.tags if (value := attributes.get(attribute))]
 
 
-def test_the_page_holds_all_and_needs_nothing_else(run: Path) -> None:
+def test_the_report_contains_everything_and_loads_nothing_else(run: Path) -> None:
     path = write_report(run)
     page = _Page(path)
     assert path == run / "report.html"
@@ -108,13 +109,13 @@ def test_the_page_holds_all_and_needs_nothing_else(run: Path) -> None:
         "Configuration",
     ]
     (header,) = page.texts["header"]
-    assert all(text in header for text in ("2,566,785", "1 h 30 min", "2 utterances (test)", HOSTILE, "not to be set"))
+    assert all(text in header for text in ("2,566,785", "1 h 30 min", "2 utterances (test)", HOSTILE, "not comparable"))
 
     headline, each_noise, differences, each_difference = page.texts["table"]
     assert "−5 dB−5.0 → −1.0[−13.7, 11.7]" in headline and "5 dB5.0 → 9.0" in headline and "Car" not in headline
     assert each_noise.index("Car") < each_noise.index("White")
     assert "all noises\n−5 dB+2.50 [2.50, 2.50]" in differences and "stationary noises" in differences
-    assert page.texts["h3"] == [f"minus other {HOSTILE}", HOSTILE, "u1"] and "Car" in each_difference
+    assert page.texts["h3"] == [f"This run minus other {HOSTILE}", HOSTILE, "u1"] and "Car" in each_difference
     assert page.texts["li"] == ["SI-SDR −5.0 → 8.0 dB"]
     assert yaml.safe_load(page.texts["pre"][-1])["model"]["target"] == HOSTILE
 
@@ -144,13 +145,13 @@ def test_the_page_holds_all_and_needs_nothing_else(run: Path) -> None:
         ("config.yaml", "Configuration"),
     ],
 )
-def test_what_has_no_file_has_no_section(run: Path, lost: str, heading: str) -> None:
+def test_a_section_without_its_file_is_left_out(run: Path, lost: str, heading: str) -> None:
     (run / lost).unlink()
     page = _Page(write_report(run))
     assert heading not in page.texts["h2"] and "Configuration" in [*page.texts["h2"], heading]
 
 
-def test_a_page_for_little(tmp_path: Path) -> None:
+def test_a_report_of_an_empty_run_and_of_one_utterance(tmp_path: Path) -> None:
     page = _Page(write_report(tmp_path))
     assert page.texts["h1"] == [tmp_path.name] and "h2" not in page.texts
     write_summary(tmp_path / "summary.json", summarise(_rows(4, noises=("",), snrs=(None,))[:2]))
@@ -162,16 +163,20 @@ def test_a_page_for_little(tmp_path: Path) -> None:
         write_report(tmp_path / "nowhere")
 
 
-def test_the_page_tells_what_its_intervals_are_over_and_what_failed(tmp_path: Path) -> None:
+def test_the_report_states_what_its_intervals_are_over_and_what_failed(tmp_path: Path) -> None:
     rows = _rows(4)
     rows += [replace(row, metric="failed", value=float(row.item == "u1")) for row in rows if row.metric == "si_sdr"]
     write_summary(tmp_path / "summary.json", summarise(rows))
     text = write_report(tmp_path).read_text()
-    assert "2 utterances of 2 speakers and 2 noises" in text and "95 % interval, between speakers." in text
+    assert "2 utterances of 2 speakers and 2 noises" in text and "95 % intervals, between speakers." in text
     assert "4 of 8 estimates failed" in text and "failed</th>" not in text
     write_summary(tmp_path / "summary.json", summarise([replace(row, speaker="s", value=0.0) for row in rows]))
     text = write_report(tmp_path).read_text()
     assert "between utterances of this one speaker. No estimate failed." in text
+
+
+def test_every_task_has_a_title() -> None:
+    assert set(TITLES) == set(TASKS)
 
 
 def test_spectrograms_and_lips_as_pictures() -> None:
@@ -193,11 +198,11 @@ def test_spectrograms_and_lips_as_pictures() -> None:
 def test_all_panels_of_a_triptych_share_the_clock() -> None:
     click = np.zeros(32_000, np.float32)
     click[16_000] = 1
-    lips, sure = np.zeros((60, 9, 9), np.uint8), np.ones(60, np.float32)
-    sure[30:45] = 0  # from 1 s to 1.5 s
-    off = np.where(sure > 0, 0.1, 0.9)
-    shares = {"sound": off, "both": 1 - off}
-    figure = triptych({"clean": click, "louder": 10 * click}, 16_000, 533, lips, sure, sure == 0, shares)
+    lips, confidence = np.zeros((60, 9, 9), np.uint8), np.ones(60, np.float32)
+    confidence[30:45] = 0  # from 1 s to 1.5 s
+    off = np.where(confidence > 0, 0.1, 0.9)
+    weights = {"sound": off, "both": 1 - off}
+    figure = triptych({"clean": click, "louder": 10 * click}, 16_000, 533, lips, confidence, confidence == 0, weights)
     clean, louder, strip, switch, *_ = figure.axes
     assert [ax.get_title(loc="left") for ax in (clean, louder, strip)] == ["clean", "louder", "lips"]
     assert {ax.get_xlim() for ax in (clean, louder, strip, switch)} == {(0.0, 2.0)}
@@ -209,7 +214,7 @@ def test_all_panels_of_a_triptych_share_the_clock() -> None:
     loudest = left + (picture.max(axis=0).argmax() + 0.5) * (right - left) / picture.shape[1]
     assert loudest == pytest.approx(1, abs=533 / 16_000)
     assert np.asarray(clean.images[0].get_array()).max() == pytest.approx(picture.max() - 20, abs=0.01)
-    for ax in (strip, switch):  # the edges of what is spoilt
+    for ax in (strip, switch):  # the edges of the corrupted frames
         assert [np.asarray(line.get_xdata())[0] for line in ax.lines] == pytest.approx([1, 1.5], abs=533 / 16_000)
     lost = strip.collections[0].get_datalim(strip.transData)
     assert (lost.x0, lost.x1) == pytest.approx((1, 1.5))
@@ -238,14 +243,14 @@ def test_curves_show_the_means(run: Path) -> None:
     assert len({line.get_color() for line in many.lines}) == 1
 
 
-def test_of_several_models_the_page_shows_how_far_they_lie_above_the_first(tmp_path: Path) -> None:
+def test_of_several_models_the_report_shows_the_differences_to_the_first(tmp_path: Path) -> None:
     first = _rows(1.5, "both/vae")
     other = [replace(row, model="vae_mm", lips=lips) for lips in ("clean", "none") for row in _rows(4, "both/vae_mm")]
     first = [replace(row, model="vae") for row in first]
     summary = [*summarise([*first, *other]), *compare(other, first)]
     write_summary(tmp_path / "summary.json", summary)
     page = write_report(tmp_path).read_text()
-    assert "Above vae, on the same mixtures" in page
+    assert "Differences to vae on the same mixtures" in page
     figure = difference_curves([item for item in summary if "compared_with" in item], "si_sdr")
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["lips clean", "lips none"]
     for ax in figure.axes:

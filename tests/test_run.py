@@ -118,7 +118,7 @@ def test_what_is_given_beside_resume_is_honoured_or_refused(prepared: Summary, t
     run("run.py", *words, f"run_dir={path}")
     before = open_run(path).noted
     said = refuse("run.py", f"resume={path}", "exp=vae", "model.dim=8", "train.lr=1e-4", "seed=3", "train.epochs=3")
-    assert "model.dim=8, train.lr=1e-4, seed=3 would make another of it: give train.epochs" in said
+    assert "model.dim=8, train.lr=1e-4, seed=3 would change them: give train.epochs" in said
     assert open_run(path).noted == before and open_run(path).config["train"]["epochs"] == 1
 
     words = [f"resume={path}", "train.epochs=2", "evaluate.snrs=[5]", "enhance.estep.name=point"]
@@ -165,7 +165,7 @@ def test_models_of_motion_are_ranked_side_by_side(prepared: Summary, tmp_path: P
     films = list((tmp_path / "all").rglob("*.mp4"))
     assert len(films) == len(every) + len(given_the_past) and all(probe(film).announced > 25 for film in films)
     page = (tmp_path / "all" / "report.html").read_text()
-    assert page.count("<video") == len(films) and "not to be set beside" in page
+    assert page.count("<video") == len(films) and "not comparable with" in page
     said = refuse("run.py", "exp=motion_vae", *debug(prepared), f"run_dir={tmp_path / 'a'}")
     assert "holds sound" in said and "or give a corpus of poses" in said and not (tmp_path / "a").exists()
 
@@ -202,7 +202,7 @@ def test_models_are_measured_side_by_side(runs: Path, prepared: Summary, tmp_pat
     run("run.py", f"resume={tmp_path / 'both'}")
     assert len(read_results(tmp_path / "both" / "results.csv")) == len(rows)
     page = (tmp_path / "both" / "report.html").read_text()
-    assert "Published figures" in page and "not to be set beside" in page and "<audio" in page
+    assert "Published figures" in page and "not comparable with" in page and "<audio" in page
 
 
 def test_an_evaluation_alone_compares_runs_on_the_same_mixtures(runs: Path, tmp_path: Path) -> None:

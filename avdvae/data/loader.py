@@ -131,15 +131,15 @@ class Loader:
         keeps = plain and frames == 1 and world == 1 and 4 * BINS * count <= self.KEPT
         self.spectra_MF = torch.empty(count, BINS, device=self.device) if keeps else None
         self.known_M = np.zeros(count if keeps else 0, bool)
-        self.fewest = world if shuffle else rank + 1  # items of a batch that leave a share for this process
+        self.fewest = world if shuffle else rank + 1  # items that a batch must have to give this process any
         self.sizes = self.cutter.counts
         if batch_frames is None:
             self.cuts = np.arange(batch_size, int(self.windows.sum()), batch_size)
         else:
-            if shuffle:  # lengths of about 6 % more or less count as equal, and share batches that differ each epoch
+            if shuffle:  # lengths within about 6 % count as equal, so that their batches differ each epoch
                 self.sizes = np.ceil(2 ** (np.ceil(12 * np.log2(self.sizes)) / 12))
             self.cuts = _capped(np.sort(self.sizes), batch_frames)
-        # Batches consumed are counted among those of all processes, the ones left out included.
+        # Consumed batches are counted among those of all processes, with those that are left out.
         self.epoch = self.consumed = self._resume_at = 0
         if shuffle and not len(self):
             raise UserError(
@@ -178,7 +178,7 @@ class Loader:
         return {"epoch": self.epoch, "batches": self.consumed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next iteration gives what was left of that epoch."""
+        """The next iteration gives the batches left of that epoch."""
         self.epoch = state["epoch"]
         self.consumed = self._resume_at = state["batches"]
 
@@ -221,17 +221,17 @@ class Loader:
         )
 
     def _gains(self, number: int, size: int) -> Float[Tensor, "B 1"] | None:
-        """What the waveforms of this process's share of a batch are multiplied by."""
+        """The gains of the waveforms in this process's share of a batch."""
         if self.level_db is None:
             return None
         levels = stream("level", self.seed, self.epoch, number).uniform(*self.level_db, size)
         return torch.from_numpy(10 ** (levels[self.rank :: self.world, None] / 20)).float()
 
     def _on_device(self, batch: Batch, gains_B1: Float[Tensor, "B 1"] | None) -> Batch:
-        """The batch with its spectra, and its waveforms without the margins that those needed."""
+        """The batch with its spectra, and its waveforms without the margins for them."""
         if batch.lengths is None:
             return batch.to(self.device)
-        samples = int(batch.lengths.max())  # asked before the transfer: later it would wait for the device
+        samples = int(batch.lengths.max())  # computed before the transfer: later it would wait for the device
         sounding = batch.lengths.to(self.device, non_blocking=True)[:, None] > torch.arange(samples, device=self.device)
         batch = batch.to(self.device)
         gains_B1 = gains_B1 if gains_B1 is None else gains_B1.to(self.device, non_blocking=True)
@@ -250,7 +250,7 @@ class Loader:
 
 
 def _capped(sizes: np.ndarray, most: int) -> np.ndarray:
-    """Where to cut a rising sequence so that each piece, padded to its last size, holds `most` at most."""
+    """Where to cut a rising sequence so that each piece, padded to its last size, has `most` frames at most."""
     cuts, first = [], 0
     for number, size in enumerate(sizes):
         if number > first and (number + 1 - first) * size > most:
@@ -259,10 +259,10 @@ def _capped(sizes: np.ndarray, most: int) -> np.ndarray:
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, the next two being made by another thread while one is in use."""
+    """The same batches; another thread makes the next two while one is in use."""
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(1) as maker:
-        maker.submit(_one_core).result()  # or both threads would want all of them
+        maker.submit(_one_core).result()  # or both threads would use all cores
         torch.set_num_threads(threads)  # of threads to come
         made = deque(maker.submit(next, batches, None) for _ in range(2))
         while (batch := made.popleft().result()) is not None:
@@ -271,7 +271,7 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def _one_core() -> None:
-    torch.get_num_threads()  # a thread's first question sets as many as all have
+    torch.get_num_threads()  # a thread's first call sets the number of all threads
     torch.set_num_threads(1)
 
 

@@ -1,7 +1,7 @@
-"""Measures a model in the tasks of avdvae/evaluation/tasks, and reports.
+"""Measure a model in the tasks of evaluation/tasks, and write the report.
 
-Parts of tasks are measured side by side, a process and a thread each, and written to results.csv as they come: an
-evaluation that was interrupted goes on from there.
+Parts of tasks are measured in parallel, each in a process of one thread, and written to results.csv as they finish: an
+interrupted evaluation continues from there.
 """
 
 from __future__ import annotations
@@ -35,31 +35,24 @@ from avdvae.evaluation.tasks.task import Evaluation, Measured, Part, Subject
 from avdvae.files import replacing
 from avdvae.parallel import in_parallel, one_thread_each
 from avdvae.pictures.figures import cost_curves
+from avdvae.protocols import LatentModel
 from avdvae.runs import Run, build_vem, open_run
 
 _LESS = "give fewer evaluate.workers= or a smaller enhance.batch_size="
 _WRITE_EVERY = 20.0  # seconds
-_MOST_WORKERS = {"cpu": 16, "cuda": 4}  # unless asked for: each takes half a gigabyte, of the GPU too
+_MOST_WORKERS = {"cpu": 16, "cuda": 4}  # where evaluate.workers is null: each takes half a gigabyte, on the GPU too
 
 
 class Unmeasured(UserError):
-    """Parts that could not be measured; all others were."""
+    """Some parts could not be measured; all others were."""
 
 
 def measure(subject: Subject) -> list[Result]:
-    """All that is not in results.csv yet; what it then holds. Where some part cannot be measured, Unmeasured is raised
-    when the others are done."""
-    tasks = check_tasks(subject)
-    results, rows = subject.out / "results.csv", dict[Part, list[Result]]()
+    """Measure what results.csv lacks, and return all its rows. If some parts cannot be measured, Unmeasured is raised
+    after the others are done."""
+    tasks, results = check_tasks(subject), subject.out / "results.csv"
     parts = [part for task in tasks for part in TASKS[task].parts(subject)]
-    whose = {
-        (part.task, part.noise, part.snr, item.id): part for part in parts for item in subject.items(part).utterances
-    }
-    for row in read_results(results) if results.exists() else []:
-        if (measured_on := (row.task, row.noise, row.snr, row.item)) not in whose:
-            what = " ".join(str(value) for value in measured_on if value not in ("", None))
-            raise UserError(f"{results} has {what}, which this evaluation does not measure: delete it to measure anew")
-        rows.setdefault(whose[measured_on], []).append(row)
+    rows = _measured_before(subject, parts, results)
     kept = subject.out / "examples.json"
     examples = read_examples(kept) if kept.exists() else []
     for folder in ("audio", "figures", *(["videos"] if subject.corpus.has_poses else [])):
@@ -91,23 +84,41 @@ def measure(subject: Subject) -> list[Result]:
     if costs := {example["title"]: example["cost"] for example in examples if "cost" in example}:
         cost_curves(costs).savefig(subject.out / "figures" / "em_cost.png", dpi=150)
     if lost:
-        reasons: dict[str, list[Part]] = {}
-        for part, reason in lost.items():
-            reasons.setdefault(reason, []).append(part)
-        told = [
-            f"{', '.join(_named(part, subject) for part in those[:3])}"
-            f"{f' and {len(those) - 3} more' if len(those) > 3 else ''}: {reason}"
-            for reason, those in reasons.items()
-        ]
         raise Unmeasured(
-            f"{len(lost)} of {len(parts)} parts could not be measured, and the others are in {results} ("
-            f"{'; '.join(told)}): the same command goes on with what is missing"
+            f"{len(lost)} of {len(parts)} parts could not be measured ({_reasons(subject, lost)}); the others are in "
+            f"{results}: give the same command again to measure what is missing"
         )
     return [row for part in parts for row in rows[part]]
 
 
+def _measured_before(subject: Subject, parts: Sequence[Part], results: Path) -> dict[Part, list[Result]]:
+    """The rows of results.csv by the part that they belong to."""
+    rows: dict[Part, list[Result]] = {}
+    part_of = {
+        (part.task, part.noise, part.snr, item.id): part for part in parts for item in subject.items(part).utterances
+    }
+    for row in read_results(results) if results.exists() else []:
+        if (key := (row.task, row.noise, row.snr, row.item)) not in part_of:
+            what = " ".join(str(value) for value in key if value not in ("", None))
+            raise UserError(f"{results} has {what}, which this evaluation does not measure: delete it to measure anew")
+        rows.setdefault(part_of[key], []).append(row)
+    return rows
+
+
+def _reasons(subject: Subject, lost: Mapping[Part, str]) -> str:
+    """Why parts could not be measured; at most three are named for each reason."""
+    parts: dict[str, list[Part]] = {}
+    for part, reason in lost.items():
+        parts.setdefault(reason, []).append(part)
+    return "; ".join(
+        f"{', '.join(_named(part, subject) for part in those[:3])}"
+        f"{f' and {len(those) - 3} more' if len(those) > 3 else ''}: {reason}"
+        for reason, those in parts.items()
+    )
+
+
 def check_tasks(subject: Subject) -> Sequence[str]:
-    """The tasks, if the corpus and the model are made for them and some utterance is left to measure."""
+    """The tasks, if they suit the corpus and the model and some utterance is left to measure."""
     tasks, holds = subject.settings.tasks, "poses" if subject.chosen.has_poses else "sound"
     if wrong := [task for task in tasks if TASKS[task].takes != holds]:
         fit = ", ".join(task for task in TASKS if TASKS[task].takes == holds)
@@ -117,14 +128,15 @@ def check_tasks(subject: Subject) -> Sequence[str]:
         )
     for task in tasks:
         TASKS[task].check(subject)
-    if "lips" in getattr(subject.model, "sees", ()) and not subject.corpus.has_lips:
-        name = type(subject.model).__name__
-        raise UserError(f"{name} looks at lips and {subject.corpus.root} has none: give a corpus of videos")
+    model = subject.model
+    if isinstance(model, LatentModel) and "lips" in model.sees and not subject.corpus.has_lips:
+        name = type(model).__name__
+        raise UserError(f"{name} needs lips and {subject.corpus.root} has none: give a corpus of videos")
     return tasks
 
 
 def _measure(subject: Subject, part: Part) -> Measured | str:
-    """What was measured, or why it could not be."""
+    """The measurements, or the reason why there are none."""
     subject.model.to(subject.device)
     try:
         return TASKS[part.task].measure(subject, part)
@@ -135,7 +147,7 @@ def _measure(subject: Subject, part: Part) -> Measured | str:
 
 
 def _killed(part: Part) -> str:
-    return f"its process was killed, most likely for want of memory: {_LESS}"
+    return f"its process was killed, probably for lack of memory: {_LESS}"
 
 
 def _named(part: Part, subject: Subject) -> str:
@@ -145,7 +157,7 @@ def _named(part: Part, subject: Subject) -> str:
 
 
 def settings_of(config: Mapping[str, Any]) -> Evaluation:
-    """`evaluate` of a configuration."""
+    """The section `evaluate` of a configuration, checked."""
     settings = known_settings(Evaluation, "evaluate", **config)
     if unknown := set(settings.tasks) - set(TASKS):
         raise UserError(f"no task is called {', '.join(sorted(unknown))}: choose from {', '.join(TASKS)}")
@@ -153,7 +165,7 @@ def settings_of(config: Mapping[str, Any]) -> Evaluation:
 
 
 def find_other_runs(compare: Sequence[str]) -> list[Path]:
-    """The runs to be compared with, all of them evaluated."""
+    """The runs to compare with, all of them evaluated."""
     for other in compare:
         if not (Path(other) / "results.csv").is_file():
             raise UserError(f"compare={other} has no results.csv: name runs that have been evaluated")
@@ -161,7 +173,7 @@ def find_other_runs(compare: Sequence[str]) -> list[Path]:
 
 
 def subject_of(run: Run, model: nn.Module, prepared: Path, out: Path) -> Subject:
-    """What is measured of a run whose model this is, trained or yet to be, as its configuration says."""
+    """What is measured of a run with this model, trained or not, as the run's configuration says."""
     settings, enhance = settings_of(run.config["evaluate"]), run.config["enhance"]
     corpus = PreparedCorpus(prepared, settings.split, verify=False)
     how = run.stft, build_vem(enhance), settings, out, run.config["exp"], enhance["batch_size"], run.device
@@ -169,7 +181,7 @@ def subject_of(run: Run, model: nn.Module, prepared: Path, out: Path) -> Subject
 
 
 def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) -> None:
-    """Measure a run's model as its configuration says, summarise, hold it against other runs, and report, in `out`."""
+    """Measure a run's model as its configuration says, compare it with other runs, and write the report, in `out`."""
     others = find_other_runs(compare)
     subject = subject_of(run, run.load_model(), prepared, out)
     start = time.monotonic()
@@ -195,13 +207,14 @@ def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) ->
 
 
 def unlike(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """The settings of enhancement that another run had otherwise, in words."""
+    """The settings of enhancement in which another run differs, in words."""
     names = [name for name in {**mine, **theirs} if name != "batch_size" and mine.get(name) != theirs.get(name)]
-    return ", ".join(f"enhance.{name}={theirs.get(name)} in place of {mine.get(name)}" for name in names)
+    pairs = {name: ["null" if of.get(name) is None else of[name] for of in (theirs, mine)] for name in names}
+    return ", ".join(f"enhance.{name}={other} instead of {own}" for name, (other, own) in pairs.items())
 
 
 def join_evaluations(out: Path, parts: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """One page, in `out`, of evaluations that lie in folders below it: the models beside each other; its summary."""
+    """Join evaluations in folders below `out` into one report there, with all models in its tables; its summary."""
     rows = [row for part in parts.values() for row in read_results(part / "results.csv")]
     summary, examples = summarise(rows), []
     for name, part in parts.items():

@@ -28,20 +28,20 @@ def published_on(corpus: str, tasks: Sequence[str], file: str = "*.csv") -> list
 
 
 def _table(rows: list[_Row]) -> Table:
-    """A row a model and what is special to it, a column an SNR, where there are SNRs."""
+    """One row per model and condition, one column per SNR, where there are SNRs."""
     values = {(row["model"], *_split(row["condition"])): row["value"] for row in rows}
     columns = list(dict.fromkeys(column for _, column, _ in values))
     lines = [
         (
-            ", ".join(filter(None, (model, special))),
-            [Cell(values.get((model, column, special), "–")) for column in columns],
+            ", ".join(filter(None, (model, variant))),
+            [Cell(values.get((model, column, variant), "–")) for column in columns],
         )
-        for model, special in dict.fromkeys((model, special) for model, _, special in values)
+        for model, variant in dict.fromkeys((model, variant) for model, _, variant in values)
     ]
     return Table([(column or "value", "") for column in columns], [Group("", lines)])
 
 
 def _split(condition: str) -> tuple[str, str]:
-    """The SNR and the rest: "-5 dB, clean lips" has both."""
+    """SNR and remaining condition: "-5 dB, clean lips" has both."""
     first, _, rest = condition.partition(", ")
     return (first.replace("-", "−"), rest) if first.endswith(" dB") else ("", condition)

@@ -1,4 +1,4 @@
-"""A run on one page: report.html, which needs nothing but itself to be read, heard and passed on."""
+"""The report of a run: report.html, one file that contains its pictures and sounds and loads nothing else."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 _CURVES = ("si_sdr", "pesq_wb", "estoi")
-_TASKS = {
+TITLES = {
     "enhancement": "Enhancement",
     "resynthesis": "Resynthesis",
-    "resynthesis_true_past": "Resynthesis, given the true past",
-    "transfer": "Transfer: what is whose after one latent changed hands",
-    "denoising": "Denoising of hidden mouths and eyes",
-    "emotion": "Emotion from few labels",
+    "resynthesis_true_past": "Resynthesis with the true past (teacher forcing)",
+    "transfer": "Transfer of one latent: agreement with source and donor",
+    "denoising": "Denoising of occluded mouths and eyes",
+    "emotion": "Emotion classification from few labels",
+    "likelihood": "Likelihood: bits per sample",
+    "probe": "Labels predicted from latents",
     "motion": "Motion",
-    "motion_true_past": "Motion, given the true past",
+    "motion_true_past": "Motion with the true past (teacher forcing)",
     **{f"control_{factor}": f"Control of {factor}: relative errors" for factor in ("f0", "f1", "f2", "f3")},
-    "f0": "Pitch heard in the latents, and by others",
+    "f0": "Pitch estimated from latents, by Praat and by WORLD",
 }
 
 
@@ -48,7 +50,7 @@ class _Section(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Of a section of tables."""
+    """One part of a section of tables."""
 
     title: str
     note: str
@@ -98,7 +100,7 @@ def _sections(run: Path) -> list[_Section]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What each section shows: nothing where there is nothing to show
+# The content of each section; empty where there is nothing to show
 
 
 def _head(run: Path) -> dict[str, Any]:
@@ -127,13 +129,13 @@ def _head(run: Path) -> dict[str, Any]:
 def _results(own: Sequence[Item]) -> dict[str, Any]:
     parts, tasks = [], _grouped(own, "task")
     for (task,), items in tasks.items():
-        title = _TASKS[task] if len(tasks) > 1 else ""
+        title = TITLES[task] if len(tasks) > 1 else ""
         parts.append(_in_noise(items, title) if any(i["noise"] for i in items) else _in_quiet(items, task, title))
     return {"note": "", "parts": parts} if parts else {}
 
 
 def _in_quiet(items: Sequence[Item], task: str, title: str) -> _Part:
-    note = f"Means over {_sample(items, 'items')}. In brackets the 95 % interval, {_between(items)}.{_failures(items)}"
+    note = f"Means over {_sample(items, 'items')}. {_intervals(items)}{_failures(items)}"
     return _Part(title, note, by_model(items, task))
 
 
@@ -141,11 +143,8 @@ def _in_noise(own: Sequence[Item], title: str) -> _Part:
     noises = [noise for noise in dict.fromkeys(item["noise"] for item in own) if noise not in POOLED]
     headline = [item for item in own if item["noise"] == ALL_NOISES] or own
     over = f" and {len(noises)} noises" if len(noises) > 1 else f" in the noise {noises[0]}"
-    arrow = ": unprocessed input → output" if any(item["metric"].startswith(INPUT) for item in own) else ""
-    note = (
-        f"Means over {_sample(headline, 'utterances')}{over}{arrow}. In brackets the output's 95 % interval, "
-        f"{_between(headline)}.{_failures(own)}"
-    )
+    arrow = ", unprocessed input → output" if any(item["metric"].startswith(INPUT) for item in own) else ""
+    note = f"Means over {_sample(headline, 'utterances')}{over}{arrow}. {_intervals(headline)}{_failures(own)}"
     each_noise = by_snr(_of_one_noise(own), result_cell) if len(noises) > 1 else None
     return _Part(title, note, by_snr(headline, result_cell), each_noise)
 
@@ -155,11 +154,9 @@ def _sample(items: Sequence[Item], what: str) -> str:
     return f"{largest['n']} {what} of {largest['speakers']} speaker{'s' * (largest['speakers'] > 1)}"
 
 
-def _between(items: Sequence[Item]) -> str:
-    """What an interval generalises to."""
-    return (
-        "between speakers" if any(item["speakers"] > 1 for item in items) else "between utterances of this one speaker"
-    )
+def _intervals(items: Sequence[Item]) -> str:
+    several = any(item["speakers"] > 1 for item in items)
+    return f"Brackets: 95 % intervals, {'between speakers' if several else 'between utterances of this one speaker'}."
 
 
 def _failures(items: Sequence[Item]) -> str:
@@ -169,9 +166,7 @@ def _failures(items: Sequence[Item]) -> str:
     failed, all_of_them = round(sum(item["mean"] * item["n"] for item in counted)), sum(item["n"] for item in counted)
     if not failed:
         return " No estimate failed."
-    return (
-        f" {failed} of {all_of_them} estimates failed: silent or not finite, they count with each metric's worst value."
-    )
+    return f" {failed} of {all_of_them} estimates failed (silent or not finite) and count as the worst value."
 
 
 def _grouped(items: Iterable[Item], *keys: str) -> dict[tuple[str, ...], list[Item]]:
@@ -194,27 +189,24 @@ def _comparisons(compared: Sequence[Item]) -> dict[str, Any]:
         differs = items[0].get("differs")
         parts.append(
             _Part(
-                f"minus {other}{f', {_TASKS[task].lower()}' if several else ''}",
+                f"This run minus {other}{f', {TITLES[task]}' if several else ''}",
                 f"The other run was measured with {differs}." if differs else "",
                 by_snr(pooled or items, difference_cell),
                 by_snr(_of_one_noise(items), difference_cell) if pooled else None,
             )
         )
-    note = (
-        "This run minus the other, on the same utterances, noises and SNRs; in brackets the 95 % interval, "
-        f"{_between(compared)}. Bold: the interval leaves out zero."
-    )
+    note = f"Mean differences on the same mixtures or utterances. {_intervals(compared)} Bold: zero lies outside."
     return {"note": note, "parts": parts} if parts else {}
 
 
 def _curves(own: Sequence[Item], compared: Sequence[Item]) -> dict[str, Any]:
-    """Of several models, how far they lie above the first, for the curves themselves would lie on each other."""
+    """Of several models, the differences to the first: the curves themselves would cover each other."""
     own, compared = ([item for item in items if item["snr"] is not None] for items in (own, compared))
-    models, note = list(dict.fromkeys(item["model"] for item in own)), "Bands are 95 % intervals."
+    models, note = list(dict.fromkeys(item["model"] for item in own)), "Bands: 95 % intervals."
     shown, draw = own, metric_curves
     if len(models) > 1:
         shown = [item for item in compared if Path(item["compared_with"]).name == models[0]]
-        note, draw = f"Above {models[0]}, on the same mixtures, all noises together. {note}", difference_curves
+        note, draw = f"Differences to {models[0]} on the same mixtures, over all noises. {note}", difference_curves
     measured = {item["metric"] for item in shown}
     pictures = [_figure(draw(shown, metric), Look.of(metric).name) for metric in _CURVES if metric in measured]
     return {"note": note, "pictures": pictures} if pictures else {}
@@ -222,7 +214,7 @@ def _curves(own: Sequence[Item], compared: Sequence[Item]) -> dict[str, Any]:
 
 def _example(run: Path, example: Mapping[str, Any]) -> dict[str, Any]:
     sounds = {name: _data_url(run, path, "audio/wav") for name, path in example.get("audio", {}).items()}
-    title = "what was heard or seen, and what came out"
+    title = "the signals of the example"
     return {
         "title": str(example.get("title", example.get("key", ""))),
         "picture": _Picture(_data_url(run, example.get("figure", ""), "image/png"), title),
@@ -253,14 +245,14 @@ def _other_figures(run: Path, shown: set[str | None]) -> list[_Section]:
 
 
 def _published(path: Path) -> dict[str, Any]:
-    """What was published on the corpus of a run; beside a comparison of models on another, what was on such models."""
+    """Figures published on the run's corpus; for a comparison of models on another corpus, those for NTCD-TIMIT."""
     config = _read_names(path, yaml.safe_load)
     tasks, corpus = config.get("evaluate", {}).get("tasks", ()), config.get("data", {}).get("reader", "")
     tables = published_on(corpus, tasks)
-    note = "As printed elsewhere; look at the protocol before you set them beside the results."
+    note = "As printed in the literature. Compare the protocol before you compare the figures."
     if not tables and config.get("models"):
         tables = published_on("ntcd_timit", ["enhancement"], "mixtures.csv")
-        note = "As printed elsewhere, on recorded corpora and at other levels: not to be set beside the results above."
+        note = "As printed in the literature, for recorded corpora and other SNRs: not comparable with these results."
     return {"note": note, "parts": [_Part(*table) for table in tables]} if tables else {}
 
 
@@ -280,16 +272,16 @@ def _duration(seconds: float) -> str:
 
 
 def _read_names(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """The names and values of a file; none where there is no file."""
+    """The mapping in a file; empty where there is no file."""
     with reading(path, "file of a run", "restore it from a copy, or delete it, and evaluate the run again"):
         named = (parse(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
         if not isinstance(named, dict):
-            raise ValueError("it has no names with values")
+            raise ValueError("it is no mapping of names to values")
     return named
 
 
 def _data_url(run: Path, name: str, kind: str) -> str:
-    """The file as part of the page; nothing where it is missing or lies outside the run."""
+    """The file as a data URL; empty where it is missing or lies outside the run."""
     path = run / name
     if not path.is_file() or not path.resolve().is_relative_to(run.resolve()):
         return ""

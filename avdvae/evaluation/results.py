@@ -1,9 +1,10 @@
 """The numbers of a run: one value a row in results.csv, means with intervals in summary.json.
 
-Speakers are the sample: utterances of one speaker, and one utterance in six noises, are not independent. An interval is
-Student's, of a mean whose variance is taken between speakers (of a single speaker, between utterances):
+Utterances of one speaker, and one utterance in six noises, are not independent, so the sampling units are
+speakers. An interval is Student's, of a mean whose variance is taken between speakers (for a single speaker, between
+utterances):
 
-    mean = sum_g T_g / sum_g W_g        T_g, W_g   weighted values of speaker g and their weights, added up
+    mean = sum_g T_g / sum_g W_g        T_g, W_g   sums of the weighted values of speaker g and of their weights
     u_g  = T_g - mean W_g               se^2 = G / (G - 1) sum_g u_g^2 / (sum_g W_g)^2
     95 % interval: mean -+ t_{G-1} se, the 97.5 % quantile of Student's t with G - 1 degrees of freedom
 """
@@ -26,12 +27,12 @@ from avdvae.files import replacing
 from avdvae.signals.metrics import ALL_NOISES, INPUT, LOW_IS_GOOD, OF_EACH_SAMPLE
 
 NOISE_GROUPS = {"stationary": ("White", "Car", "LR")}
-SAME = 1e-3  # how far apart what was measured on one and the same input may lie on two machines
+_SAME = 1e-3  # by how much metrics of one and the same input may differ between two machines
 
 
 @dataclass(frozen=True)
 class Result:
-    """A value and what it was measured on. What does not apply is "", or None for the SNR."""
+    """A value and what it was measured on. Fields that do not apply are "", and None for the SNR."""
 
     run: str
     model: str
@@ -39,7 +40,7 @@ class Result:
     corpus: str
     split: str
     item: str  # an utterance
-    speaker: str  # whose utterances are one draw of the intervals
+    speaker: str
     noise: str
     snr: float | None  # dB
     lips: str
@@ -63,11 +64,11 @@ def read_results(path: Path) -> list[Result]:
 
 
 def summarise(rows: Sequence[Result]) -> list[dict[str, Any]]:
-    """Means over items, for each noise and over all of them, with intervals; n is the number of items that counted, and
-    speakers that of their speakers.
+    """Means over items, for each noise and over all noises, with intervals; `n` counts the items, `speakers` their
+    speakers.
 
-    Values that are not finite, those of unusable references, are left out. From a single item follows no interval: it
-    is nan. A metric of each sample is the mean over all samples, so that items count by their length.
+    Values that are not finite come from unusable references and are left out. A single item has no interval: it is nan.
+    Metrics per sample are means over all samples: items are weighted by their length.
     """
     samples = _samples(rows)
     measured = [
@@ -84,11 +85,12 @@ def compare(
     other_rows: Sequence[Result],
     groups: Mapping[str, Sequence[str]] = NOISE_GROUPS,
 ) -> list[dict[str, Any]]:
-    """Means of this run minus the other in the same task, item, noise and SNR; also over all noises and each group.
+    """Mean differences, this run minus the other, in the same task, item, noise and SNR; also over all noises and each
+    group.
 
-    A lips condition that the other run lacks is held against its rows without one, those of an audio-only model; and
-    an audio-only model against clean lips. Metrics of the input must agree, or the two were given different mixtures;
-    they are left out, as are improvements on them, which differ as the outputs do.
+    A lips condition that the other run lacks is compared with its rows without one, those of an audio-only model; an
+    audio-only model is compared with clean lips. `input_*` metrics must agree, otherwise the mixtures differ; they are
+    left out, and so are `*_improvement` metrics, which differ exactly as the outputs do.
     """
     theirs = {(row.task, row.item, row.noise, row.snr, row.metric, row.lips): row.value for row in other_rows}
     their_lips = {row.lips for row in other_rows}
@@ -102,11 +104,11 @@ def compare(
         mixture = row.task, row.item, row.noise, row.snr
         if row.metric.startswith(INPUT):
             unchecked[mixture] = False
-            if abs(row.value - other) > SAME:
+            if abs(row.value - other) > _SAME:
                 raise UserError(
-                    f"{mine} and {other_run} were not given the same {_told(*mixture)}: its {row.metric} is "
-                    f"{row.value:.6g} here and {other:.6g} there: evaluate both on the same corpus with "
-                    "the same settings of evaluate"
+                    f"{mine} and {other_run} differ in the mixture {_in_words(*mixture)}: its {row.metric} is "
+                    f"{row.value:.6g} and {other:.6g}: evaluate both on the same corpus with the same settings of "
+                    "evaluate"
                 )
         elif not row.metric.endswith("_improvement"):
             if row.noise:
@@ -119,8 +121,8 @@ def compare(
         )
     if loose := [mixture for mixture, is_unchecked in unchecked.items() if is_unchecked]:
         raise UserError(
-            f"{mine} and {other_run} have no {INPUT} metric in common for {_told(*loose[0])}, so nothing tells whether "
-            "their mixtures are the same: evaluate both with the same evaluate.metrics"
+            f"{mine} and {other_run} have no {INPUT} metric in common for {_in_words(*loose[0])}, so it cannot be "
+            "checked that their mixtures are the same: evaluate both with the same evaluate.metrics"
         )
     return [
         {"model": model, "task": task, "noise": noise, "snr": snr, "lips": lips, "metric": metric, **mean}
@@ -130,7 +132,7 @@ def compare(
 
 
 def ranking(summary: Sequence[Mapping[str, Any]], task: str) -> list[tuple[str, dict[str, Mapping[str, Any]]]]:
-    """The models of a task without noise, each with its means by metric, the best in the first metric first."""
+    """The models of a task without noise, each with its means by metric, sorted by the first metric, best first."""
     models: dict[str, dict[str, Mapping[str, Any]]] = {}
     for item in summary:
         if item["task"] == task and "compared_with" not in item:
@@ -140,7 +142,7 @@ def ranking(summary: Sequence[Mapping[str, Any]], task: str) -> list[tuple[str, 
 
 
 def write_summary(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
-    """JSON, an item a line; what is no number becomes null."""
+    """JSON, one item per line; values that are not finite become null."""
     lines = [
         json.dumps({key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in item.items()})
         for item in items
@@ -159,17 +161,17 @@ def read_summary(path: Path) -> list[dict[str, Any]]:
 
 
 def read_examples(path: Path) -> list[dict[str, Any]]:
-    """What examples.json holds: see tasks.task.Measured."""
+    """The examples in examples.json: see tasks.task.Measured."""
     remedy = "delete it, and results.csv beside it to have its examples again, and evaluate the run again"
     with reading(path, "list of examples", remedy):
         examples = [{"title": str(e.get("key", "")), "audio": {}, **e} for e in json.loads(path.read_text("utf-8"))]
         if not all(isinstance(e["title"], str) and isinstance(e["audio"], dict) for e in examples):
-            raise ValueError("titles are words, and sounds have names")
+            raise ValueError("each example needs a title, and a name for each sound")
     return examples
 
 
 def _samples(rows: Iterable[Result]) -> dict[tuple, float]:
-    """How many samples an item has, where that was noted."""
+    """Samples of each item, where they were noted."""
     return {(row.model, row.task, row.item): row.value for row in rows if row.metric == "samples"}
 
 
@@ -177,14 +179,14 @@ def _weight(row: Result, samples: Mapping[tuple, float]) -> float:
     return samples[row.model, row.task, row.item] if row.metric in OF_EACH_SAMPLE else 1.0
 
 
-def _told(task: str, item: str, noise: str, snr: float | None) -> str:
+def _in_words(task: str, item: str, noise: str, snr: float | None) -> str:
     """A mixture, in words."""
     return f"{item}, {noise or task}" + ("" if snr is None else f" at {snr:g} dB")
 
 
 class _Measured(NamedTuple):
-    key: tuple  # of the mean that it goes into
-    row: Result  # where it was measured
+    key: tuple  # of the mean that it is averaged into
+    row: Result
     value: float
     weight: float
 
@@ -194,7 +196,7 @@ _Items = Mapping[tuple[str, str], Sequence[tuple[float, float]]]  # values and w
 
 
 def _means(measured: Iterable[_Measured], groups: Mapping[str, Sequence[str]]) -> Iterator[_Mean]:
-    """For each key and SNR: each noise, then all noises and each group of noises of which there are several."""
+    """For each key and SNR: each noise, then all noises and each group, where there are several noises."""
     values: dict[tuple, dict[str, dict[tuple[str, str], list[tuple[float, float]]]]] = {}
     for key, row, value, weight in measured:
         items = values.setdefault((key, row.snr), {}).setdefault(row.noise, {})
@@ -215,18 +217,18 @@ def _means(measured: Iterable[_Measured], groups: Mapping[str, Sequence[str]]) -
 
 
 def _mean(items: _Items) -> dict[str, Any]:
-    """See the head of this file."""
+    """The mean and interval defined at the top of this file."""
     from scipy.special import stdtrit
 
     finite = {name: [(v * w, w) for v, w in values if math.isfinite(v)] for name, values in sorted(items.items())}
     totals = {name: np.sum(values, axis=0) for name, values in finite.items() if values}
-    speakers = {speaker: [total for (whose, _), total in totals.items() if whose == speaker] for speaker, _ in totals}
-    drawn = [np.sum(mine, axis=0) for mine in speakers.values()] if len(speakers) > 1 else list(totals.values())
+    speakers = {speaker: [total for (owner, _), total in totals.items() if owner == speaker] for speaker, _ in totals}
+    units = [np.sum(mine, axis=0) for mine in speakers.values()] if len(speakers) > 1 else list(totals.values())
     mean, half = float("nan"), float("nan")
-    if drawn:
-        T_G, W_G = np.stack(drawn, axis=1)
+    if units:
+        T_G, W_G = np.stack(units, axis=1)
         mean = float(T_G.sum() / W_G.sum())
-    if (G := len(drawn)) > 1:
+    if (G := len(units)) > 1:
         u_G = T_G - mean * W_G
         half = float(stdtrit(G - 1, 0.975) * math.sqrt(G / (G - 1) * np.square(u_G).sum()) / W_G.sum())
     return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "n": len(totals), "speakers": len(speakers)}

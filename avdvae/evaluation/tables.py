@@ -1,4 +1,4 @@
-"""The tables of a report, from the items of summary.json: what stands in each cell. How it looks: templates/."""
+"""The content of the tables of a report, from the items of summary.json. Their markup is in templates/."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Group(NamedTuple):
 
 
 class Table(NamedTuple):
-    """`stacked`: intervals stand below the values, not beside them."""
+    """`stacked`: intervals below the values instead of beside them."""
 
     columns: list[tuple[str, str]]  # name and unit
     groups: list[Group]
@@ -37,7 +37,7 @@ class Table(NamedTuple):
 
 
 def by_snr(items: Sequence[Item], cell: Callable[[Measured, str], Cell]) -> Table:
-    """A row an SNR, a column a metric; models, noises and states of the lips, where several, below each other."""
+    """One row per SNR, one column per metric; one group per model, noise and state of the lips, where several."""
     metrics = outputs(item["metric"] for item in items)
     conditions: dict[tuple[str, str, str], dict[float | None, dict[str, Item]]] = {}
     for item in items:
@@ -57,7 +57,7 @@ def by_snr(items: Sequence[Item], cell: Callable[[Measured, str], Cell]) -> Tabl
 
 
 def by_model(items: Sequence[Item], task: str) -> Table:
-    """A row a model, the best one first; a row a metric, where these would not fit beside each other."""
+    """One row per model, best first; one row per metric instead, where there are too many for columns."""
     models, metrics = dict(ranking(items, task)), outputs(item["metric"] for item in items)
     columns, names = _columns(metrics), list(models)
     cells = [[result_cell(measured, metric) for metric in metrics] for measured in models.values()]
@@ -68,7 +68,7 @@ def by_model(items: Sequence[Item], task: str) -> Table:
 
 
 def result_cell(measured: Measured, metric: str) -> Cell:
-    """A mean, and before it that of the input."""
+    """The mean of the output, and that of the input before it."""
     if metric not in measured:
         return Cell()
     digits, item, before = Look.of(metric).digits, measured[metric], measured.get(INPUT + metric)
@@ -77,7 +77,7 @@ def result_cell(measured: Measured, metric: str) -> Cell:
 
 
 def difference_cell(measured: Measured, metric: str) -> Cell:
-    """A difference between two runs, bold where its interval leaves out zero."""
+    """A difference between two runs, bold if zero is outside its interval."""
     if metric not in measured:
         return Cell()
     item, digits = measured[metric], max(2, Look.of(metric).digits)
@@ -86,13 +86,13 @@ def difference_cell(measured: Measured, metric: str) -> Cell:
 
 
 def scores_of(scores: Mapping[str, float]) -> list[tuple[Look, Cell]]:
-    """Of one example."""
+    """The scores of one example."""
     measured = {metric: {"mean": value, "ci_low": None} for metric, value in scores.items()}
     return [(Look.of(metric), result_cell(measured, metric)) for metric in outputs(scores)]
 
 
 def outputs(metrics: Iterable[str]) -> list[str]:
-    """The metrics of the output, in the order in which they are always shown."""
+    """The metrics of the output, in the order of LOOKS."""
     known = list(LOOKS)
     named = {metric for metric in metrics if not metric.startswith(INPUT) and metric != FAILED}
     return sorted(named, key=lambda metric: (known.index(metric) if metric in known else len(known), metric))

@@ -1,13 +1,13 @@
-"""How fast models train and enhance on this machine, and what share of its arithmetic they make use of.
+"""Speed of training and enhancement on this machine, and its ratio to the speed of plain matrix products.
 
-step     forward, backward and Adam, of a batch that lies on the device, which is waited for after each of the three
-corpus   the same step, of batches that the loader cuts from a prepared corpus as it does in training
-turns    all that is compared trains in turns, a round each: what else the machine does meets all alike. A time is the
-         median over the rounds, and a ratio that of the ratios within a round
-memory   the most bytes of tensors that a step holds at a time, beside the weights and what Adam keeps: a growth that
-         CUDA's allocator tells, and on a CPU the profiler
-work     floating-point operations of the matrix products of a step, recurrent layers' too; nothing else is counted
-share    work per second, of what the best of some large matrix products reaches; training's precision holds for both
+step     forward, backward and Adam on a batch that is on the device, synchronised after each of the three
+corpus   the same step on batches that the loader cuts from a prepared corpus as in training
+turns    models that are compared train in turns, a round each, so that other load affects all alike. A time is the
+         median over the rounds, a ratio the median of the ratios within a round
+memory   peak bytes of tensors in a step, without the weights and Adam's state, from CUDA's allocator or, on a CPU, the
+         profiler
+work     floating-point operations of the matrix products in a step, those of recurrent layers included
+share    work per second, relative to the fastest of some large matrix products at the same precision
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FPS = 30.0  # of the pictures beside an utterance
 
 
 class Trainee:
-    """A model, its loss on one batch, and Adam as its own code asks for it: ours for one kernel that does it all."""
+    """A model, its loss on one batch, and Adam as its own code uses it: `fused` in ours."""
 
     def __init__(self, model: nn.Module, loss: Callable[[], Tensor], fused: bool = False):
         self.model, self.loss = model.train(), loss
@@ -73,7 +73,7 @@ def now(device: torch.device) -> float:
 
 
 def our_trainee(model: nn.Module, batches: Iterable[Batch]) -> Trainee:
-    """On one batch after another, again and again. All layers are trained, also those that an experiment freezes."""
+    """Cycles through the batches. All layers are trained, also those that an experiment freezes."""
     schedule, endless = Schedule(), chain.from_iterable(repeat(batches))
 
     def loss() -> Tensor:
@@ -84,7 +84,7 @@ def our_trainee(model: nn.Module, batches: Iterable[Batch]) -> Trainee:
 
 
 def random_batch(utterances: int, frames: int, pixels: int, hop: int, device: torch.device) -> Batch:
-    """Power spectra, mouth crops and sound of no meaning."""
+    """Random power spectra, mouth crops and sound."""
     return Batch(
         ids=tuple(map(str, range(utterances))),
         mask=torch.ones(utterances, frames, dtype=torch.bool),
@@ -97,7 +97,7 @@ def random_batch(utterances: int, frames: int, pixels: int, hop: int, device: to
 
 
 def train_in_turns(trainees: Sequence[Trainee], seconds: float) -> list[Float[np.ndarray, "rounds 3"]]:
-    """What `Trainee.step` tells, of each round, in about so many seconds for each trainee."""
+    """The times of `Trainee.step` in each round; each trainee runs for about `seconds`."""
     for trainee in trainees:
         trainee.step()
     steps = [max(1, int(seconds / ROUNDS / trainee.step()[2])) for trainee in trainees]
@@ -123,12 +123,12 @@ def step_memory(trainee: Trainee) -> int:
 
 
 def step_flops(trainee: Trainee) -> int:
-    # Fused, recurrent layers would hide their products from the counter. Convolutions are left as they are: not fused,
-    # those of each channel by itself take minutes.
+    # The counter misses the products of fused recurrent layers. Convolutions stay fused: unfused depthwise ones take
+    # minutes.
     hidden = any(isinstance(module, nn.LSTM) for module in trainee.model.modules())
     plain = torch.backends.mkldnn.flags(enabled=not hidden), torch.backends.cudnn.flags(enabled=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is no TF32 on a CPU
+        warnings.simplefilter("ignore")  # about missing TF32 on a CPU
         with plain[0], plain[1], FlopCounterMode(display=False) as counter:
             trainee.loss().backward()
     return counter.get_total_flops()
@@ -152,8 +152,8 @@ def matmul_rate(device: torch.device) -> float:
 def em_real_time_factor(
     model: SpeechPrior, settings: Vem, stft: Stft, seconds: float, iterations: int, pixels: int, device: torch.device
 ) -> float:
-    """Seconds that a second of sound takes. Only so many iterations are run; the others are taken to last as long as
-    the median of these. Nothing depends on what is heard or seen, so it is noise."""
+    """Seconds per second of sound. Only `iterations` are run; the others are taken to last as long as their median. The
+    time does not depend on the content, so sound and pictures are noise."""
     few = replace(settings, iterations=min(iterations, settings.iterations))
     sound_N = torch.randn(round(seconds * RATE), device=device)
     shots = round(seconds * FPS)
@@ -162,14 +162,14 @@ def em_real_time_factor(
     separate_long(model, sound_N, stft, replace(settings, iterations=1), pictures)
     began = now(device)
     ends: list[float] = []
-    separate_long(model, sound_N, stft, few, pictures, progress=lambda share: ends.append(now(device)))
+    separate_long(model, sound_N, stft, few, pictures, progress=lambda part: ends.append(now(device)))
     total, each = now(device) - began, median(np.diff(ends))
     return (total + (settings.iterations / few.iterations - 1) * len(ends) * each) / seconds
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """steps_low and steps_high: the quartiles of the rounds."""
+    """`steps_low` and `steps_high` are quartiles over the rounds."""
 
     parameters: int
     forward_ms: float

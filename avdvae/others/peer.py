@@ -1,13 +1,13 @@
-"""Public benchmark code, for a comparison of speed: run from a checkout, nothing of it is here.
+"""Public benchmark code, for a comparison of speed. It is imported from a checkout; none of it is copied here.
 
 X. Bie et al., "A benchmark of dynamical variational autoencoders applied to speech spectrogram modeling", Interspeech
-2021 (arXiv 2106.06500). Its models take spectra T B F and leave the moments of their latents on themselves; its loss
-is a sum over the batch, which its training divides by the frames. Its training also switches autograd's anomaly
-detection on and reads each loss back; here neither is done, which is in its favour.
+2021 (arXiv 2106.06500). Its models take spectra T B F and store the moments of their latents as attributes; its loss is
+a sum over the batch, divided by the frames in training. Its training also enables autograd's anomaly detection and
+copies each loss to the CPU; neither is done here, which makes it faster than published.
 
 J. D. Havtorn et al., "Benchmarking generative latent variable models for speech", 2022 (arXiv 2202.12707). Its
-models take waveforms, companded; they are made as large as ours, which where a state is to be twice as wide as the
-layers around it, as published, they can be.
+models take companded waveforms. They are built with the sizes of ours where their code allows it: it fixes the state at
+twice the width of the layers around it, as published.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from avdvae.others.bench import Trainee
 from avdvae.probability.pcm import CODES, compand
 from avdvae.protocols import Batch
 
-MODELS = {  # by our experiments: what builds it, and its configuration
+MODELS = {  # by our experiment: its builder and configuration
     "vae_sequences": ("build_VAE", "cfg_vae.ini"),
     "dkf": ("build_DKF", "cfg_dkf.ini"),
     "storn": ("build_STORN", "cfg_storn.ini"),
@@ -46,7 +46,7 @@ MODELS = {  # by our experiments: what builds it, and its configuration
 @runtime_checkable
 class Peer(Protocol):
     def trainee(self, name: str, batch: Batch, config: Mapping[str, Any]) -> Trainee | None:
-        """Its counterpart of our experiment `name`, whose model is made of `config`, if it has one."""
+        """The counterpart of our experiment `name` with the model of `config`; None if there is none."""
         ...
 
 
@@ -56,7 +56,7 @@ def open_peer(path: Path) -> Peer:
 
 class WaveformPeer:
     def __init__(self, path: Path):
-        os.environ.setdefault("BLVM_DATA_ROOT_DIRECTORY", tempfile.mkdtemp())  # which it would ask for otherwise
+        os.environ.setdefault("BLVM_DATA_ROOT_DIRECTORY", tempfile.mkdtemp())  # required on import
         self.models, self.likelihoods = (
             _imported(path, f"blvm.{part}") for part in ("models", "modules.distributions")
         )
@@ -130,16 +130,10 @@ class DynamicalPeer:
 
 
 def _imported(path: Path, name: str) -> Any:
-    sys.path.insert(0, str(path.resolve()))
-    try:
-        return _import(name)
-    finally:
-        sys.path.remove(str(path.resolve()))
-
-
-def _import(name: str) -> Any:
-    """With empty stand-ins for modules of others that are not installed: what is timed needs none of them."""
+    """A module of the checkout. Third-party modules that are not installed are replaced by mocks: the timed code needs
+    none of them."""
     stand_ins: dict[str, ModuleType] = {}
+    sys.path.insert(0, str(path.resolve()))
     try:
         while True:
             try:
@@ -150,5 +144,6 @@ def _import(name: str) -> Any:
                     raise UserError(f"the code of peer= cannot be imported: {error}") from error
                 sys.modules[lacking] = stand_ins[lacking] = MagicMock()
     finally:
+        sys.path.remove(str(path.resolve()))
         for stand_in in stand_ins:
             sys.modules.pop(stand_in)

@@ -1,7 +1,7 @@
-"""Weights that others have published: what they call each tensor, and where our models keep it.
+"""Published weights: the names of their tensors, and the names of ours.
 
-The DVAE benchmark (github.com/XiaoyuBIE1994/DVAE; Girin et al., see models/dynamical_vae.py) and its sibling for speech
-enhancement (github.com/XiaoyuBIE1994/DVAE_SE) leave a folder a model: config.ini, and a .pt with a state dict.
+The DVAE benchmark (github.com/XiaoyuBIE1994/DVAE; Girin et al., see models/dynamical_vae.py) and its counterpart for
+speech enhancement (github.com/XiaoyuBIE1994/DVAE_SE) store a folder per model: config.ini, and a .pt with a state dict.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from avdvae.signals.audio import WINDOW, Stft
 
 @dataclass(frozen=True)
 class _Layout:
-    """`hidden` is a key of config.ini; `names` says ours: theirs, where * stands for each tensor of a layer; `columns`
-    puts the inputs of a layer, given `hidden`, in the order that we have them in."""
+    """hidden    the key of config.ini that gives the width of the recurrent state
+    names     our name: theirs, where * stands for each tensor of a layer
+    columns   reorders the inputs of a layer, given `hidden`, to our order
+    """
 
     hidden: str
     names: Mapping[str, str]
@@ -168,7 +170,7 @@ _LAYOUTS = {  # by our experiment
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """`experiment` is ours, and `arguments` are those of its model's constructor; `tensors` have their names."""
+    """`experiment` and `arguments`, of its model's constructor, are ours; `tensors` have the published names."""
 
     file: Path
     experiment: str
@@ -177,7 +179,7 @@ class PublishedWeights:
     tensors: dict[str, Tensor]
 
     def fill(self, model: nn.Module) -> None:
-        """Give `model`, made with `arguments`, these weights: all of them and no other."""
+        """Load the weights into `model`, made with `arguments`. Missing, unknown and misshaped tensors are errors."""
         layout, own = _LAYOUTS[self.experiment], model.state_dict()
         pairs = ((o.replace("*", t), p.replace("*", t)) for o, p in layout.names.items() for t in _TENSORS)
         theirs = {ours: name for ours, name in pairs if ours in own}
@@ -202,7 +204,7 @@ class PublishedWeights:
 
 
 def read_published_weights(folder: Path) -> PublishedWeights:
-    """What a training of the benchmark leaves; nothing in it is executed."""
+    """Read a folder that the benchmark's training wrote; nothing in it is executed."""
     ini, every = folder / "config.ini", sorted(folder.glob("*.pt"))
     files = [file for file in every if "_final_" in file.name] or every
     if not ini.is_file() or len(files) != 1:
@@ -231,7 +233,7 @@ def read_published_weights(folder: Path) -> PublishedWeights:
 
 
 class _Settings:
-    """config.ini, whose every fault is told with its place."""
+    """config.ini; errors name the section and key."""
 
     def __init__(self, path: Path):
         self.path, self.parser = path, ConfigParser(interpolation=None)
@@ -265,11 +267,11 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(_numbers()):
             found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a damaged file it may be any
+    except Exception as error:  # a damaged file may raise any
         code = re.search(r"GLOBAL (\S+)", str(error))
         why = f"to read it, {code[1]} would have to be run" if code else "it is damaged, or no file of torch.save"
         raise UserError(f"{file} is refused, for {why}: give a file of tensors alone") from error
-    if isinstance(found, dict) and "model_state_dict" in found:  # saved on the way, to go on with
+    if isinstance(found, dict) and "model_state_dict" in found:  # a checkpoint to resume from
         found = found["model_state_dict"]
     if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()):
         raise UserError(f"{file} is no state dict: give the file that the training of one model has left")
@@ -277,8 +279,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _numbers() -> list[Any]:
-    """What numpy's numbers and arrays are read with, under its present name and that before numpy 2: the losses lie
-    beside the weights in a file to go on with."""
+    """What numpy's numbers and arrays are read with, by the names of numpy 1 and 2: checkpoints also contain losses."""
     makers: list[Any] = [value.__reduce__()[0] for value in (np.float64(0), np.zeros(0))]
     named = [(maker, f"numpy.{core}.multiarray.{maker.__name__}") for maker in makers for core in ("core", "_core")]
     return [*named, np.ndarray, np.dtype, np.dtypes.Float64DType]

@@ -1,4 +1,4 @@
-"""Curves of metrics, trainings, EM runs, probes and subspaces."""
+"""Curves of metrics, training, EM runs, probes and subspaces."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def metric_curves(summary: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:
-    """A metric against the SNR: a panel for each noise, a line with its interval for each model and lips condition, the
-    unprocessed input dashed. `summary` holds what `results.summarise` makes."""
+    """A metric against the SNR: a panel per noise, a line with its interval per model and state of the lips, the
+    unprocessed input dashed. `summary` is that of `results.summarise`."""
     from matplotlib import rc_context
 
     shown = [item for item in summary if item["snr"] is not None and "compared_with" not in item]
@@ -50,8 +50,8 @@ def metric_curves(summary: Sequence[Mapping[str, Any]], metric: str) -> matplotl
 
 
 def difference_curves(compared: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:
-    """How far models lie above one, on the same mixtures of all noises, against the SNR: a panel for each state of the
-    lips, a line with its interval for each model. `compared`: items of a summary, all compared with the one."""
+    """Differences of models to one model, on the same mixtures of all noises, against the SNR: a panel per state of the
+    lips, a line with its interval per model. `compared`: items of a summary, all compared with that model."""
     from matplotlib import rc_context
 
     shown = [item for item in compared if item["metric"] == metric and item["snr"] is not None]
@@ -71,19 +71,19 @@ def difference_curves(compared: Sequence[Mapping[str, Any]], metric: str) -> mat
         look = Look.of(metric)
         figure.supxlabel("SNR of the input in dB", fontsize=10)
         base = Path(pooled[0]["compared_with"]).name
-        figure.supylabel(f"{look.name} above {base}{f', {look.unit}' if look.unit else ''}", fontsize=10)
+        figure.supylabel(f"{look.name} minus {base}{f', {look.unit}' if look.unit else ''}", fontsize=10)
     return figure
 
 
 def _curve(items: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "4 snrs"]:
-    """SNRs, means, lower and upper ends. The input is the same for all lips, so the first of each SNR will do."""
+    """SNRs, means, lower and upper ends. The input is the same for all lips, so the first of each SNR is taken."""
     first = {item["snr"]: item for item in reversed(items)}
     keys = ("snr", "mean", "ci_low", "ci_high")
     return np.array([[item[key] for key in keys] for _, item in sorted(first.items())], float).reshape(-1, 4).T
 
 
 def training_curves(records: Sequence[Mapping[str, Any]]) -> matplotlib.figure.Figure:
-    """A panel for each quantity that was logged as train/... or valid/..., the loss first: means over each epoch."""
+    """A panel per quantity logged as train/... or valid/..., the loss first: means over each epoch."""
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator
 
@@ -110,7 +110,7 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> matplotlib.figure.F
 
 
 def cost_curves(costs: Mapping[str, Sequence[float]]) -> matplotlib.figure.Figure:
-    """The cost in each iteration. More lines than colours are all grey, without names."""
+    """The cost in each iteration. If there are more lines than colours, all are grey and without names."""
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator
 
@@ -128,7 +128,7 @@ def cost_curves(costs: Mapping[str, Sequence[float]]) -> matplotlib.figure.Figur
 
 
 def probe_curves(summary: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> matplotlib.figure.Figure:
-    """What share neighbours tell right, over how many are asked, with intervals: a panel a label, a line a latent."""
+    """Accuracy against the number of neighbours, with intervals: a panel per label, a line per latent."""
     from matplotlib import rc_context
 
     curves: dict[str, dict[str, list[tuple[int, float, float, float]]]] = {}
@@ -149,14 +149,14 @@ def probe_curves(summary: Sequence[Mapping[str, Any]], labels: Sequence[str]) ->
                 ax.plot(k, mean, "o-", color=colours[latent], label=latent)
                 ax.fill_between(k, low, high, color=colours[latent], alpha=0.15)
             ax.set(title=label.replace("_", " "), xlabel="neighbours", xlim=(0, most + 1), ylim=(0, 1))
-        axes[0].set_ylabel("told right")
+        axes[0].set_ylabel("accuracy")
         legend_above(figure, *axes)
     return figure
 
 
 def latent_trajectories(subspaces: Mapping[str, Subspace]) -> matplotlib.figure.Figure:
-    """The way of each factor through the first dimensions of its subspace, from low, blue, to high, yellow. Points are
-    the means of artificial vowels, the line is what was fitted to them."""
+    """The trajectory of each factor in the first dimensions of its subspace, from low (blue) to high (yellow). Points
+    are means of artificial vowels, the line is the curve fitted to them."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -176,24 +176,24 @@ def latent_trajectories(subspaces: Mapping[str, Subspace]) -> matplotlib.figure.
 
 
 def variance_curves(subspaces: Mapping[str, Subspace]) -> matplotlib.figure.Figure:
-    """How much of the variance that each factor makes lies in how many dimensions."""
+    """Cumulative variance explained by the dimensions of each factor's subspace."""
     from matplotlib import rc_context
 
     with rc_context(STYLE):
         figure, (ax,) = panels(1)
         figure.set_size_inches(6.4, 3.4)
         for colour, (factor, subspace) in zip(cycle(LINES), subspaces.items(), strict=False):
-            shares = subspace.shares_L.cpu().numpy()
-            ax.plot(range(1, len(shares) + 1), 100 * shares, color=colour, marker="o", markersize=4, label=factor)
+            parts_L = subspace.shares_L.cpu().numpy()
+            ax.plot(range(1, len(parts_L) + 1), 100 * parts_L, color=colour, marker="o", markersize=4, label=factor)
         ax.axhline(80, color=GREY, linestyle=(0, (4, 3)))
-        ax.set(xlabel="dimensions", ylabel="% of the variance", ylim=(0, 102), xticks=range(1, len(shares) + 1))
+        ax.set(xlabel="dimensions", ylabel="% of the variance", ylim=(0, 102), xticks=range(1, len(parts_L) + 1))
         legend_above(figure, ax)
     return figure
 
 
 def factor_relations(related: Mapping[tuple[str, str], Relation]) -> matplotlib.figure.Figure:
-    """Each pair of factors: above the diagonal the smallest angle between their subspaces, below it the largest cosine
-    between vectors of their bases, with intervals over the settings of the other factors."""
+    """For each pair of factors, the smallest angle between their subspaces, above the diagonal, and the largest cosine
+    between vectors of their bases, below it, with intervals over the settings of the other factors."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -204,11 +204,11 @@ def factor_relations(related: Mapping[tuple[str, str], Relation]) -> matplotlib.
         ax = figure.subplots()
         for (one, other), relation in related.items():
             row, column = factors.index(one), factors.index(other)
-            for (y, x), (mean, low, high), text, share in (
+            for (y, x), (mean, low, high), text, shade in (
                 ((row, column), relation.angle, "{:.0f}°\n[{:.0f}, {:.0f}]", relation.angle[0] / 90),
                 ((column, row), relation.cosine, "cos {:.2f}\n[{:.2f}, {:.2f}]", 1 - relation.cosine[0]),
             ):
-                shades[y, x] = share
+                shades[y, x] = shade
                 ax.text(x, y, text.format(mean, low, high), ha="center", va="center", fontsize=9)
         ax.imshow(shades, cmap="Blues_r", vmin=-1, vmax=1.2)
         ax.set(xticks=range(len(factors)), yticks=range(len(factors)), xticklabels=factors, yticklabels=factors)

@@ -22,21 +22,21 @@ def film_of_clips(
     mark: float | None = None,
     side: int = 256,
 ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Pictures and power spectra of clips beside each other, a line moving along the spectrogram of each.
+    """Pictures and power spectra of clips beside each other, with a moving line in each spectrogram.
 
-    One of `every` frames of the last clip is shown; what is shorter holds its last picture, and where there are none
-    the spectrogram takes their room. `mark` is a frame.
+    Every `every`-th frame of the last clip is shown. Shorter clips stay at their last picture; a clip without pictures
+    has a higher spectrogram. `mark` is a frame.
     """
     from matplotlib import colormaps
 
     loudest = max(float(power.max()) for _, power in clips.values())
-    top, seen = 28, side * any(pictures is not None for pictures, _ in clips.values())
+    top, height = 28, side * any(pictures is not None for pictures, _ in clips.values())
     stills, longest = [], max(len(power) for _, power in clips.values())
     tops = [top + (0 if pictures is None else side) for pictures, _ in clips.values()]  # of the spectrograms
     for (name, (_, power_TF)), above in zip(clips.items(), tops, strict=True):
         shades = 1 + decibels(power_TF, loudest).T[::-1] / RANGE_DB
         width = max(1, round(side * len(power_TF) / longest))  # all on one scale of time
-        still = np.full((top + seen + side // 2, side, 3), PAPER, np.uint8)
+        still = np.full((top + height + side // 2, side, 3), PAPER, np.uint8)
         cv2.putText(still, name, (6, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA)
         colours = np.ascontiguousarray(colormaps[COLOURS](shades, bytes=True)[..., :3])
         still[above:, :width] = cv2.resize(colours, (width, len(still) - above), interpolation=cv2.INTER_AREA)
@@ -58,7 +58,7 @@ def film_of_clips(
 def stick_figures(
     figures: Mapping[str, Float[np.ndarray, "T J 3"]], skeleton: Skeleton, side: int = 320
 ) -> UInt8[np.ndarray, "T h w 3"]:
-    """A film of figures beside each other, seen from before them and a little from the side; what is right is red."""
+    """A film of figures beside each other, from the front and a little from the side; right limbs are red."""
     everything = np.concatenate(list(figures.values()))
     turn = np.deg2rad(25)
     across, up = np.array([-np.cos(turn), -np.sin(turn), 0]), np.array([0, 0, 1])

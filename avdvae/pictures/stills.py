@@ -27,9 +27,9 @@ def write_png(path: Path, picture: UInt8[np.ndarray, "height width 3"]) -> None:
 
 
 def spectrogram(power_TF: Float[np.ndarray, "T F"]) -> UInt8[np.ndarray, "h w 3"]:
-    """A power spectrogram as a picture: low frequencies below, 60 dB from black to bright, the loudest point bright.
+    """A power spectrogram as a picture: low frequencies at the bottom, 60 dB from black to the brightest point.
 
-    A row a frequency; frames are repeated until the picture is about twice as wide as high.
+    One row per frequency; frames are repeated until the picture is about twice as wide as high.
     """
     from matplotlib import colormaps
 
@@ -44,7 +44,7 @@ def decibels(power: Float[np.ndarray, "T F"], loudest: float) -> Float[np.ndarra
 
 
 def lip_strip(pictures: UInt8[np.ndarray, "T H W *colours"], count: int = 12) -> UInt8[np.ndarray, "h w 3"]:
-    """Crops side by side, each from the middle of its share of the time; fewer than `count` where there are fewer."""
+    """At most `count` crops side by side, evenly spaced in time."""
     count = min(count, len(pictures))
     middles = ((np.arange(count) + 0.5) * len(pictures) / count).astype(int)
     strip = np.hstack(list(pictures[middles]))
@@ -52,7 +52,7 @@ def lip_strip(pictures: UInt8[np.ndarray, "T H W *colours"], count: int = 12) ->
 
 
 def pose_strip(pictures_THWC: UInt8[np.ndarray, "T H W 3"], count: int = 4) -> UInt8[np.ndarray, "h w 3"]:
-    """Some of a film's pictures, evenly apart."""
+    """Pictures of a film side by side, evenly spaced, with the first and the last."""
     chosen = np.linspace(0, len(pictures_THWC) - 1, count).round().astype(int)
     return np.concatenate(list(pictures_THWC[chosen]), 1)
 
@@ -62,17 +62,17 @@ def triptych(
     rate: int,
     hop: int,
     lips_THW: UInt8[np.ndarray, "T H W"] | None = None,
-    sure_T: Float[np.ndarray, " T"] | None = None,
-    spoilt_T: Bool[np.ndarray, " T"] | None = None,
-    shares: Mapping[str, Float[np.ndarray, " T"]] | None = None,
+    confidence_T: Float[np.ndarray, " T"] | None = None,
+    corrupted_T: Bool[np.ndarray, " T"] | None = None,
+    weights: Mapping[str, Float[np.ndarray, " T"]] | None = None,
     strips: Mapping[str, UInt8[np.ndarray, "_ _ _ 3"]] | None = None,
     mark: float | None = None,
 ) -> matplotlib.figure.Figure:
-    """Spectrograms below each other on one scale of decibels, and the lips on the same clock, a picture a frame.
+    """Spectrograms below each other on one scale of decibels, and the lips on the same time axis, a picture per frame.
 
-    Where `sure_T` is 0 no face was found: there the lips are red. `shares` are those of the components of a mixture,
-    which add up to 1 in each frame, here of a fifth of a second. Dashed lines enclose where the lips are spoilt.
-    `strips` are pictures of signals, by their names; `mark`, a moment in seconds, is dashed in the spectrograms.
+    Where `confidence_T` is 0 no face was found: there the lips are red. `weights` are posterior probabilities of the
+    components of a mixture, smoothed over a fifth of a second. Dashed lines enclose corrupted lips. `strips` are
+    pictures by the name of their signal; `mark`, in seconds, is a dashed line in the spectrograms.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -84,12 +84,12 @@ def triptych(
     loudest = max(float(power.max()) for power in powers.values())
     seconds = max(len(signal) for signal in signals.values()) / rate
     strips = strips or {}
-    heights = [1.5] * len(powers) + [0.75] * ((lips_THW is not None) + (shares is not None) + len(strips))
+    heights = [1.5] * len(powers) + [0.75] * ((lips_THW is not None) + (weights is not None) + len(strips))
     with rc_context(STYLE), rc_context({"axes.grid": False}):
         figure = Figure(figsize=(9, sum(heights) + 0.6), layout="constrained")
         axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
         for ax, (name, power) in zip(axes, powers.items(), strict=False):
-            image = ax.imshow(  # each frame around the time on which it is centred
+            image = ax.imshow(  # each frame around its centre
                 decibels(power, loudest).T,
                 origin="lower",
                 aspect="auto",
@@ -109,19 +109,19 @@ def triptych(
                 ax.axvline(mark, color="white", linewidth=1, linestyle="--")
         figure.colorbar(image, ax=axes[: len(powers)].tolist(), label="dB", aspect=40, pad=0.01)
         if lips_THW is not None:
-            _draw_lips(axes[len(powers)], lips_THW, sure_T, seconds)
+            _draw_lips(axes[len(powers)], lips_THW, confidence_T, seconds)
         below = len(powers) + (lips_THW is not None)
         for ax, (name, pictures) in zip(axes[below : below + len(strips)], strips.items(), strict=True):
             _draw_lips(ax, pictures, None, len(signals[name]) / rate, name)
-        if shares is not None:
+        if weights is not None:
             around = np.ones(max(1, round(0.2 * rate / hop)))
-            smooth_MT = np.stack([np.convolve(share, around, "same") for share in shares.values()])
-            times = np.arange(smooth_MT.shape[1]) * hop / rate
-            axes[-1].stackplot(times, smooth_MT / smooth_MT.sum(0), labels=list(shares), colors=LINES, lw=0)
-            axes[-1].set(title="switch", ylabel="share", ylim=(0, 1), yticks=[0, 1])
-            axes[-1].legend(loc="lower right", bbox_to_anchor=(1, 0.95), ncols=len(shares), borderaxespad=0.3)
-        if spoilt_T is not None:
-            for edge in np.flatnonzero(np.diff(spoilt_T, prepend=False, append=False)):
+            smooth_CT = np.stack([np.convolve(weight_T, around, "same") for weight_T in weights.values()])
+            times = np.arange(smooth_CT.shape[1]) * hop / rate
+            axes[-1].stackplot(times, smooth_CT / smooth_CT.sum(0), labels=list(weights), colors=LINES, lw=0)
+            axes[-1].set(title="switch", ylabel="weight", ylim=(0, 1), yticks=[0, 1])
+            axes[-1].legend(loc="lower right", bbox_to_anchor=(1, 0.95), ncols=len(weights), borderaxespad=0.3)
+        if corrupted_T is not None:
+            for edge in np.flatnonzero(np.diff(corrupted_T, prepend=False, append=False)):
                 for ax in axes[len(powers) :]:
                     ax.axvline((edge - 0.5) * hop / rate, color="black", linestyle=(0, (3, 2)), linewidth=1.2)
         axes[-1].set(xlabel="seconds", xlim=(0, seconds))
@@ -131,13 +131,13 @@ def triptych(
 def _draw_lips(
     ax: matplotlib.axes.Axes,
     pictures: UInt8[np.ndarray, "T H W *colours"],
-    sure_T: Float[np.ndarray, " T"] | None,
+    confidence_T: Float[np.ndarray, " T"] | None,
     seconds: float,
     title: str = "lips",
 ) -> None:
     ax.imshow(lip_strip(pictures), aspect="auto", extent=(0, seconds, 0, 1))
-    if sure_T is not None:
-        frame = seconds / len(sure_T)
-        lost = [(index * frame, frame) for index in np.flatnonzero(sure_T == 0).tolist()]
+    if confidence_T is not None:
+        frame = seconds / len(confidence_T)
+        lost = [(index * frame, frame) for index in np.flatnonzero(confidence_T == 0).tolist()]
         ax.broken_barh(lost, (0, 1), color="#d00000", alpha=0.5, linewidth=0)
     ax.set(yticks=[], ylim=(0, 1), title=title)

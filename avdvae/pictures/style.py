@@ -1,4 +1,4 @@
-"""Colours and layout of all pictures. Figures keep out of pyplot, whose figures belong to the whole process."""
+"""Colours and layout of all pictures. pyplot is not used: its figures are global to the process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 INK, FAINT, PAPER = (40, 40, 40), (130, 130, 130), 255
 RIGHT = (200, 60, 50)
 RANGE_DB, COLOURS = 60, "magma"  # of spectrograms
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # told apart by every eye
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # colour-blind safe
 GREY = "#8a8a8a"
 STYLE: dict[Any, Any] = {
     "font.size": 10,

@@ -1,4 +1,4 @@
-"""The tasks that a model is measured on, by name."""
+"""The evaluation tasks, by name."""
 
 from __future__ import annotations
 

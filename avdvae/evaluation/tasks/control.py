@@ -1,26 +1,26 @@
-"""Control: pitch or a formant moved to targets in whole utterances, in all frames in which Praat hears a voice.
+"""Control: pitch or a formant moved to targets in whole utterances, in all frames that Praat finds voiced.
 
-Analysed before and after, in percent, in the steady vowels of the utterance (f0, f1, ...) and in all of its voiced
+Analysed before and after, in percent, over the steady vowels of the utterance (f0, f1, ...) and over all its voiced
 frames (f0_in_speech, ...):
 
-    of the factor that moves     |y~ - y| / y from its target y
-    of the others                the same from what they were before
-    voiced                       frames in which a voice is still heard
+    the factor that is moved     |y~ - y| / y from its target y
+    the other factors            the same from their values before
+    voiced                       frames that are still voiced
     nisqa                        naturalness by NISQA, where the extra `naturalness` and its weights are installed
 
-Frames whose factor lies off the grid of the artificial vowels are left out, in all ways alike: there is no mean latent
-of their source.
+Frames whose factor lies outside the grid of the artificial vowels are left out for all methods: no mean latent
+exists for them.
 
-The ways to move it, a row of the table each:
+The methods, a row of the table each:
 
-    NAME              latents/control.py, on the latents of the model that is measured
+    NAME              latents/control.py, on the latents of the measured model
     NAME translated   z - mu(y_source) + mu(y_target), the mean latents of artificial vowels (W.-N. Hsu, Y. Zhang,
                       J. Glass, "Learning latent representations for speech generation and transformation", Interspeech
-                      2017); it is told y_source, as Praat hears it
+                      2017); y_source is given, as estimated by Praat
     WORLD, TD-PSOLA   of f0 alone: vocoders, without a model
 
-Pitch is heard by Praat's autocorrelation and, as f0_world, by WORLD's Harvest, formants by Praat's Burg method: on
-recordings and on Talker alike these are estimates. A vowel is a tenth of a second in which they hardly move.
+Pitch is estimated by Praat's autocorrelation and, as f0_world, by WORLD's Harvest, formants by Praat's Burg method, on
+recordings and on Talker alike. A vowel is a tenth of a second in which they hardly move.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ from avdvae.signals.phonetics import formants, move_by_psola, move_by_world, pit
 
 TARGETS = {"f0": (130, 180, 240), "f1": (350, 600), "f2": (1300, 1900), "f3": (2350, 2750)}  # Hz
 APART = 250  # Hz at least between a formant that moves and its neighbours
-STEP = 0.01  # seconds from one look to the next
-STEADY, WAVER = 10, 0.08  # looks that make a vowel, and how far pitch and formants move in it at most
+STEP = 0.01  # seconds from one step of the analysis to the next
+STEADY, WAVER = 10, 0.08  # steps of a vowel, and the largest relative change of pitch and formants within it
 SHOWN = (110, 140, 180, 220, 280)  # pitches of the sentence in the report
 
-Heard = dict[str, Float[np.ndarray, " T"]]
+Analysis = dict[str, Float[np.ndarray, " T"]]
 
 
-def analyse(wave_N: Float[np.ndarray, " N"]) -> Heard:
-    """All factors every STEP, nan where nothing is heard."""
+def analyse(wave_N: Float[np.ndarray, " N"]) -> Analysis:
+    """All factors every STEP; nan where there is no estimate."""
     times_T = np.arange(STEP, len(wave_N) / RATE - STEP, STEP)
     pitches = {"f0": pitch_praat(wave_N, times_T), "f0_world": pitch_world(wave_N, times_T)}
     voiced = {name: np.where(hertz > 0, hertz, np.nan) for name, hertz in pitches.items()}
     return voiced | dict(zip(("f1", "f2", "f3"), formants(wave_N, times_T), strict=True))
 
 
-def steady(heard: Heard) -> Bool[np.ndarray, " T"]:
-    """Where there are vowels: pitch and the lower formants hardly move."""
-    found = np.zeros(len(heard["f0"]), bool)
+def steady(analysis: Analysis) -> Bool[np.ndarray, " T"]:
+    """Where pitch and the lower formants hardly move: in vowels."""
+    found = np.zeros(len(analysis["f0"]), bool)
     for start in range(len(found) - STEADY + 1):
-        here = np.array([heard[name][start : start + STEADY] for name in ("f0", "f1", "f2")])
+        here = np.array([analysis[name][start : start + STEADY] for name in ("f0", "f1", "f2")])
         found[start : start + STEADY] |= bool((np.ptp(here, 1) <= WAVER * here.mean(1)).all())
     return found
 
@@ -81,12 +81,12 @@ class Control:
             raise UserError(f"{type(subject.model).__name__} has no latents of power to move: choose another task")
 
     def parts(self, subject: Subject) -> list[Part]:
-        return subject.shares(f"control_{self.factor}")
+        return subject.parts(f"control_{self.factor}")
 
     def measure(self, subject: Subject, part: Part) -> Measured:
         measured, controller = Measured(), controller_of(subject)
         if self.factor == "f0" and part.first == 0:
-            draw(subject, controller)
+            draw_latents(subject, controller)
         for batch in subject.loader(subject.items(part)):
             waves_BN, lengths_B = batch.need("waveform", subject.model).cpu().numpy(), batch.need("lengths", self)
             for item, padded_N, length in zip(batch.ids, waves_BN, lengths_B.tolist(), strict=True):
@@ -96,20 +96,20 @@ class Control:
                     moves_T = self._moves(before, target)
                     if not moves_T.any():
                         continue
-                    for way, after_N in self._ways(controller, subject.name, wave_N, before, moves_T, target):
-                        judged = self._judge(before, analyse(after_N), moves_T, target)
-                        judged |= {INPUT + "nisqa": natural, "nisqa": naturalness(after_N, RATE)}
-                        scores.setdefault(way, []).append(judged)
-                for way, found in scores.items():
-                    means = {name: _mean([one[name] for one in found]) for name in found[0]}
+                    for method, after_N in self._changed(controller, subject.name, wave_N, before, moves_T, target):
+                        found = self._score(before, analyse(after_N), moves_T, target)
+                        found |= {INPUT + "nisqa": natural, "nisqa": naturalness(after_N, RATE)}
+                        scores.setdefault(method, []).append(found)
+                for method, each in scores.items():
+                    means = {name: _mean([found[name] for found in each]) for name in each[0]}
                     rows = subject.rows(part, item, "", {k: v for k, v in means.items() if np.isfinite(v)})
-                    measured.rows += [replace(row, model=way) for row in rows]
+                    measured.rows += [replace(row, model=method) for row in rows]
                 if item in subject.shown and self.factor == "f0":
-                    measured.examples.append(self._show(subject, part, item, controller, wave_N))
+                    measured.examples.append(self._example(subject, part, item, controller, wave_N))
         return measured
 
-    def _moves(self, before: Heard, target: float) -> Bool[np.ndarray, " T"]:
-        """Where there is a voice, the factor lies on its grid, and the formants stay apart."""
+    def _moves(self, before: Analysis, target: float) -> Bool[np.ndarray, " T"]:
+        """Voiced steps in which the factor lies within its grid and the formants stay apart."""
         low, high = GRIDS[self.factor][0], GRIDS[self.factor][-1]
         moves_T = (before["f0"] > 0) & (before[self.factor] >= low) & (before[self.factor] <= high)
         number = FACTORS.index(self.factor)
@@ -118,41 +118,43 @@ class Control:
                 moves_T &= sign * (target - before[FACTORS[neighbour]]) >= APART
         return moves_T
 
-    def _ways(
+    def _changed(
         self,
         controller: Controller,
         name: str,
         wave_N: np.ndarray,
-        before: Heard,
+        before: Analysis,
         moves_T: Bool[np.ndarray, " T"],
         target: float,
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """What it sounds like afterwards."""
+        """The sound of each method."""
         encoded = controller.encode(torch.from_numpy(wave_N))
         frames = np.arange(len(encoded.z)) * controller.stft.hop / RATE
-        looks = np.rint(frames / STEP - 1).astype(int).clip(0, len(moves_T) - 1)
-        target_T = torch.full((len(looks),), float(target)).where(torch.from_numpy(moves_T[looks]), torch.nan)
-        source_T = torch.from_numpy(before[self.factor][looks]).float()
-        for way, z_TL in (
+        steps = np.rint(frames / STEP - 1).astype(int).clip(0, len(moves_T) - 1)
+        target_T = torch.full((len(steps),), float(target)).where(torch.from_numpy(moves_T[steps]), torch.nan)
+        source_T = torch.from_numpy(before[self.factor][steps]).float()
+        for method, z_TL in (
             (name, controller.move(encoded, {self.factor: target_T})),
             (f"{name} translated", controller.translate(encoded, self.factor, source_T, target_T)),
         ):
-            yield way, controller.say(z_TL, encoded, griffin_lim=self.factor == "f0").cpu().numpy()
+            yield method, controller.say(z_TL, encoded, griffin_lim=self.factor == "f0").cpu().numpy()
         if self.factor == "f0":
             contour_N = np.full(len(wave_N), float(target))
             yield "WORLD", move_by_world(wave_N, contour_N)
             yield "TD-PSOLA", move_by_psola(wave_N, contour_N)
 
-    def _judge(self, before: Heard, after: Heard, moves_T: Bool[np.ndarray, " T"], target: float) -> dict[str, float]:
+    def _score(
+        self, before: Analysis, after: Analysis, moves_T: Bool[np.ndarray, " T"], target: float
+    ) -> dict[str, float]:
         scores = {}
         for where, here_T in (("", moves_T & steady(before)), ("_in_speech", moves_T)):
-            for factor, was_T in sorted(before.items(), key=lambda known: not known[0].startswith(self.factor)):
+            for factor, was_T in sorted(before.items(), key=lambda item: not item[0].startswith(self.factor)):
                 aim_T = np.full_like(was_T, target) if factor.startswith(self.factor) else was_T
                 scores[f"{factor}{where}"] = 100 * _mean(np.abs(after[factor] / aim_T - 1)[here_T])
             scores[f"voiced{where}"] = 100 * _mean((after["f0"] > 0)[here_T])
         return scores
 
-    def _show(self, subject: Subject, part: Part, item: str, controller: Controller, wave_N: np.ndarray) -> dict:
+    def _example(self, subject: Subject, part: Part, item: str, controller: Controller, wave_N: np.ndarray) -> dict:
         encoded = controller.encode(torch.from_numpy(wave_N))
         voiced_T = controller.pitch(encoded) > 0
         signals = {"before": wave_N}
@@ -167,8 +169,8 @@ def controller_of(subject: Subject) -> Controller:
     return Controller.of(subject.model, subject.stft)
 
 
-def draw(subject: Subject, controller: Controller) -> None:
-    """The latent space, for the report."""
+def draw_latents(subject: Subject, controller: Controller) -> None:
+    """Pictures of the subspaces of the factors, for the report."""
     related = relations(encode_factors(subject.model, subject.stft, [LEVEL])[0])
     for (one, other), relation in related.items():
         angle, cosine = ("{:.2f} [{:.2f}, {:.2f}]".format(*interval) for interval in relation)
@@ -180,6 +182,6 @@ def draw(subject: Subject, controller: Controller) -> None:
 
 
 def _mean(values: np.ndarray | list[float]) -> float:
-    """Of what is finite."""
+    """The mean of the finite values."""
     finite = np.asarray(values, float)[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else float("nan")

@@ -1,8 +1,8 @@
-"""Denoising: mouth or eyes are hidden in the middle third of an utterance, and the model says what was there.
+"""Denoising: the mouth or the eyes are occluded in the middle third of an utterance, and the model restores them.
 
-What is hidden is first guessed between the pictures before and after; then, as is usual for VAEs, the model looks at
-the guess, and what it makes of that is the next one, a few times over. Beside it stand two that cannot hear: the first
-guess itself, `interpolated`, and the same model where the hidden frames sound as the utterance does on average, `deaf`.
+The occluded region is first interpolated between the pictures before and after. Then, as is usual for VAEs, it is
+encoded and decoded a few times over. There are two baselines without audio: the interpolation itself, `interpolated`,
+and the same model with the audio of these frames replaced by the mean power of the utterance, `deaf`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Denoising:
 
     def check(self, subject: Subject) -> None:
         if not isinstance(subject.model, LatentModel) or "face" not in subject.model.sees:
-            raise UserError(f"task denoising: {type(subject.model).__name__} sees no faces: give a model as exp=mdvae")
+            raise UserError(f"task denoising: {type(subject.model).__name__} encodes no faces: give exp=mdvae")
 
     def parts(self, subject: Subject) -> list[Part]:
-        return subject.shares("denoising")
+        return subject.parts("denoising")
 
     @torch.no_grad()
     def measure(self, subject: Subject, part: Part) -> Measured:
@@ -41,7 +41,7 @@ class Denoising:
             batch = next(iter(subject.loader(subject.corpus.only([utterance]))))
             face, frames = batch.need("face", subject.model), batch.mask.shape[1]
             span, scores = slice(frames // 3, 2 * frames // 3), dict[str, float]()
-            deaf = replace(batch, power=_dulled(batch.need("power", subject.model), span))
+            deaf = replace(batch, power=_averaged(batch.need("power", subject.model), span))
             for name, region in REGIONS.items():
                 guess = interpolated(face, span, region)
                 shown = {"": restored(subject.model, replace(batch, face=guess), span, region)}
@@ -56,9 +56,9 @@ class Denoising:
 
 def restored(model: LatentModel, batch: Batch, span: slice, region: tuple[slice, slice]) -> UInt8[Tensor, "B T H W 3"]:
     for _ in range(ROUNDS):
-        said = model.decode(model.infer(batch, mode="mean").z, model.context(batch))["face"].expected[0]
+        decoded = model.decode(model.infer(batch, mode="mean").z, model.context(batch))["face"].expected[0]
         face = batch.need("face", model).clone()
-        face[:, span, *region] = (255 * said[:, span, *region]).round().clamp(0, 255).byte()
+        face[:, span, *region] = (255 * decoded[:, span, *region]).round().clamp(0, 255).byte()
         batch = replace(batch, face=face)
     return batch.need("face", model)
 
@@ -66,15 +66,15 @@ def restored(model: LatentModel, batch: Batch, span: slice, region: tuple[slice,
 def interpolated(
     face: UInt8[Tensor, "B T H W 3"], span: slice, region: tuple[slice, slice]
 ) -> UInt8[Tensor, "B T H W 3"]:
-    """The region in the span between what it is before and after."""
+    """The region, interpolated over the span."""
     guess = face.clone()
     before, after = (face[:, t : t + 1, *region].float() for t in (max(span.start - 1, 0), span.stop))
-    share_T = torch.linspace(0, 1, span.stop - span.start + 2, device=face.device)[1:-1]
-    guess[:, span, *region] = torch.lerp(before, after, share_T[:, None, None, None]).round().byte()
+    weight_T = torch.linspace(0, 1, span.stop - span.start + 2, device=face.device)[1:-1]
+    guess[:, span, *region] = torch.lerp(before, after, weight_T[:, None, None, None]).round().byte()
     return guess
 
 
-def _dulled(power_BTF: Tensor, span: slice) -> Tensor:
-    dull_BTF = power_BTF.clone()
-    dull_BTF[:, span] = power_BTF.mean(1, keepdim=True)
-    return dull_BTF
+def _averaged(power_BTF: Tensor, span: slice) -> Tensor:
+    averaged_BTF = power_BTF.clone()
+    averaged_BTF[:, span] = power_BTF.mean(1, keepdim=True)
+    return averaged_BTF

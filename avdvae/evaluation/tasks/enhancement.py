@@ -1,8 +1,7 @@
 """Enhancement: the split's utterances in each noise, at each SNR, with each state of the lips.
 
-They are separated, then scored beside the mixture that was heard. Of a mixture of models, `lips_weight` is the weight
-of the component that looks at the lips, in the frames where they can be seen, and `lips_weight_hidden` where they are
-spoilt.
+Both the estimates and the noisy input are scored. For mixtures of models, `lips_weight` is the weight of the component
+that is conditioned on the lips, over frames with intact lips, and `lips_weight_hidden` over frames with corrupted lips.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ from avdvae.protocols import Batch, indispensable, why_not_enhancing
 from avdvae.signals.clock import RATE
 from avdvae.signals.metrics import FAILED, INPUT, failed, score
 
-SHOWN_SNR = 0.0  # the example is taken at the SNR nearest to this
+SHOWN_SNR = 0.0  # the example has the SNR nearest to this
+Source = str | NoiseFolder | NoisyTwins  # of noise
 
 
 class Enhancement:
@@ -38,14 +38,14 @@ class Enhancement:
         if reason := why_not_enhancing(subject.model):
             raise UserError(reason)
         if not (subject.settings.noises and subject.settings.snrs and subject.settings.lips):
-            raise UserError("evaluate.noises, evaluate.snrs and evaluate.lips must each name something")
+            raise UserError("evaluate.noises, evaluate.snrs and evaluate.lips must not be empty: give one of each")
 
     def parts(self, subject: Subject) -> list[Part]:
         return [
             part
             for noise in subject.settings.noises
             for snr in _snrs(_source(noise, subject), subject)
-            for part in subject.shares("enhancement", _label(noise), snr)
+            for part in subject.parts("enhancement", _label(noise), snr)
         ]
 
     def measure(self, subject: Subject, part: Part) -> Measured:
@@ -58,7 +58,7 @@ class Enhancement:
         chosen = subject.chosen.utterances
         shown = chosen[number % len(chosen)].id if number < subject.settings.examples and part.snr == shown_snr else ""
         for lips in subject.states:
-            for batch, spoilt_BT in _mixtures(subject, part, items, source, lips):
+            for batch, corrupted_BT in _mixtures(subject, part, items, source, lips):
                 start = time.perf_counter()
                 separated = separate(subject.model, batch, subject.stft, subject.vem)
                 speech = separated.speech.cpu().numpy()  # waits for the device
@@ -69,23 +69,23 @@ class Enhancement:
                     metrics = subject.settings.metrics
                     scores = score(clean[b, :n], speech[b, :n], RATE, metrics)
                     scores[FAILED] = float(failed(speech[b, :n]))
-                    if item not in inputs:  # heard alike in all states of the lips
+                    if item not in inputs:  # the same in all states of the lips
                         before = score(clean[b, :n], mixture[b, :n], RATE, metrics)
                         inputs[item] = {INPUT + metric: value for metric, value in before.items()}
-                    scores |= inputs[item] | {"rtf": rtf} | _weights(separated, spoilt_BT, batch.mask, b)
+                    scores |= inputs[item] | {"rtf": rtf} | _weights(separated, corrupted_BT, batch.mask, b)
                     if "si_sdr" in scores:
                         scores["si_sdr_improvement"] = scores["si_sdr"] - scores[f"{INPUT}si_sdr"]
                     measured.rows += subject.rows(part, item, lips, scores)
                     if item == shown:
                         signals = {"clean": clean[b, :n], "noisy": mixture[b, :n], "enhanced": speech[b, :n]}
-                        seen = _seen(subject, batch, separated, spoilt_BT, b)
-                        example = subject.example(part, item, lips, signals, scores, seen)
+                        panels = _panels(subject, batch, separated, corrupted_BT, b)
+                        example = subject.example(part, item, lips, signals, scores, panels)
                         measured.examples.append(example | {"cost": separated.cost[:, b].tolist()})
         return measured
 
 
-def _source(noise: str, subject: Subject) -> str | NoiseFolder | NoisyTwins:
-    """A noise by name, or what a folder holds."""
+def _source(noise: str, subject: Subject) -> Source:
+    """A noise by name, or the noises or noisy recordings of a folder."""
     if noise in NOISES:
         return noise
     return NoisyTwins.of(Path(noise), subject.chosen.utterances[0]) or NoiseFolder(Path(noise))
@@ -95,46 +95,46 @@ def _label(noise: str) -> str:
     return noise if noise in NOISES else Path(noise).name
 
 
-def _snrs(source: str | NoiseFolder | NoisyTwins, subject: Subject) -> Sequence[float | None]:
+def _snrs(source: Source, subject: Subject) -> Sequence[float | None]:
     return [None] if isinstance(source, NoisyTwins) and not source.levels else subject.settings.snrs
 
 
 def _mixtures(
-    subject: Subject, part: Part, items: PreparedCorpus, source: str | NoiseFolder | NoisyTwins, lips: str
+    subject: Subject, part: Part, items: PreparedCorpus, source: Source, lips: str
 ) -> Iterator[tuple[Batch, Tensor | None]]:
-    """Batches, and the frames B T in which the lips are spoilt."""
-    unseen = lips == "none" and "lips" not in indispensable(subject.model)
-    spoils = None if unseen or lips in ("", "clean") else lips
-    noisy = subject.loader(items, Condition(subject.corpus, source, part.snr, spoils, subject.settings.seed))
-    if spoils is None:
+    """Batches, and the frames B T with corrupted lips."""
+    without = lips == "none" and "lips" not in indispensable(subject.model)
+    corruption = None if without or lips in ("", "clean") else lips
+    noisy = subject.loader(items, Condition(subject.corpus, source, part.snr, corruption, subject.settings.seed))
+    if corruption is None:
         for batch in noisy:
-            yield replace(batch, lips=None) if unseen else batch, None
+            yield replace(batch, lips=None) if without else batch, None
     else:
         for batch, intact in zip(noisy, subject.loader(items), strict=True):
             assert batch.lips is not None and intact.lips is not None
             yield batch, (batch.lips != intact.lips).flatten(2).any(-1)
 
 
-def _weights(separated: Separated, spoilt_BT: Tensor | None, mask_BT: Tensor, b: int) -> dict[str, float]:
-    """Of the lips in a mixture of models, whose last component looks at them."""
+def _weights(separated: Separated, corrupted_BT: Tensor | None, mask_BT: Tensor, b: int) -> dict[str, float]:
+    """Of the component that is conditioned on the lips, the last of a mixture of models."""
     if separated.switch is None:
         return {}
     weight_T, mask_T = separated.switch[b, :, -1], mask_BT[b]
-    hidden_T = torch.zeros_like(mask_T) if spoilt_BT is None else spoilt_BT[b]
+    hidden_T = torch.zeros_like(mask_T) if corrupted_BT is None else corrupted_BT[b]
     frames = {"lips_weight": mask_T & ~hidden_T, "lips_weight_hidden": mask_T & hidden_T}
     return {name: weight_T[chosen].mean().item() for name, chosen in frames.items() if chosen.any()}
 
 
-def _seen(
-    subject: Subject, batch: Batch, separated: Separated, spoilt_BT: Tensor | None, b: int
+def _panels(
+    subject: Subject, batch: Batch, separated: Separated, corrupted_BT: Tensor | None, b: int
 ) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
     """The lips and the switch of an utterance, for its picture."""
-    mask_T, seen = batch.mask[b], {}
+    mask_T, panels = batch.mask[b], {}
     if "lips" in subject.model.sees and batch.lips is not None and batch.sure is not None:
-        seen |= {"lips_THW": batch.lips[b][mask_T].cpu().numpy(), "sure_T": batch.sure[b][mask_T].cpu().numpy()}
-    if spoilt_BT is not None:
-        seen["spoilt_T"] = spoilt_BT[b][mask_T].cpu().numpy()
+        panels |= {"lips_THW": batch.lips[b][mask_T].cpu().numpy(), "confidence_T": batch.sure[b][mask_T].cpu().numpy()}
+    if corrupted_BT is not None:
+        panels["corrupted_T"] = corrupted_BT[b][mask_T].cpu().numpy()
     if separated.switch is not None:
-        shares_MT = separated.switch[b][mask_T].cpu().numpy().T
-        seen["shares"] = dict(zip(subject.model.components, shares_MT, strict=True))
-    return seen
+        weights_CT = separated.switch[b][mask_T].cpu().numpy().T
+        panels["weights"] = dict(zip(subject.model.components, weights_CT, strict=True))
+    return panels

@@ -1,11 +1,11 @@
-"""f0: the pitch of Talker's voices, heard in the latents of a model, by Praat and by WORLD, clean and in noise.
+"""f0: the pitch of Talker's voices, estimated from the latents of a model, by Praat and by WORLD, clean and in noise.
 
-    gross_error     percent of the frames, voiced in truth and to the listener, in which f0 is off by more than 20 %
-    voicing_error   percent of the frames that are voiced and taken for not, or the other way round
-    fine_error      mean of |f0 - truth| / truth in percent, over the frames that are not grossly wrong
+    gross_error     percent of the frames, voiced in truth and estimate, in which f0 is off by more than 20 %
+    voicing_error   percent of the frames that are voiced in either truth or estimate alone
+    fine_error      mean of |f0 - truth| / truth in percent, over the other frames voiced in both
 
-Frames with a pitch beyond what the model's artificial vowels had, 100 to 300 Hz, count for nobody. The truth is what
-Talker keeps beside its clips.
+Frames whose pitch lies outside the range of the model's artificial vowels, 100 to 300 Hz, are left out for all. The
+truth is stored beside Talker's clips.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class F0:
     def check(self, subject: Subject) -> None:
         if not is_speech_prior(subject.model):
             raise UserError(
-                f"{type(subject.model).__name__} has no latents of power to find f0 in: choose another task"
+                f"{type(subject.model).__name__} has no latents of power to estimate f0 from: choose another task"
             )
         truth_of(subject, subject.chosen.utterances[0].id)
 
     def parts(self, subject: Subject) -> list[Part]:
         s = subject.settings
-        noisy = [part for noise in s.noises for snr in s.snrs for part in subject.shares("f0", noise, snr)]
-        return subject.shares("f0", CLEAN) + noisy
+        noisy = [part for noise in s.noises for snr in s.snrs for part in subject.parts("f0", noise, snr)]
+        return subject.parts("f0", CLEAN) + noisy
 
     def measure(self, subject: Subject, part: Part) -> Measured:
         measured, controller = Measured(), controller_of(subject)
@@ -57,14 +57,14 @@ class F0:
             if part.noise != CLEAN:
                 condition = Condition(subject.corpus, part.noise, part.snr, seed=subject.settings.seed)
                 wave_N = condition(utterance, 0, wave_N, None)[0].astype(np.float32)
-            heard_T = controller.pitch(controller.encode(torch.from_numpy(wave_N))).cpu().numpy()
-            times_T = np.arange(len(heard_T)) * subject.stft.hop / RATE
+            latent_T = controller.pitch(controller.encode(torch.from_numpy(wave_N))).cpu().numpy()
+            times_T = np.arange(len(latent_T)) * subject.stft.hop / RATE
             truth = truth_of(subject, utterance.id)
-            looks = np.rint(times_T / truth["step"]).astype(int).clip(max=len(truth["f0"]) - 1)
-            truth_T = np.array(truth["f0"])[looks]
+            steps = np.rint(times_T / truth["step"]).astype(int).clip(max=len(truth["f0"]) - 1)
+            truth_T = np.array(truth["f0"])[steps]
             counts_T = (truth_T == 0) | (truth_T >= low) & (truth_T <= high)
             for name, pitch_T in (
-                (subject.name, heard_T),
+                (subject.name, latent_T),
                 ("Praat", pitch_praat(wave_N, times_T)),
                 ("WORLD", pitch_world(wave_N, times_T)),
             ):
@@ -74,10 +74,10 @@ class F0:
         return measured
 
 
-def errors(truth_T: Float[np.ndarray, " T"], heard_T: Float[np.ndarray, " T"]) -> dict[str, float]:
-    both = (truth_T > 0) & (heard_T > 0)
-    off = np.abs(heard_T[both] / truth_T[both] - 1)
-    scores = {"voicing_error": 100 * float(np.mean((truth_T > 0) != (heard_T > 0)))}
+def errors(truth_T: Float[np.ndarray, " T"], estimate_T: Float[np.ndarray, " T"]) -> dict[str, float]:
+    both = (truth_T > 0) & (estimate_T > 0)
+    off = np.abs(estimate_T[both] / truth_T[both] - 1)
+    scores = {"voicing_error": 100 * float(np.mean((truth_T > 0) != (estimate_T > 0)))}
     if both.any():
         scores["gross_error"] = 100 * float(np.mean(off > GROSS))
     if (fine := off[off <= GROSS]).size:
@@ -86,11 +86,11 @@ def errors(truth_T: Float[np.ndarray, " T"], heard_T: Float[np.ndarray, " T"]) -
 
 
 def truth_of(subject: Subject, item: str) -> dict[str, Any]:
-    """f0 and its step in seconds; 0 where nothing is voiced."""
+    """f0, 0 where unvoiced, and its step in seconds."""
     path = Path(_sources(subject.corpus.root).get(item, item)).with_suffix(".json")
     if subject.corpus.utterances[0].corpus != "talker" or not path.is_file():
-        raise UserError(f"task f0 needs Talker's truth, and {path} is missing: give a corpus of Talker's")
-    with reading(path, "truth of a clip of Talker's", "delete its folder, and prepare the corpus again"):
+        raise UserError(f"task f0 needs the true f0 in {path}, which is missing: give data=talker")
+    with reading(path, "truth of a clip of Talker", "delete its folder, and prepare the corpus again"):
         return json.loads(path.read_text())
 
 

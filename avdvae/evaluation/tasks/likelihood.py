@@ -44,7 +44,7 @@ class Likelihood:
             )
 
     def parts(self, subject: Subject) -> list[Part]:
-        return subject.shares("likelihood")
+        return subject.parts("likelihood")
 
     def measure(self, subject: Subject, part: Part) -> Measured:
         measured, model = Measured(), subject.model

@@ -1,5 +1,5 @@
-"""Motion: poses through the latents and back, measured by the mean distance of the joints, MPJPE; also with the true
-past, as in tasks/resynthesis.py."""
+"""Motion: poses are encoded and decoded, and scored by the mean distance of the joints, MPJPE; also with the true past,
+as in tasks/resynthesis.py."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Motion:
 
     def check(self, subject: Subject) -> None:
         if "pose" not in subject.model.sees:
-            raise UserError(f"{type(subject.model).__name__} as configured explains no poses: give model.observes=pose")
+            raise UserError(f"{type(subject.model).__name__} as configured models no poses: give model.observes=pose")
 
     def parts(self, subject: Subject) -> list[Part]:
         if self.true_past and not isinstance(subject.model, Autoregressive):
             return []
-        return subject.shares("motion_true_past" if self.true_past else "motion")
+        return subject.parts("motion_true_past" if self.true_past else "motion")
 
     def measure(self, subject: Subject, part: Part) -> Measured:
         measured = Measured()
@@ -42,14 +42,14 @@ class Motion:
             again_BTD = move_again(subject.model, batch, self.true_past)
             errors_BT = Joints(again_BTD).distances(pose_BTD).mean(-1) * 1000
             for b, item in enumerate(batch.ids):
-                seen = batch.mask[b]
-                scores = {"mpjpe_mm": errors_BT[b][seen].mean().item()}
+                mask_T = batch.mask[b]
+                scores = {"mpjpe_mm": errors_BT[b][mask_T].mean().item()}
                 measured.rows += subject.rows(part, item, "", scores)
                 if item in subject.shown:
                     key = file_name(item, part.task)
                     figures = {
-                        name: pose_TD[seen].unflatten(-1, (-1, 3)).cpu().numpy()
-                        for name, pose_TD in (("true", pose_BTD[b]), ("by the model", again_BTD[b]))
+                        name: pose_TD[mask_T].unflatten(-1, (-1, 3)).cpu().numpy()
+                        for name, pose_TD in (("true", pose_BTD[b]), ("resynthesised", again_BTD[b]))
                     }
                     pictures = stick_figures(figures, SKELETONS[subject.corpus.utterances[0].corpus])
                     write_mp4(subject.out / f"videos/{key}.mp4", pictures, Fraction(FPS))

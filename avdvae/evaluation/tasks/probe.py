@@ -1,15 +1,15 @@
-"""Probe: what each latent knows, beside a mel spectrogram.
+"""Probe: labels are predicted from each latent by nearest neighbours; mel spectra are the baseline.
 
-Means of the posterior are averaged over the phonemes of the split's utterances, where the corpus has their times, and
-over whole utterances. For each label, k nearest neighbours after linear discriminants: avdvae/latents/neighbours.py.
+Posterior means are averaged over the phonemes of the split's utterances, where the corpus has their times, and over
+whole utterances. Labels are predicted by k nearest neighbours after linear discriminants: latents/neighbours.py.
 
-<label>_<latent>_k<k>   share of an utterance's phonemes, or of utterances, that neighbours tell right; mel stands for
-                        the spectrogram: 80 logarithms every 4 ms
+<label>_<latent>_k<k>   accuracy over an utterance's phonemes, or over utterances; the latent mel is the spectrogram, 80
+                        logarithms every 4 ms
 phoneme                 from all other phonemes
 speaker                 from all other utterances
 sex, tract, height_cm, emotion    from the utterances of other speakers; lengths in thirds
 
-No more neighbours are asked than a label has points on average: most of them would have another.
+k is at most the mean number of points of a label: beyond it, most neighbours must have another one.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ class Probe:
         return [Part("probe", size=len(subject.chosen.utterances))]
 
     def measure(self, subject: Subject, part: Part) -> Measured:
-        measured, heard = Measured(), _frames(subject)
+        measured, features = Measured(), _frames(subject)
         utterances = subject.chosen.utterances
         for label in DIMS:
             points, labels, owners, groups = _points(
-                label, utterances, next(iter(heard.values())), subject.settings.seed
+                label, utterances, next(iter(features.values())), subject.settings.seed
             )
             if len(set(labels)) < 2 or len(set(groups)) < 2:
                 continue
             numbers = np.unique(labels, return_inverse=True)[1], np.unique(groups, return_inverse=True)[1]
             ks = [k for k in subject.settings.neighbours if k * len(set(labels)) <= len(labels)] or [1]
-            for name, frames in heard.items():
+            for name, frames in features.items():
                 if label == "phoneme" and np.isinf(next(iter(frames.values()))[1]):
-                    continue  # one for a whole utterance
+                    continue  # a static latent
                 x = np.stack([_average(*frames[item], *span) for item, span in points])
                 right = neighbours_right(x.astype(np.float64), *numbers, DIMS[label], ks)
                 for item in dict.fromkeys(owners):
@@ -69,36 +69,35 @@ class Probe:
                     measured.rows += subject.rows(part, item, "", scores)
         if not measured.rows:
             raise UserError(
-                f"{subject.corpus.root} has no label of which {len(utterances)} utterances tell two values: give more "
-                "by evaluate.per_speaker=null, or prepare the corpus anew if it was without the times of its phonemes"
+                f"{subject.corpus.root} has no label with two values among {len(utterances)} utterances: give more "
+                "by evaluate.per_speaker=null, or prepare the corpus anew if it lacks the times of its phonemes"
             )
         figure = f"figures/{file_name(subject.name, 'probe')}.png"
         probe_curves(summarise(measured.rows), list(DIMS)).savefig(subject.out / figure, dpi=150)
-        title = "what the latents know, beside a mel spectrogram"
+        title = "labels predicted from the latents and from mel spectra"
         measured.examples.append({"key": "probe", "title": title, "audio": {}, "figure": figure, "scores": {}})
         return measured
 
 
 def _frames(subject: Subject) -> Mapping[str, Mapping[str, Frames]]:
-    """Features by latent and utterance, of whole recordings, so that the corpus's times hold."""
+    """Features by latent and utterance. Recordings are not trimmed, so that the times of the corpus hold."""
     whole = replace(subject, settings=replace(subject.settings, trim_db=None))
-    heard: dict[str, dict[str, Frames]] = {"mel": {}}
+    features: dict[str, dict[str, Frames]] = {"mel": {}}
     mel = _mel()
     for batch in whole.loader(subject.chosen):
         with torch.inference_mode():
             z = subject.model.infer(batch, mode="mean").z
         assert batch.waveform is not None and batch.lengths is not None
         for b, (item, samples) in enumerate(zip(batch.ids, batch.lengths.tolist(), strict=True)):
-            heard["mel"][item] = mel(batch.waveform[b, :samples].cpu()), MEL_HOP / RATE
+            features["mel"][item] = mel(batch.waveform[b, :samples].cpu()), MEL_HOP / RATE
             for spec in subject.model.latents:
                 seconds, steps = _clock(spec, subject.stft.hop, int(batch.mask[b].sum()), samples)
-                heard.setdefault(spec.name, {})[item] = z[spec.name][0, b, :steps].cpu().numpy(), seconds
-    return heard
+                features.setdefault(spec.name, {})[item] = z[spec.name][0, b, :steps].cpu().numpy(), seconds
+    return features
 
 
 def _clock(spec: LatentSpec, hop: int, frames: int, samples: int) -> tuple[float, int]:
-    """Seconds from step to step, and the steps of an utterance. At a rate of 1 they are frames, else every so many
-    samples."""
+    """Seconds per step, and the steps of an utterance. At a rate of 1 a step is a frame, else so many samples."""
     if spec.rate is None:
         return np.inf, 1
     return (hop / RATE, frames) if spec.rate == 1 else (spec.rate / RATE, -(-samples // spec.rate))
@@ -116,7 +115,7 @@ def _mel() -> Callable[[torch.Tensor], Float[np.ndarray, "T 80"]]:
 def _points(
     label: str, utterances: Sequence[Any], frames: Mapping[str, Frames], seed: int
 ) -> tuple[list[tuple[str, tuple[float, float]]], list[Any], list[str], list[Any]]:
-    """What is asked about: (utterance, (from, to) in seconds), its label, its utterance, and its group."""
+    """Points, as (utterance, (from, to) in seconds), with their labels, utterances and groups."""
     if label == "phoneme":
         found = [(u.id, phone) for u in utterances for phone in u.labels.get("phones", ())]
         chosen = sorted(np.random.default_rng(seed).permutation(len(found))[:MOST])
@@ -137,7 +136,7 @@ def _points(
 
 
 def _average(z_TL: Float[np.ndarray, "T L"], step: float, start: float, stop: float) -> Float[np.ndarray, " L"]:
-    """Over the steps that begin within a span of seconds, or the one that holds its middle."""
+    """Over the steps that begin within a span of seconds, or the step at its middle."""
     if np.isinf(step) or np.isinf(stop):
         return z_TL.mean(0)
     first, last = (min(int(np.ceil(edge / step)), len(z_TL)) for edge in (start, stop))

@@ -1,7 +1,7 @@
-"""Resynthesis: the clean utterances through the latents and back.
+"""Resynthesis: clean utterances are encoded and decoded.
 
-A model that hears the past hears its own. With `true_past` it is given the true one (teacher forcing): it need not
-remember, and its figures stand beside no others.
+Autoregressive models are conditioned on their own past. With `true_past` they are given the true one (teacher forcing):
+the latents then need to contain less, so these figures are not comparable with others.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Resynthesis:
     def check(self, subject: Subject) -> None:
         if not is_speech_prior(subject.model):
             raise UserError(
-                f"{type(subject.model).__name__} has no latents that spectra come back from: it lacks a verb of "
-                "protocols.SpeechPrior"
+                f"{type(subject.model).__name__} has no latents that power spectra are decoded from: choose "
+                "another task, or a model that is a protocols.SpeechPrior"
             )
 
     def parts(self, subject: Subject) -> list[Part]:
         if self.true_past and not isinstance(subject.model, Autoregressive):
             return []
-        return subject.shares("resynthesis_true_past" if self.true_past else "resynthesis")
+        return subject.parts("resynthesis_true_past" if self.true_past else "resynthesis")
 
     def measure(self, subject: Subject, part: Part) -> Measured:
         measured, lips = Measured(), "clean" if "lips" in subject.model.sees else ""

@@ -1,7 +1,7 @@
-"""What a task is: something that a model is measured on, in parts that can be measured in any order, by any process.
+"""The contract of evaluation tasks. A task is measured in parts, in any order and by any process.
 
-A part is what is measured, written and found again as one: a share of the utterances in one noise at one SNR, or
-all there is to a task. A new task is a class with the verbs of `Task`, entered in avdvae/evaluation/tasks/__init__.py.
+A part is measured and written as a whole: some utterances in one noise at one SNR, or all of a task. A new task is a
+class with the methods of `Task`, entered in evaluation/tasks/__init__.py.
 """
 
 from __future__ import annotations
@@ -36,21 +36,27 @@ class Evaluation:
     split: str = "test"
     noises: Sequence[str] = ("White", "Car", "LR", "Babble")
     snrs: Sequence[float] = (-10, -5, 0, 5, 10, 15)
-    lips: Sequence[str] = ("clean", "occluded")  # for models that look at them
+    lips: Sequence[str] = ("clean", "occluded")  # for models that are conditioned on them
     per_speaker: int | None = 1
     min_seconds: float = 1.0
     trim_db: float | None = 30.0
     seed: int = 0
     metrics: Sequence[str] = METRICS
     examples: int = 3  # of each state of the lips
-    workers: int | None = None  # None: one a core
+    workers: int | None = None  # None: one per core
     importance: int | None = None  # draws of the importance-weighted bound
-    neighbours: Sequence[int] = (1, 5, 10, 20)  # that probes ask
+    neighbours: Sequence[int] = (1, 5, 10, 20)  # of the probes
 
     def __post_init__(self) -> None:
-        least = {"per_speaker": 1, "min_seconds": 0, "seed": 0, "examples": 0, "workers": 1, "importance": 1}
-        for name, low in least.items():
-            if (value := getattr(self, name)) is not None and value < low:
+        for name, value, low in (
+            ("per_speaker", self.per_speaker, 1),
+            ("min_seconds", self.min_seconds, 0),
+            ("seed", self.seed, 0),
+            ("examples", self.examples, 0),
+            ("workers", self.workers, 1),
+            ("importance", self.importance, 1),
+        ):
+            if value is not None and value < low:
                 raise UserError(f"evaluate.{name}={value}: give {low} or more")
         if self.trim_db is not None and not self.trim_db > 0:
             raise UserError(f"evaluate.trim_db={self.trim_db}: give a number above 0, or null")
@@ -68,8 +74,8 @@ class Evaluation:
 
 
 class Part(NamedTuple):
-    """`first` counts the utterances before those of the part, of which there are `size`, or a share if that is None;
-    what does not apply is as here."""
+    """`first`: index of the first utterance; `size`: how many, None for `Subject.part_size`. The defaults stand where a
+    field does not apply."""
 
     task: str
     noise: str = ""
@@ -80,7 +86,7 @@ class Part(NamedTuple):
 
 @dataclass
 class Measured:
-    """examples   dicts with title, key, audio, figure, video, scores, cost: what the report shows of them"""
+    """examples   dicts with title, key, audio, figure, video, scores, cost, for the report"""
 
     rows: list[Result] = field(default_factory=list)
     examples: list[dict[str, Any]] = field(default_factory=list)
@@ -90,10 +96,11 @@ class Measured:
 class Subject:
     """What is measured, and how. A process has one, for all parts that it measures.
 
-    corpus   the split of the corpus    chosen   the utterances of it that are measured
-    out      where audio/, figures/ and videos/ lie
-    name     of the model in results.csv
-    share    utterances of a part
+    corpus      the split of the corpus
+    chosen      its utterances that are measured
+    out         folder of audio/, figures/ and videos/
+    name        of the model in results.csv
+    part_size   utterances of a part
     """
 
     model: Any
@@ -105,7 +112,7 @@ class Subject:
     name: str
     batch_size: int = 1
     device: str = "cpu"
-    share: int = 16
+    part_size: int = 16
 
     @cached_property
     def chosen(self) -> PreparedCorpus:
@@ -113,19 +120,19 @@ class Subject:
 
     @property
     def states(self) -> Sequence[str]:
-        """Of the lips, "" alone for models that do not look at them."""
+        """States of the lips; "" alone for models without lips."""
         return self.settings.lips if "lips" in self.model.sees else ("",)
 
-    def shares(self, task: str, noise: str = "", snr: float | None = None) -> list[Part]:
-        return [Part(task, noise, snr, first) for first in range(0, len(self.chosen.utterances), self.share)]
+    def parts(self, task: str, noise: str = "", snr: float | None = None) -> list[Part]:
+        return [Part(task, noise, snr, first) for first in range(0, len(self.chosen.utterances), self.part_size)]
 
     def items(self, part: Part) -> PreparedCorpus:
         """The utterances of a part."""
-        return self.corpus.only(self.chosen.utterances[part.first : part.first + (part.size or self.share)])
+        return self.corpus.only(self.chosen.utterances[part.first : part.first + (part.size or self.part_size)])
 
     @property
     def shown(self) -> list[str]:
-        """Utterances that make examples."""
+        """Utterances shown as examples."""
         return [utterance.id for utterance in self.chosen.utterances[: self.settings.examples]]
 
     def loader(self, items: PreparedCorpus, condition: Condition | None = None) -> Loader:
@@ -139,7 +146,7 @@ class Subject:
             trim_db=self.settings.trim_db,
             device=self.device,
             condition=condition,
-            **{**seen_by(self.model), "lips": True},  # which examples show beside any model
+            **{**seen_by(self.model), "lips": True},  # shown in the examples of all models
         )
 
     @cached_property
@@ -158,16 +165,16 @@ class Subject:
         lips: str,
         signals: Mapping[str, np.ndarray],
         scores: Mapping[str, float],
-        seen: Mapping[str, Any] | None = None,
+        panels: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Sounds at one level, and their picture, with what there is `seen` beside them: see triptych."""
+        """Write the sounds, at one level, and their picture; `panels`: further arguments of `triptych`."""
         key = file_name(item, part.noise or part.task, "" if part.snr is None else f"{part.snr:g}dB", lips)
         loudest = max(np.abs(signal).max() for signal in signals.values())
         audio = {name: f"audio/{key}.{name}.wav" for name in signals}
         for name, path in audio.items():
             write_wav(self.out / path, torch.from_numpy(signals[name] * (0.9 / loudest)), RATE)
         figure = f"figures/{key}.png"
-        triptych(signals, RATE, self.stft.hop, **(seen or {})).savefig(self.out / figure, dpi=150)
+        triptych(signals, RATE, self.stft.hop, **(panels or {})).savefig(self.out / figure, dpi=150)
         level = "" if part.snr is None else f" at {part.snr:g} dB"
         title = f"{item}, {part.noise or part.task.replace('_', ' ')}{level}" + (f", {lips} lips" if lips else "")
         finite = {metric: value for metric, value in scores.items() if np.isfinite(value)}
@@ -178,7 +185,7 @@ class Task(Protocol):
     takes: Literal["sound", "poses"]
 
     def check(self, subject: Subject) -> None:
-        """Raise a UserError where the model or the settings are not made for the task."""
+        """Raise a UserError if the model or the settings do not suit the task."""
         ...
 
     def parts(self, subject: Subject) -> Sequence[Part]: ...

@@ -1,14 +1,16 @@
-"""Transfer: each utterance, the source, with one latent of another speaker's, a donor; and what then is whose.
+"""Transfer: one latent of each utterance, the source, is replaced by that of another speaker, the donor, and the
+result is compared with both.
 
-The speaker, as voice and as face, and the mood are read by classifiers, and the opening of the mouth by a regression
-from pixels; all are fitted to real recordings of the train split, which has other speakers. Those of the split that is
-measured are enrolled by their other clips, not by the source and the donor themselves. The opening in a made face is
-held against what landmarks found in the film, and the cepstra of made speech, which depend on its phonemes, against
-those of the real.
-Each source has several donors, whose mean is its row: `of_donor` says how often what was read is the donor's,
-`as_donor` how closely it moves with the donor's. With no latent exchanged, `kept`, this is resynthesis: what the best
-transfer could reach. `moments` is the baseline without a model: the source's own spectra and face, with the donor's
-mean and deviation of the logarithm of the power at each frequency, and the donor's mean face.
+The speaker, from voice and from face, and the emotion are classified; the opening of the mouth is regressed from
+pixels. Classifiers and regression are fitted to real recordings of the train split, which has other speakers. The
+speakers of the measured split are enrolled with their other clips, without the source and the donor. The opening is
+correlated with that of the landmarks in the film, and the cepstra of the speech, which depend on its phonemes, with
+those of the real speech.
+
+Each source has several donors, whose mean is its row: `of_donor` is how often the predicted
+class is the donor's, `as_donor` the correlation with the donor. With no latent exchanged, `kept`, this is resynthesis,
+the upper bound of the transfer. `moments` is the baseline without a model: the source's spectra and face, with the
+donor's mean and deviation of the logarithm of the power at each frequency, and the donor's mean face.
 """
 
 from __future__ import annotations
@@ -40,14 +42,14 @@ from avdvae.latents.probes import (
 from avdvae.latents.transfer import Made, transfer
 from avdvae.protocols import Batch, is_speech_prior
 
-WINDOW = 30  # frames that a reader is fitted to
+WINDOW = 30  # frames that a classifier is fitted to
 KEPT, MOMENTS = "kept", "moments"
-FAINT = 1e-4  # power below which the logarithm hardly falls, as in probes.loudness
+FAINT = 1e-4  # floor of the power in its logarithm, as in probes.loudness
 DONORS = 3  # of each source
 
 
 @dataclass(frozen=True)
-class Readers:
+class Predictors:
     voice: Callable[[Tensor], str]  # the speaker
     face: Callable[[Tensor], str] | None
     mood: Classes | None
@@ -65,24 +67,24 @@ class Transfer:
         counts = Counter(utterance.speaker for utterance in subject.corpus.utterances)
         if single := [speaker for speaker in subject.chosen.speakers if counts[speaker] < 2]:
             raise UserError(
-                f"task transfer: {', '.join(single[:5])} has one utterance in {subject.corpus.root}, and readers of "
-                "speakers are enrolled by others than the one that is judged: give two or more of each speaker"
+                f"task transfer: {', '.join(single[:5])} has one utterance in {subject.corpus.root}, and speakers are "
+                "enrolled with other utterances than the source: give two or more of each speaker"
             )
         train = Counter(u.speaker for u in PreparedCorpus(subject.corpus.root, "train", verify=False).utterances)
         if (pairs := sum(count > 1 for count in train.values())) < 2:
             raise UserError(
                 f"task transfer: {pairs} speakers of the train split of {subject.corpus.root} have two utterances or "
-                "more, and what tells speakers apart is learned from those: give two speakers or more"
+                "more, to which the classifier of speakers is fitted: give two such speakers or more"
             )
         if len(subject.chosen.speakers) < 2:
-            raise UserError(f"task transfer: {subject.corpus.root} has but one speaker here: choose a donor, too")
+            raise UserError(f"task transfer: {subject.corpus.root} has only one speaker here: give two or more")
 
     def parts(self, subject: Subject) -> list[Part]:
-        return subject.shares("transfer")
+        return subject.parts("transfer")
 
     @torch.no_grad()
     def measure(self, subject: Subject, part: Part) -> Measured:
-        measured, real = Measured(), _recordings(subject)
+        measured, recordings = Measured(), _recordings(subject)
         rows = subject.chosen.utterances
         names = [KEPT, *(spec.name for spec in subject.model.latents)]
         for number, source in enumerate(subject.items(part).utterances, start=part.first):
@@ -91,32 +93,33 @@ class Transfer:
             donors = _donors((*rows[number:], *rows[:number]), source)
             for donor in donors:
                 other = next(iter(subject.loader(subject.corpus.only([donor]))))
-                readers = real.readers((source.id, donor.id))
+                predictors = recordings.predictors((source.id, donor.id))
                 for name in (*names, MOMENTS):
                     if name == MOMENTS:
                         made = exchange_moments(own, other)
                     else:
                         latents = [names[1]] if name == KEPT else [name]
                         made = _expected(transfer(subject.model, own, other, latents, share=float(name != KEPT)))
-                    told = {f"{name}_{what}": value for what, value in compare(*made, (own, other), readers).items()}
-                    sums.update({what: value for what, value in told.items() if name != KEPT or "donor" not in what})
+                    agreement = compare(*made, (own, other), predictors)
+                    named = {f"{name}_{what}": value for what, value in agreement.items()}
+                    sums.update({what: value for what, value in named.items() if name != KEPT or "donor" not in what})
             scores = {what: value / len(donors) for what, value in sums.items()}
             measured.rows += subject.rows(part, source.id, "clean" if "lips" in subject.model.sees else "", scores)
         return measured
 
 
 def _donors(others: Sequence[Utterance], source: Utterance) -> list[Utterance]:
-    """Of each of the next speakers the first utterance, in another mood where there is one."""
+    """The first utterance of each of the next speakers, with another emotion where there is one."""
     others = [u for u in others if u.speaker != source.speaker]
-    moved = [u for u in others if u.labels.get("emotion") != source.labels.get("emotion")]
+    contrasting = [u for u in others if u.labels.get("emotion") != source.labels.get("emotion")]
     firsts: dict[str, Utterance] = {}
-    for utterance in moved or others:
+    for utterance in contrasting or others:
         firsts.setdefault(utterance.speaker, utterance)
     return list(firsts.values())[:DONORS]
 
 
 def _expected(made: Made) -> tuple[Tensor, Tensor | None]:
-    """Power and face."""
+    """Power and face of the result."""
     face = made.said["face"].expected[0, 0].cpu() if "face" in made.said else None
     return made.said["power"].expected[0, 0].cpu(), face
 
@@ -133,24 +136,24 @@ def exchange_moments(source: Batch, donor: Batch) -> tuple[Tensor, Tensor | None
 
 
 def compare(
-    power_TF: Tensor, face_THW3: Tensor | None, clips: tuple[Batch, Batch], readers: Readers
+    power_TF: Tensor, face_THW3: Tensor | None, clips: tuple[Batch, Batch], predictors: Predictors
 ) -> dict[str, float]:
-    """What of the made clip is of the source, and what of the donor."""
-    read = {"voice": readers.voice(voice_of(power_TF))}
-    if readers.face and face_THW3 is not None:
-        read["face"] = readers.face(face_of(face_THW3))
-    if readers.mood:
-        read["mood"] = readers.mood.name(_looks_and_sounds(power_TF, face_THW3))
+    """Agreement of the result with the source and with the donor."""
+    predicted = {"voice": predictors.voice(voice_of(power_TF))}
+    if predictors.face and face_THW3 is not None:
+        predicted["face"] = predictors.face(face_of(face_THW3))
+    if predictors.mood:
+        predicted["mood"] = predictors.mood.name(_voice_and_face(power_TF, face_THW3))
     scores: dict[str, float] = {}
     for whose, clip in zip(("source", "donor"), clips, strict=True):
         labels, frames = clip.labels[0], min(len(power_TF), clip.mask.shape[1])
-        for what, name in read.items():
+        for what, name in predicted.items():
             scores[f"{what}_of_{whose}"] = float(name == labels["emotion" if what == "mood" else "speaker"])
         assert clip.power is not None
         truth_TC = cepstra_of(clip.power[0, :frames].cpu())
         scores[f"cepstra_as_{whose}"] = correlation(cepstra_of(power_TF[:frames]), truth_TC)
-        if readers.opening and face_THW3 is not None and clip.mouth is not None:
-            opening_T = readers.opening(mouth_of(face_THW3[:frames]))
+        if predictors.opening and face_THW3 is not None and clip.mouth is not None:
+            opening_T = predictors.opening(mouth_of(face_THW3[:frames]))
             truth_T = clip.mouth[0, :frames, 0].cpu()
             scores[f"opening_as_{whose}"] = correlation(opening_T[:, None], truth_T[:, None])
     return scores
@@ -158,29 +161,29 @@ def compare(
 
 @dataclass(frozen=True)
 class Recordings:
-    """Features of the clips of the split that is measured, and what is fitted to those of the train split."""
+    """Features of the clips of the measured split, and what is fitted to those of the train split."""
 
     own: list[dict[str, Any]]
     speakers: dict[str, Speakers]  # by voice, and by face
     mood: Classes | None
     opening: Line | None
 
-    def readers(self, without: Sequence[str]) -> Readers:
-        """Speakers are enrolled by all their clips but those `without` which they are to be judged."""
+    def predictors(self, without: Sequence[str]) -> Predictors:
+        """Speakers are enrolled with all their clips but those `without`."""
         own = [clip for clip in self.own if clip["id"] not in without]
         names = [clip["speaker"] for clip in own]
         enrolled = {
             what: fitted.enrolled(torch.stack([clip[what] for clip in own]), names)
             for what, fitted in self.speakers.items()
         }
-        return Readers(enrolled["voice"], enrolled.get("face"), self.mood, self.opening)
+        return Predictors(enrolled["voice"], enrolled.get("face"), self.mood, self.opening)
 
 
 @lru_cache(maxsize=1)
 def _recordings(subject: Subject) -> Recordings:
     train = PreparedCorpus(subject.corpus.root, "train", verify=False)
-    own, whole = ([_real(*clip) for clip in windows(subject, corpus, None)] for corpus in (subject.corpus, train))
-    cut = [_real(*window) for window in windows(subject, train)]
+    own, whole = ([_features(*clip) for clip in windows(subject, corpus, None)] for corpus in (subject.corpus, train))
+    cut = [_features(*window) for window in windows(subject, train)]
     speakers = {
         what: Speakers.fit(torch.stack([clip[what] for clip in whole]), [clip["speaker"] for clip in whole])
         for what in ("voice", "face")
@@ -195,7 +198,7 @@ def _recordings(subject: Subject) -> Recordings:
 
 
 def windows(subject: Subject, corpus: PreparedCorpus, length: int | None = WINDOW) -> list[tuple[Batch, int, int]]:
-    """Batches, an utterance of each, and how many of its frames hold data; those that are hardly begun are left out."""
+    """Batches, an utterance of each, and how many of its frames hold data; windows less than half full are left out."""
     loader = Loader(
         corpus,
         subject.stft,
@@ -214,19 +217,19 @@ def windows(subject: Subject, corpus: PreparedCorpus, length: int | None = WINDO
     ]
 
 
-def _real(batch: Batch, b: int, frames: int) -> dict[str, Any]:
+def _features(batch: Batch, b: int, frames: int) -> dict[str, Any]:
     assert batch.power is not None
     power_TF = batch.power[b, :frames]
     face_THW3 = None if batch.face is None else batch.face[b, :frames]
-    read = {"id": batch.ids[b], "speaker": batch.labels[b]["speaker"], "mood": batch.labels[b].get("emotion")}
-    read["voice"] = voice_of(power_TF)
-    read["both"] = _looks_and_sounds(power_TF, face_THW3)
+    features = {"id": batch.ids[b], "speaker": batch.labels[b]["speaker"], "mood": batch.labels[b].get("emotion")}
+    features["voice"] = voice_of(power_TF)
+    features["both"] = _voice_and_face(power_TF, face_THW3)
     if face_THW3 is not None and batch.mouth is not None:
         opening_T = batch.mouth[b, :frames, 0]
-        read |= {"face": face_of(face_THW3), "mouth": mouth_of(face_THW3), "opening": opening_T - opening_T.mean()}
-    return read
+        features |= {"face": face_of(face_THW3), "mouth": mouth_of(face_THW3), "opening": opening_T - opening_T.mean()}
+    return features
 
 
-def _looks_and_sounds(power_TF: Tensor, face_THW3: Tensor | None) -> Tensor:
-    """All that there is to read a mood from."""
+def _voice_and_face(power_TF: Tensor, face_THW3: Tensor | None) -> Tensor:
+    """The features that emotions are classified from."""
     return torch.cat([voice_of(power_TF), *([] if face_THW3 is None else [face_of(face_THW3)])])

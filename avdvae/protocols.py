@@ -64,6 +64,10 @@ class Batch:
 
     MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "sure", "face", "mouth", "pose")
 
+    @property
+    def present(self) -> frozenset[str]:
+        return frozenset(name for name in self.MODALITIES if getattr(self, name) is not None)
+
     def only(self, *names: str) -> Batch:
         """The same batch with no modality but these: for ablations and missing video."""
         if unknown := set(names) - set(self.MODALITIES):

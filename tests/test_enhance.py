@@ -47,7 +47,7 @@ def heard(monkeypatch) -> list[Batch]:
     """The batches that reach an EM whose filter is 1 everywhere."""
     batches = []
 
-    def enhance(model, batch, settings, progress):
+    def enhance(model, batch, settings, progress, stationary):
         batches.append(batch)
         for _ in range(settings.iterations):
             progress(1 / settings.iterations)
@@ -105,7 +105,7 @@ def test_windows_fade_into_each_other_and_few_are_in_memory(heard, monkeypatch):
     assert [batch.ids for batch in heard] == [("0", "1", "2"), ("3", "4", "5"), ("6", "7")]
     assert all(batch.noisy.shape[1] <= STFT.frames(8000) for batch in heard)
 
-    def count_up(model, batch, settings, progress):
+    def count_up(model, batch, settings, progress, stationary):
         number_B11 = torch.tensor([float(name) for name in batch.ids])[:, None, None]
         return Enhanced(number_B11.expand_as(batch.noisy), torch.zeros(1, len(batch.ids)))
 

@@ -64,10 +64,10 @@ def test_a_small_run_gives_the_numbers_of_the_table(name: str) -> None:
     ("model", "frames", "expected"), [(VAE, 1, 1522.2), (RVAE, 20, 6732.9)], ids=["frames", "sequences"]
 )
 def test_a_short_training_gives_the_loss_that_it_gave(model, frames, expected, prepared, tmp_path) -> None:
-    corpora = (PreparedCorpus(prepared.out, split) for split in ("train", "valid"))
+    corpora = [PreparedCorpus(prepared.out, split) for split in ("train", "valid")]
     torch.manual_seed(0)
     settings = Training(epochs=5, frames=frames, batch_size=16, accelerator="cpu")
-    trained = train(model(floor=0.03), *corpora, Stft(533), settings, tmp_path)
+    trained = train(model(floor=0.03), corpora[0], corpora[1], Stft(533), settings, tmp_path)
     assert trained.best_loss == pytest.approx(expected, rel=1e-2)
 
 

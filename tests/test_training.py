@@ -163,13 +163,13 @@ class Scripted(nn.Module):
 
 
 def test_a_training_leaves_products_as_exact_as_they_were(prepared, tmp_path, monkeypatch):
-    launch = training._launch
+    launch = training.launch
 
     def fast(settings: Training) -> Any:  # as on a GPU
         torch.set_float32_matmul_precision("high")
         return launch(settings)
 
-    monkeypatch.setattr(training, "_launch", fast)
+    monkeypatch.setattr(training, "launch", fast)
     fit("vae", prepared.out, tmp_path / "run", epochs=1)
     assert torch.get_float32_matmul_precision() == "highest"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from avdvae.enhancement.esteps import ESTEPS, Draws, EStep, Target, _total_variation_slope, build_estep
 from avdvae.enhancement.noise import Noise
-from avdvae.enhancement.separation import _filtered, separate
+from avdvae.enhancement.separation import filtered, separate, spectra_of
 from avdvae.enhancement.vem import NoisySpeech, Vem, enhance
 from avdvae.errors import UserError
 from avdvae.models.cvae import CVAE
@@ -662,7 +662,7 @@ def test_knowing_the_speech_frees_it_of_noise(name, paper):
     vem = Vem(estep, iterations=40, rank=2, paper=paper)
     speech = separate(Oracle(STFT.power(voices)), batch, STFT, vem).speech
     power, noise = STFT.power(voices), STFT.power(batch.mixture - voices)
-    ideal = _filtered(batch, STFT, power / (power + noise).clamp_min(1e-10))
+    ideal = filtered(spectra_of(batch, STFT), power / (power + noise).clamp_min(1e-10), batch, STFT)
     for b, n in enumerate((24_000, 16_000)):
         voice, mixture, found, best = (x[b, :n].numpy() for x in (voices, batch.mixture, speech, ideal))
         assert abs(si_sdr(voice, mixture)) < 0.5

@@ -1,4 +1,4 @@
-"""The noise of a mixture: nonnegative matrices whose product is its variance, and the updates of an M-step.
+"""The NMF model of the noise in a mixture, with the updates of an M-step, and its first estimate.
 
 Majorise-minimise: with V = H W^T, S_r the speech variances of the draws, weighted by w_r, and X_r = g S_r + V, each
 factor is multiplied by the square root of (sum_r w_r P / X_r^2) / (sum_r w_r / X_r), contracted with what the factor
@@ -8,16 +8,17 @@ multiplies.
 
 which no update raises. The second term, of C. Fevotte, "Majorization-minimization algorithm for smooth Itakura-Saito
 nonnegative matrix factorization", ICASSP 2011, is a chain that each activation follows: without it, some dozens of
-frames let many components take speech for noise.
+frames let many components fit speech as noise.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from avdvae.enhancement.esteps import Draws
@@ -50,7 +51,7 @@ class Noise:
         return cls(torch.stack(W).to(noisy_BTF.device).clamp_min(EPSILON), H_BTK, gain_BT1, smoothness)
 
     def __post_init__(self) -> None:
-        # A zero amid a chain would spread along it.
+        # A zero within a chain would spread along it.
         self._least_BT1 = EPSILON * (self.H_BTK > 0).any(-1, keepdim=True)
         self.H_BTK = self.H_BTK.maximum(self._least_BT1)
         self.variance_BTF = self.H_BTK.new_empty(0)
@@ -59,15 +60,15 @@ class Noise:
 
     def _mix(self) -> None:
         torch.bmm(self.H_BTK, self.W_BFK.mT, out=self.variance_BTF)
-        self.variance_BTF += EPSILON  # so that digital silence divides nothing by 0
+        self.variance_BTF += EPSILON  # no division by 0 in digital silence
 
     def update(self, noisy_BTF: Tensor, likely: Components) -> Float[Tensor, "B T"]:
-        """One M-step, and the cost before it. Where H is zero, as in frames that pad, it stays so and the frame has no
-        say in W."""
+        """One M-step, and the cost before it. Where H is zero, as in frames that pad, it stays zero, and the frame does
+        not contribute to W."""
         speech_RBTF, precision_RBTF, weight_RBT1, _ = likely
         if self._room is None or self._room[0].shape != speech_RBTF.shape:
             self._room = torch.empty_like(speech_RBTF), torch.empty_like(speech_RBTF)
-        one, two = self._room  # new memory would cost more than what is done with it
+        one, two = self._room  # allocating them anew would take longer than the arithmetic
 
         ratio_RBTF = torch.mul(noisy_BTF, precision_RBTF, out=one)
         cost_BT = self._cost(ratio_RBTF, torch.log(precision_RBTF, out=two), weight_RBT1)
@@ -88,8 +89,8 @@ class Noise:
         return cost_BT
 
     def _update_activations(self, above_BTK: Tensor, below_BTK: Tensor) -> None:
-        """With the chain, every second frame, and then the others, whose neighbours have moved. Where a chain begins or
-        ends, the majoriser has the frame's own H in its missing neighbour's place."""
+        """With the chain, the even frames and then the odd ones, given the new even ones. At the ends of a chain, the
+        majoriser takes the frame's own H for the missing neighbour."""
         if not self.smoothness:
             self.H_BTK = _scaled(self.H_BTK, above_BTK, below_BTK).maximum(self._least_BT1)
             return
@@ -117,7 +118,7 @@ class Noise:
 
 
 def _slopes(ratio_RBTF: Tensor, precision_RBTF: Tensor, weight_RBT1: Tensor | None) -> tuple[Tensor, Tensor]:
-    """sum_r w_r P / X_r^2 and sum_r w_r / X_r, whose difference is the slope of -cost in V; of P / X, in its place."""
+    """sum_r w_r P / X_r^2 and sum_r w_r / X_r; their difference is the gradient of -cost in V. Overwrites P / X."""
     return weighted_mean(ratio_RBTF.mul_(precision_RBTF), weight_RBT1), weighted_mean(precision_RBTF, weight_RBT1)
 
 
@@ -131,9 +132,19 @@ def _scaled(factor: Tensor, above: Tensor, below: Tensor) -> Tensor:
     return factor * (above / below.clamp_min(EPSILON)).sqrt_()
 
 
-def subtraction(noisy_BTF: Tensor, mask_BT: Tensor) -> tuple[Float[Tensor, "B 1 F"], Float[Tensor, "B T F"]]:
-    """A stationary noise, of the mean power that goes with the median power of each frequency, and the filter that
-    takes twice as much off the spectrum."""
-    present_BTF = noisy_BTF.masked_fill(~mask_BT[..., None], float("nan"))
-    level_B1F = (present_BTF.nanmedian(1, keepdim=True).values / math.log(2)).clamp_min(EPSILON)
-    return level_B1F, (1 - 2 * level_B1F / noisy_BTF.clamp_min(EPSILON)).clamp_min(0.01)
+class StationaryNoise(NamedTuple):
+    """By spectral subtraction: the mean power that goes with the median power of each frequency, and the filter that
+    takes twice as much off the mixture."""
+
+    level_B1F: Float[Tensor, "B 1 F"]
+    filter_BTF: Float[Tensor, "B T F"]
+
+    @classmethod
+    def of(cls, noisy_BTF: Float[Tensor, "B T F"], mask_BT: Bool[Tensor, "B T"]) -> StationaryNoise:
+        present_BTF = noisy_BTF.masked_fill(~mask_BT[..., None], float("nan"))
+        level_B1F = (present_BTF.nanmedian(1, keepdim=True).values / math.log(2)).clamp_min(EPSILON)
+        return cls(level_B1F, (1 - 2 * level_B1F / noisy_BTF.clamp_min(EPSILON)).clamp_min(0.01))
+
+    def scaled(self, factor_B: Float[Tensor, " B"]) -> StationaryNoise:
+        """That of a mixture whose power is multiplied by `factor_B`."""
+        return self._replace(level_B1F=self.level_B1F * factor_B[:, None, None])

@@ -1,8 +1,8 @@
 """From noisy sound to speech: the EM stage between an STFT and its inverse.
 
-A mixture is scaled before anything looks at it, and back afterwards, so that its speech, as far as spectral subtraction
-finds it, peaks at 1 as it did for training: the level of a recording does not matter, and that of the noise little.
-(With Vem.paper the mixture itself peaks at 1.) A long recording goes through in windows that fade into each other.
+A mixture is scaled so that its speech, as estimated by spectral subtraction, peaks at 1 as in training: the result does
+not depend on the level of the recording, and little on that of the noise. (With Vem.paper the mixture itself peaks at
+1.) A long recording is enhanced in windows with cross-fades.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Complex, Float, UInt8
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from avdvae.enhancement.vem import Vem, enhance, subtraction
+from avdvae.enhancement.noise import StationaryNoise
+from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
 from avdvae.protocols import Batch, SpeechPrior
-from avdvae.signals.audio import SILENCE, Stft
+from avdvae.signals.audio import BINS, SILENCE, Stft
 from avdvae.signals.clock import RATE, nearest_frames
 
 
@@ -27,11 +28,11 @@ from avdvae.signals.clock import RATE, nearest_frames
 class Separated:
     """speech  B N  at the level of the mixture, zero where it pads
     cost    I B    of the EM, in each iteration
-    switch  B T M  of mixtures: how probably each component made the frame"""
+    switch  B T C  of mixtures: posterior probability of each component"""
 
     speech: Float[Tensor, "B N"]
     cost: Float[Tensor, "I B"]
-    switch: Float[Tensor, "B T M"] | None = None
+    switch: Float[Tensor, "B T C"] | None = None
 
 
 def separate(
@@ -41,34 +42,45 @@ def separate(
     settings: Vem,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Separated:
-    """The speech in `batch.mixture`, of whose spectrum `batch.noisy` is the power."""
-    mixture_BN, noisy_BTF = batch.need("mixture", model), batch.need("noisy", model)
-    peak_B = mixture_BN.abs().amax(1).clamp_min(SILENCE)
+    """The speech in `batch.mixture`."""
+    mixture_BN, spectra = batch.need("mixture", model), spectra_of(batch, stft)
+    noisy_BTF = mixture_BN.new_zeros(*batch.mask.shape, BINS)
+    for b, spectrum_TF in enumerate(spectra):
+        noisy_BTF[b, : len(spectrum_TF)] = spectrum_TF.abs().square()
+    stationary, peak_B = None, mixture_BN.abs().amax(1).clamp_min(SILENCE)
     if not settings.paper:
-        _, filter_BTF = subtraction(noisy_BTF / peak_B[:, None, None].square(), batch.mask)
-        peak_B = _filtered(batch, stft, filter_BTF).abs().amax(1).clamp_min(SILENCE)
+        stationary = StationaryNoise.of(noisy_BTF / peak_B[:, None, None].square(), batch.mask)
+        speech_BN = filtered(spectra, stationary.filter_BTF, batch, stft)
+        mixture_peak_B, peak_B = peak_B, speech_BN.abs().amax(1).clamp_min(SILENCE)
+        stationary = stationary.scaled((mixture_peak_B / peak_B).square())
     scaled = replace(batch, noisy=noisy_BTF / peak_B[:, None, None].square())
-    enhanced = enhance(model, scaled, settings, progress)
-    return Separated(_filtered(batch, stft, enhanced.filter), enhanced.cost, enhanced.switch)
+    enhanced = enhance(model, scaled, settings, progress, stationary)
+    return Separated(filtered(spectra, enhanced.filter, batch, stft), enhanced.cost, enhanced.switch)
 
 
-def _filtered(batch: Batch, stft: Stft, filter_BTF: Tensor) -> Float[Tensor, "B N"]:
-    """The mixtures after a filter, one by one, for each is mirrored at its own end."""
+def spectra_of(batch: Batch, stft: Stft) -> list[Complex[Tensor, "_ F"]]:
+    """Of the mixtures one by one, because each is mirrored at its own end."""
     assert batch.mixture is not None and batch.lengths is not None
-    filtered_BN = torch.zeros_like(batch.mixture)
-    for b, length in enumerate(batch.lengths.tolist()):
-        spectrum_1TF = stft.analyse(batch.mixture[b : b + 1, :length])
-        filter_1TF = filter_BTF[b : b + 1, : spectrum_1TF.shape[1]]
-        filtered_BN[b, :length] = stft.synthesise(filter_1TF * spectrum_1TF, length)[0]
-    return filtered_BN
+    return [stft.analyse(batch.mixture[b : b + 1, :length])[0] for b, length in enumerate(batch.lengths.tolist())]
+
+
+def filtered(
+    spectra: Sequence[Complex[Tensor, "_ F"]], filter_BTF: Float[Tensor, "B T F"], batch: Batch, stft: Stft
+) -> Float[Tensor, "B N"]:
+    assert batch.mixture is not None and batch.lengths is not None
+    speech_BN = torch.zeros_like(batch.mixture)
+    for b, (spectrum_TF, length) in enumerate(zip(spectra, batch.lengths.tolist(), strict=True)):
+        clean_TF = filter_BTF[b, : len(spectrum_TF)] * spectrum_TF
+        speech_BN[b, :length] = stft.synthesise(clean_TF[None], length)[0]
+    return speech_BN
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The mouth beside a recording. Before its first picture and after its last, the mouth is taken to hold still.
+    """The crops that belong to a recording. Before the first and after the last, those are repeated.
 
-    sound_starts   when the first sample is heard, in seconds after the first picture is shown
-    faces          for models that look at more than the mouth
+    sound_starts   time of the first sample after the first picture, in seconds
+    faces          for models that observe the whole face
     """
 
     crops: UInt8[np.ndarray, "M H W"]
@@ -78,7 +90,7 @@ class Pictures:
     faces: UInt8[np.ndarray, "M R C 3"] | None = None
 
     def at(self, seconds: np.ndarray) -> dict[str, Tensor]:
-        """What is nearest to each time of the sound, by the modality of a Batch."""
+        """The pictures nearest to each time of the sound, by modality of a Batch."""
         nearest = nearest_frames(self.sound_starts + seconds, self.fps, len(self.crops))
         seen = {"lips": self.crops[nearest], "sure": self.confidence[nearest] / np.float32(255)}
         seen |= {} if self.faces is None else {"face": self.faces[nearest]}
@@ -99,8 +111,8 @@ def separate_long(
     """The speech in a recording of any length, at RATE; the waveform lies where the model does.
 
     Windows of at most `window` samples, all of one length, go through `separate` in batches, the i-th under the name
-    of i; what fits into one goes through whole. Neighbours share `overlap` samples, in which one fades into the other.
-    `progress` hears of every share of the work when it is done; they add up to 1.
+    of i; a recording that fits into one is not cut. Neighbours share `overlap` samples, in which they are cross-faded.
+    `progress` is called with each share of the work that is done; they add up to 1.
     """
     if not 0 <= 2 * overlap < window or batch_size < 1:
         raise UserError(
@@ -131,8 +143,7 @@ def _windows(
 ) -> Batch:
     """Pieces of a recording as utterances; the last piece may be a little shorter than the others."""
     pieces = [waveform_N[start : start + length] for start in starts]
-    spectra = [stft.power(piece[None])[0] for piece in pieces]
-    frames = torch.tensor([len(power_TF) for power_TF in spectra])
+    frames = torch.tensor([stft.frames(len(piece)) for piece in pieces])
     seen: dict[str, Tensor] = {}
     if pictures:
         looks = [
@@ -144,7 +155,6 @@ def _windows(
         ids=tuple(ids),
         mask=torch.arange(int(frames.max())) < frames[:, None],
         mixture=pad_sequence(pieces, batch_first=True),
-        noisy=pad_sequence(spectra, batch_first=True),
         lengths=torch.tensor([len(piece) for piece in pieces]),
         lips=seen.get("lips"),
         sure=seen.get("sure"),

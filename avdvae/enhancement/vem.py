@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.enhancement.esteps import Climb, Draws, EStep, followed
-from avdvae.enhancement.noise import Noise, subtraction, weighted_mean
+from avdvae.enhancement.noise import Noise, StationaryNoise, weighted_mean
 from avdvae.errors import UserError, whole_numbers
 from avdvae.probability.distributions import Components, SpeechLikelihood
 from avdvae.protocols import Batch, Context, Latents, SpeechPrior, indispensable
@@ -35,16 +35,16 @@ from avdvae.protocols import Batch, Context, Latents, SpeechPrior, indispensable
 
 @dataclass(frozen=True)
 class Vem:
-    """The settings of an enhancement. The EM finds the optimum nearest to its start.
+    """The settings of an enhancement. The EM converges to a local optimum, which depends on its start.
 
-    smoothness  weight of a prior by which noise changes slowly; 0: none
-    temper      exponent of the prior of an AV-CVAE, alone or in a mixture, from the lips: below 1 it is wider
+    smoothness  weight of the prior under which noise changes slowly; 0: none
+    temper      exponent of the prior of an AV-CVAE given the lips, alone or in a mixture: below 1 it is wider
     paper       as published: the noise starts at random, the encoder gets the mixture, smoothness and temper are off.
-                Otherwise the noise starts at the spectrum of the quieter frames, and the encoder gets what is left
-                of the mixture; from a random start, speech and noise may end in each other's place
-    begin_from  modalities that the encoder gets first, for models that can do without some. None: a model that can do
-                without lips runs twice, with and without them, and an utterance keeps the end with the better bound,
-                for a face unlike those of the training leads astray; all other models get what is given
+                Otherwise the noise starts at the spectrum of the quieter frames, and the encoder gets the mixture after
+                spectral subtraction; from a random start, speech and noise may be exchanged
+    begin_from  modalities from which the first latents are inferred, for models that can miss some. None: a model that
+                can miss the lips runs twice, with and without them, and each utterance keeps the result with the better
+                bound, because latents inferred from an unseen face may be far off; other models get all modalities
     """
 
     estep: EStep
@@ -71,16 +71,16 @@ class Vem:
 
 @dataclass(frozen=True)
 class Enhanced:
-    """filter  B T F   what the noisy spectrum is multiplied with, in 0..1
+    """filter  B T F   the Wiener filter, in 0..1
     cost       I B     before each M-step; an utterance's mean over its frames and frequencies
-    switch     B T M   of mixtures: how probably each component made the frame"""
+    switch     B T C   of mixtures: posterior probability of each component"""
 
     filter: Float[Tensor, "B T F"]
     cost: Float[Tensor, "I B"]
-    switch: Float[Tensor, "B T M"] | None = None
+    switch: Float[Tensor, "B T C"] | None = None
 
     def better(self, other: Enhanced) -> Enhanced:
-        """Of each utterance, what ended at the lower cost."""
+        """For each utterance, the result with the lower final cost."""
         lower_B = other.cost[-1] < self.cost[-1]
 
         def chosen(own: Tensor, others: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Enhanced:
 
 @dataclass(frozen=True)
 class NoisySpeech:
-    """ln p(x, z | v) = ln p(x | z, v) + ln p(z | v) for a given noise: what an E-step sees."""
+    """ln p(x, z | v) = ln p(x | z, v) + ln p(z | v) for a given noise: the target of an E-step."""
 
     model: SpeechPrior
     context: Context
@@ -118,58 +118,75 @@ class NoisySpeech:
 
 @torch.no_grad()
 def enhance(
-    model: SpeechPrior, batch: Batch, settings: Vem, progress: Callable[[float], None] = lambda share: None
+    model: SpeechPrior,
+    batch: Batch,
+    settings: Vem,
+    progress: Callable[[float], None] = lambda share: None,
+    stationary: StationaryNoise | None = None,
 ) -> Enhanced:
-    """Separate the speech of `batch.noisy` from its noise. An utterance gets the same alone as in any batch. `progress`
-    is called with the share of the work that each iteration is."""
-    begins = [tuple(settings.begin_from or ())]
-    if settings.begin_from is None and batch.lips is not None and "lips" in {*model.sees} - indispensable(model):
-        begins += [("power",)]
-    share = 1 / (len(begins) * settings.iterations)
-    ends = [_enhance(model, batch, settings, begin, lambda: progress(share)) for begin in begins]
+    """Separate the speech in `batch.noisy` from its noise. The result for an utterance does not depend on its batch.
+
+    `progress` is called after each iteration with its share of the work; `stationary` is estimated if it is not given.
+    """
+    noisy_BTF = batch.need("noisy", model).contiguous()  # an STFT leaves frequencies far apart in memory
+    given, level_B1F = replace(batch, power=noisy_BTF), None
+    if not settings.paper:
+        level_B1F, filter_BTF = stationary or StationaryNoise.of(noisy_BTF, batch.mask)
+        given = replace(batch, power=noisy_BTF * filter_BTF.square())
+    context = replace(model.context(given), temper=1.0 if settings.paper else settings.temper)
+    starts = [tuple(settings.begin_from or ())]
+    if settings.begin_from is None and "lips" in batch.present and "lips" in {*model.sees} - indispensable(model):
+        starts += [("power",)]
+    share = 1 / (len(starts) * settings.iterations)
+    ends = []
+    for modalities in starts:
+        chosen = [name for name in modalities if name in given.present]
+        start = given.only(*chosen) if chosen else given
+        ends.append(_run(model, start, noisy_BTF, level_B1F, context, settings, lambda: progress(share)))
     return reduce(Enhanced.better, ends)
 
 
-def _enhance(
-    model: SpeechPrior, batch: Batch, settings: Vem, begin: Sequence[str], progress: Callable[[], None]
+def _run(
+    model: SpeechPrior,
+    start: Batch,
+    noisy_BTF: Float[Tensor, "B T F"],
+    level_B1F: Float[Tensor, "B 1 F"] | None,
+    context: Context,
+    settings: Vem,
+    progress: Callable[[], None],
 ) -> Enhanced:
-    noisy_BTF = batch.need("noisy", model).contiguous()  # as an STFT leaves it, frequencies lie far apart
-    frames = batch.mask.sum(1)
-    draws = Draws([_generator(name, settings.seed) for name in batch.ids], frames.tolist())
-    given = replace(batch, power=noisy_BTF)
+    """The EM from latents inferred from `start`."""
+    frames = start.mask.sum(1)
+    draws = Draws([_generator(name, settings.seed) for name in start.ids], frames.tolist())
     noise = Noise.drawn(noisy_BTF, settings.rank, draws, 0.0 if settings.paper else settings.smoothness)
-    if not settings.paper:
-        level_B1F, filter_BTF = subtraction(noisy_BTF, batch.mask)
-        noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))  # V is this level on average
-        given = replace(batch, power=noisy_BTF * filter_BTF.square())
-    begin = [name for name in begin if getattr(given, name) is not None]
-    context = replace(model.context(given), temper=1.0 if settings.paper else settings.temper)
+    if level_B1F is not None:  # so that V is this level on average
+        noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))
 
     def target() -> NoisySpeech:
         return NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BT1)
 
     costs = []
     with _recurrent_layers_training(model):
-        state = settings.estep.start(model, given.only(*begin) if begin else given, draws)
+        state = settings.estep.start(model, start, draws)
         for _ in range(settings.iterations):
             state, likelihood = settings.estep.step(target(), state, draws)
             likely = likelihood.components(noisy_BTF)
             if likely.switch and context.learns:
                 context = replace(context, switch=likely.switch.learned())
             costs.append(noise.update(noisy_BTF, likely))
-            if context.past is not None:  # |s|^2 by the present estimate, without the gain
+            if context.past is not None:  # feed back the current estimate of |s|^2, without the gain
                 past_BTF = _wiener(noise, likely).square().mul_(noisy_BTF).div_(noise.gain_BT1)
                 context = replace(context, past=past_BTF)
             progress()
         likely = settings.estep.final(target(), state, draws).components(noisy_BTF)
 
-    cost_IB = (torch.stack(costs) * batch.mask).sum(2) / (frames * noisy_BTF.shape[2])
+    cost_IB = (torch.stack(costs) * start.mask).sum(2) / (frames * noisy_BTF.shape[2])
     return Enhanced(_wiener(noise, likely), cost_IB, likely.switch and likely.switch.frames)
 
 
 @contextmanager
 def _recurrent_layers_training(model: object) -> Iterator[None]:
-    """cuDNN gives gradients in no other mode; without dropout it is the same."""
+    """cuDNN gives gradients only in training mode, which without dropout changes nothing else."""
     layers = [m for m in (model.modules() if isinstance(model, nn.Module) else ()) if isinstance(m, nn.RNNBase)]
     modes = [layer.training for layer in layers]
     try:

@@ -44,7 +44,7 @@ from avdvae.protocols import Batch, Context, LatentSpec
 
 
 class MINVAE(MixtureVAE):
-    can_miss = ("power", "lips")  # either, not both
+    can_miss: tuple[str, ...] = ("power", "lips")  # either, not both
     components = ("sound", "lips")
 
     def __init__(

@@ -43,7 +43,7 @@ SUBSETS = {"poe": ("both",), "moe": ("sound", "lips"), "mopoe": ("sound", "lips"
 
 class MVAE(FrameVAE):
     sees = ("power", "lips")
-    can_miss = ("power", "lips")  # either, not both
+    can_miss: tuple[str, ...] = ("power", "lips")  # either, not both
 
     def __init__(
         self,

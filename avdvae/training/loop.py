@@ -12,7 +12,6 @@ sums over the utterances of all processes and of all accumulated batches, and di
 from __future__ import annotations
 
 import math
-import os
 import signal
 import sys
 import threading
@@ -31,7 +30,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim import Muon
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from avdvae.data.augment import augmented
@@ -49,9 +47,10 @@ from avdvae.randomness import stream
 from avdvae.signals.audio import Stft
 from avdvae.signals.metrics import score
 from avdvae.training.curves import Curves
+from avdvae.training.devices import compile_model, launch
+from avdvae.training.optimisers import optimisers_of, set_lr
 from avdvae.training.settings import Training
 
-MUON_LR = 5  # times the root mean square of a step's change, in torch's Muon
 _STATE = Path("last", "state.pt")
 _REMEDY = (
     "the run keeps its last good state, and a new one may do better with a smaller train.lr, train.clip_norm=1 or "
@@ -149,7 +148,7 @@ class _Loop:
             raise UserError(
                 f"train.best_by=si_sdr: {type(model).__name__} resynthesises no speech from latents, so give loss"
             )
-        self.fabric = _launch(settings)
+        self.fabric = launch(settings)
         share = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
         level_db = None if settings.level_db is None else tuple(settings.level_db)
         self.loader = self._load(train, settings.frames, shuffle=True, level_db=level_db, **share)
@@ -158,9 +157,9 @@ class _Loop:
         self.parallel: Any = self.fabric.strategy.setup_module(model.to(self.fabric.device))
         self.judged = model if settings.ema is None else deepcopy(model).eval()  # what is validated and kept
         if settings.compile:
-            _compile(model, self.fabric)
+            compile_model(model, self.fabric)
         self.parameters = list(model.parameters())
-        self.optimisers = _optimisers(self.parameters, settings)
+        self.optimisers = optimisers_of(self.parameters, settings)
         self.at = _Position(steps_per_epoch=-(-len(self.loader) // settings.accumulate))
         self.pending: list[_Step] = []
         if resume:
@@ -216,7 +215,7 @@ class _Loop:
         schedule = s.step_schedule(epoch, coin=rng.random())
         self._seed(int(rng.integers(2**62)))
         for optimiser in self.optimisers:
-            optimiser.param_groups[0]["lr"] = s.lr_at(epoch) * (MUON_LR if isinstance(optimiser, Muon) else 1)
+            set_lr(optimiser, s.lr_at(epoch))
             optimiser.zero_grad()
         losses, totals, parts = [], [], ()
         for number, batch in enumerate(batches, start=1):
@@ -420,61 +419,9 @@ class _Loop:
             self._save_best()  # the run may have been killed just before it did
 
 
-def _optimisers(parameters: Sequence[nn.Parameter], settings: Training) -> list[torch.optim.Optimizer]:
-    """Muon moves a matrix in all its directions alike, where Adam first learns those of the largest gradients: means of
-    spectra long before harmonics. Vectors and kernels of convolutions are Adam's in any case."""
-    matrices = [p for p in parameters if p.ndim == 2 and settings.optimiser == "muon"]
-    others = [p for p in parameters if p.ndim != 2 or settings.optimiser == "adam"]
-    muon = [Muon(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")] if matrices else []
-    return [*muon, *([torch.optim.Adam(others, fused=True)] if others else [])]
-
-
-def _launch(settings: Training):
-    """Lightning Fabric, with all processes running."""
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies.ddp import DDPStrategy
-    from lightning_fabric.utilities.exceptions import MisconfigurationException
-
-    devices, nodes = settings.devices, settings.nodes
-    if (started := int(os.environ.get("WORLD_SIZE", devices * nodes))) != devices * nodes:
-        raise UserError(f"train.devices={devices} times train.nodes={nodes} must be the {started} processes started")
-    # Some layers have no gradient in some batches, alike in all processes: CVAE's freeze_sound, MDVAE's together.
-    ddp = settings.strategy == "ddp" or devices * nodes > 1
-    strategy = DDPStrategy(find_unused_parameters=True) if ddp else "auto"
-    try:
-        fabric = Fabric(
-            accelerator=settings.accelerator,
-            strategy=strategy,
-            devices=devices,
-            num_nodes=nodes,
-            precision=settings.precision,  # type: ignore[arg-type]  # checked by Training
-        )
-        fabric.launch()
-    except (MisconfigurationException, RuntimeError, ValueError) as error:
-        wanted = f"train.accelerator={settings.accelerator}, train.devices={devices} and train.nodes={nodes}"
-        raise UserError(f"{wanted} cannot be had here ({error}): choose what this machine has") from error
-    if fabric.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32
-    return fabric
-
-
 def _unlabelled(batch: Batch) -> Batch:
     """No model asks for labels, and a compiled one would be compiled anew for other ones."""
     return replace(batch, labels=())
-
-
-def _compile(model: nn.Module, fabric: Any) -> None:
-    try:
-        torch.compile(torch.neg)(torch.zeros(2, device=fabric.device))  # models are compiled when they are first used
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"train.compile=true cannot be had here ({reason}): install a C++ compiler, such as g++, or give "
-            "train.compile=false"
-        ) from error
-    model.compile()
-    if fabric.is_global_zero:
-        print("compiling with the first steps: some minutes, where a model goes from frame to frame", flush=True)
 
 
 def _sums(elbo: Elbo, loss_B: Float[Tensor, " B"]) -> tuple[tuple[str, ...], Float[Tensor, " parts"]]:

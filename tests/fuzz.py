@@ -36,7 +36,7 @@ from av.container import OutputContainer
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.data.shards import PreparedCorpus
 from avdvae.data.talker.corpus import Talker
-from avdvae.signals.video import read_pictures, read_sound
+from avdvae.signals.video import read_mono, read_pictures
 
 PROJECT = Path(__file__).parent.parent
 BATCH = 100  # files that a program is given at a time
@@ -170,8 +170,8 @@ def write_seeds(root: Path) -> tuple[list[Path], list[Path]]:
         video = clips[number % len(clips)].video
         assert video
         pictures = [picture for _, picture in read_pictures(video, 256)][:24]
-        write_film(films / f"seed{suffix}", pictures, read_sound(video, RATE)[0][:RATE], Fraction(25))
-    samples, _ = read_sound(films / "seed.mp4", RATE)
+        write_film(films / f"seed{suffix}", pictures, read_mono(video, RATE)[0][:RATE], Fraction(25))
+    samples, _ = read_mono(films / "seed.mp4", RATE)
     for suffix in (".wav", ".flac", ".ogg", ".mp3", ".aiff"):
         with soundfile.SoundFile(sounds / f"seed{suffix}", "w", RATE, 1) as file:
             file.title = TITLE.decode()

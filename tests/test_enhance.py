@@ -22,7 +22,7 @@ from avdvae.nn.weights import WEIGHTS, save_weights
 from avdvae.protocols import Batch
 from avdvae.runs import MISSING, build_model, create_run
 from avdvae.signals.audio import Stft
-from avdvae.signals.video import clip_sound, probe, read_sound, write_mp4
+from avdvae.signals.video import clip_sound, probe, read_mono, write_mp4
 
 PROGRAM = Path(__file__).parent.parent / "experiments" / "enhance.py"
 STFT = Stft(256)
@@ -254,7 +254,7 @@ def test_the_lips_come_from_the_video(program, tmp_path, clip, monkeypatch, caps
     film, apart = seen
     assert film.sound_starts == pytest.approx(clip_sound(probe(clip, sound=True), None).offset_ms / 1000, abs=1e-9)
     assert apart.sound_starts == 0 and np.array_equal(film.crops, apart.crops) and film.crops.shape[1:] == (67, 67)
-    assert soundfile.info(tmp_path / "film.wav").frames == len(read_sound(clip)[0])
+    assert soundfile.info(tmp_path / "film.wav").frames == len(read_mono(clip)[0])
     assert soundfile.info(tmp_path / "apart.wav").frames == soundfile.info(clip.with_suffix(".wav")).frames
     loud = [np.abs(soundfile.read(tmp_path / name)[0]).max() for name in ("film.wav", "apart.wav")]
     assert min(loud) > 1e-3

@@ -31,7 +31,7 @@ from avdvae.data.shards import PreparedCorpus
 from avdvae.data.talker.corpus import Talker
 from avdvae.errors import UserError
 from avdvae.signals.faces import find_face_model
-from avdvae.signals.video import probe, read_pictures, read_sound, write_mp4
+from avdvae.signals.video import probe, read_mono, read_pictures, write_mp4
 
 PROJECT = Path(__file__).parent.parent
 MODEL = find_face_model()
@@ -179,7 +179,7 @@ def zoo(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of clips such as people have them."""
     root = tmp_path_factory.mktemp("zoo")
     pictures = [picture for _, picture in read_pictures(clip, 256)]
-    sound, _ = read_sound(clip)
+    sound, _ = read_mono(clip)
 
     def film(
         name: str,
@@ -200,7 +200,7 @@ def zoo(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     soundfile.write(root / "anna" / "own sound.wav", np.repeat(sound, 3)[:, None].repeat(2, 1), 48000)
     eight = root / "anna" / "phone.mp4"
     film("anna/phone.mp4", pictures, heard=sound[::2].copy(), rate=8000)
-    assert read_sound(eight, 8000)[0].size > 0
+    assert read_mono(eight, 8000)[0].size > 0
 
     whole = (root / "anna" / "plain.mp4").read_bytes()
     (root / "odd" / "cut.mp4").write_bytes(whole[: len(whole) // 2])
@@ -454,7 +454,7 @@ def test_wrong_modalities_and_empty_corpora_are_refused(sounds: Path, tmp_path: 
 def test_films_in_any_container_are_read_and_what_is_passed_over_is_counted_and_named(clip: Path, tmp_path) -> None:
     root, out = tmp_path / "films", tmp_path / "out"
     root.mkdir()
-    pictures, (sound, _) = [picture for _, picture in read_pictures(clip, 256)][:24], read_sound(clip)
+    pictures, (sound, _) = [picture for _, picture in read_pictures(clip, 256)][:24], read_mono(clip)
     for suffix in fuzz.FILMS:
         fuzz.write_film(root / f"film{suffix}", pictures, sound[:15360], Fraction(25))
     latin = (root / "film.mp4").read_bytes().replace(fuzz.TITLE, "Fräulein Müller".encode("latin-1") * 4)
@@ -512,19 +512,19 @@ def test_a_clip_that_kills_its_process_is_named_and_the_rest_goes_on(eight: Path
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug of a decoder"), UnicodeDecodeError("utf-8", b"x", 0, 1, "no")])
 def test_whatever_a_decoder_raises_concerns_one_clip(error, eight: Path, tmp_path: Path, monkeypatch) -> None:
-    reads = prepare_clip.read_sound
+    reads = prepare_clip.read_mono
 
     def read(path: Path):
         if path.stem == "3":
             raise error
         return reads(path)
 
-    monkeypatch.setattr(prepare_clip, "read_sound", read)
+    monkeypatch.setattr(prepare_clip, "read_mono", read)
     summary = prepare(Sounds(eight, Clip), tmp_path / "out", workers=1)
     left = {row.id: row.why_not for row in summary.quality if row.kept == "no"}
     assert left.keys() == {"3"} and f"damaged: it cannot be prepared ({type(error).__name__}: " in left["3"]
 
-    monkeypatch.setattr(prepare_clip, "read_sound", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(prepare_clip, "read_mono", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(UserError, match=r"cannot write to out=.*No space left"):  # that is no clip's fault
         prepare(Sounds(eight, Clip), tmp_path / "full", workers=1)
 

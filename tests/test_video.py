@@ -164,7 +164,7 @@ def test_sound_is_resampled_and_averaged(tmp_path, rate, channels):
         else np.stack([left] * channels, 1)
     )
     soundfile.write(tmp_path / "tone.wav", sound, rate)
-    samples, start = film.read_sound(tmp_path / "tone.wav")
+    samples, start = film.read_mono(tmp_path / "tone.wav")
     assert start == 0 and samples.dtype == np.int16 and abs(len(samples) - RATE) <= 1
     expected = 8000 * np.sin(2 * np.pi * 1000 * np.arange(len(samples)) / RATE) / (2 if channels == 2 else 1)
     np.testing.assert_allclose(samples[500:-500], expected[500:-500], atol=12)
@@ -174,7 +174,7 @@ def test_what_lies_above_the_new_band_is_filtered_out(tmp_path):
     import soundfile
 
     soundfile.write(tmp_path / "high.wav", tone(1, 48_000, 9000), 48_000)
-    assert np.abs(film.read_sound(tmp_path / "high.wav")[0][500:-500]).max() < 40
+    assert np.abs(film.read_mono(tmp_path / "high.wav")[0][500:-500]).max() < 40
 
 
 def test_sound_of_its_own_starts_with_the_picture(tmp_path):
@@ -212,7 +212,7 @@ def test_every_unreadable_file_is_explained(tmp_path):
         with pytest.raises(UserError, match=sentence):
             film.probe(path)
     with pytest.raises(UserError, match="it has pictures but no sound"):
-        film.read_sound(whole)
+        film.read_mono(whole)
     with pytest.raises(UserError, match="it has pictures but no sound"):
         film.probe(whole, sound=True)
 

@@ -9,7 +9,7 @@ from avdvae.data.corpora import open_corpus
 from avdvae.data.fixtures import MINIATURES
 from avdvae.data.fixtures.miniature import Take
 from avdvae.errors import UserError
-from avdvae.signals.video import read_sound
+from avdvae.signals.video import read_mono
 
 SAMPLES = (3000 * np.sin(np.arange(8000) ** 1.3)).astype(np.int16)
 
@@ -37,7 +37,7 @@ def test_an_utterance_in_the_log_has_a_noise(clips):
 
 def test_a_sphere_file_compressed_with_shorten_is_heard_exactly(clips):
     found, _ = clips("wsj0")
-    samples, start = read_sound(found["01t/01to030v"].source)
+    samples, start = read_mono(found["01t/01to030v"].source)
     assert start == 0 and np.array_equal(samples, SAMPLES)
 
 

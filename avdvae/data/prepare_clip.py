@@ -16,7 +16,7 @@ from avdvae.data.shard_files import PreparedClip
 from avdvae.errors import UserError
 from avdvae.signals.clock import RATE
 from avdvae.signals.lips import MIN_PICTURES, extract_lips
-from avdvae.signals.video import ClipSound, clip_sound, probe, read_sound
+from avdvae.signals.video import ClipSound, clip_sound, probe, read_mono
 
 MIN_SECONDS = 0.25  # of a clip that has only sound
 MIN_PEAK = 33  # of it, -60 dB of full scale: a loader would amplify less than that to noise of full scale
@@ -69,7 +69,7 @@ def _film(clip: Clip, model: Path, size: int, face: int | None) -> tuple[Prepare
 def _cropped(clip: Clip, path: Path, size: int) -> tuple[PreparedClip, Quality]:
     assert clip.audio
     lips = read_lips(path, size)
-    samples, _ = read_sound(clip.audio)
+    samples, _ = read_mono(clip.audio)
     drift = len(samples) / RATE - float(len(lips) / FPS)
     confidence = np.full(len(lips), 255, np.uint8)
     return _audio_visual(clip, ClipSound(samples, 0.0, 1000 * drift), lips, confidence, confidence > 0, FPS)
@@ -84,7 +84,7 @@ def _figure(clip: Clip, path: Path) -> tuple[PreparedClip, Quality]:
 
 
 def _recording(clip: Clip) -> tuple[PreparedClip, Quality]:
-    samples, _ = read_sound(clip.source)
+    samples, _ = read_mono(clip.source)
     if len(samples) < MIN_SECONDS * RATE:
         raise UserError(f"{len(samples) / RATE:.2f} s of sound: at least {MIN_SECONDS} s are needed")
     if (peak := np.abs(samples.astype(np.int32)).max()) < MIN_PEAK:

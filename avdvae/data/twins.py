@@ -33,7 +33,7 @@ class NoisyTwins:
         self, utterance: Utterance, clean: Int16[np.ndarray, " N"], level: float | None
     ) -> Float[np.ndarray, " N"]:
         """In the units of `clean`, which is the whole utterance."""
-        from avdvae.signals.video import read_sound
+        from avdvae.signals.video import read_mono
 
         given, gain = self._source(level)
         path = self._find(utterance, given)
@@ -41,7 +41,7 @@ class NoisyTwins:
             raise UserError(
                 f"{self.folder} has no noisy {utterance.id} at {level}: complete it, or choose other levels"
             )
-        noisy, _ = read_sound(path)
+        noisy, _ = read_mono(path)
         if abs(len(noisy) - len(clean)) > 0.1 * len(clean):
             raise UserError(f"{path} has {len(noisy)} samples and its clean twin {len(clean)}: they are no twins")
         both = min(len(noisy), len(clean))

@@ -45,7 +45,7 @@ class Film:
     fps: Fraction  # of the constant clock
     announced: int  # pictures that should be there
     key_pictures: tuple[np.ndarray, ...]  # RGB, upright, of LONGEST pixels at most
-    sound: tuple[np.ndarray, float] | None  # as of `read_sound`; None: not asked for
+    sound: tuple[np.ndarray, float] | None  # as of `read_mono`; None: not asked for
 
 
 class ClipSound(NamedTuple):
@@ -172,7 +172,7 @@ def lasts(path: Path) -> float:
         return float("inf") if container.duration is None else container.duration / 1_000_000
 
 
-def read_sound(path: Path, rate: int = RATE) -> tuple[np.ndarray, float]:
+def read_mono(path: Path, rate: int = RATE) -> tuple[np.ndarray, float]:
     """The sound of any file as int16 mono samples at `rate`, and the time in seconds at which it starts."""
     with _opened(path) as container:
         return _resampled(container.decode(_sound(container)), rate)
@@ -202,7 +202,7 @@ def _resampled(frames: Iterable[av.AudioFrame], rate: int) -> tuple[np.ndarray, 
 def clip_sound(film: Film, audio: Path | None) -> ClipSound:
     """The sound of a clip from zero at its first picture, with which a file of its own, `audio`, is taken to start."""
     if audio:
-        samples, start = read_sound(audio)[0], film.start
+        samples, start = read_mono(audio)[0], film.start
     else:
         assert film.sound, "probe the film with its sound"
         samples, start = film.sound

@@ -18,7 +18,9 @@ import math
 import os
 from copy import deepcopy
 from dataclasses import asdict, fields
+from itertools import chain, repeat
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hydra
@@ -26,18 +28,21 @@ import numpy as np
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from jaxtyping import Float
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.progress import track
+from torch import nn
 
-from avdvae.data.loader import Loader, seen_by
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError, as_a_program, whole_numbers
 from avdvae.others.bench import (
+    Timed,
     Trainee,
     TrainingCost,
     em_real_time_factor,
     matmul_rate,
+    now,
     our_trainee,
     random_batch,
     train_in_turns,
@@ -47,6 +52,8 @@ from avdvae.others.peer import Peer, open_peer
 from avdvae.protocols import Batch, why_not_enhancing
 from avdvae.runs import build_model, build_vem
 from avdvae.signals.audio import Stft
+from avdvae.training.loop import Loop
+from avdvae.training.settings import Training
 
 COSTS = [field.name for field in fields(TrainingCost)]
 RATIOS = ["ratio", "ratio_low", "ratio_high"]
@@ -86,6 +93,23 @@ def check(given: dict[str, Any]) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+class CorpusTrainee:
+    """Steps of the training loop on a prepared corpus."""
+
+    def __init__(self, model: nn.Module, given: dict[str, Any], device: torch.device, folder: Path):
+        train, valid = (PreparedCorpus(Path(given["prepared"]), split) for split in ("train", "valid"))
+        settings = Training(
+            optimiser="adam", accelerator=device.type, batch_size=given["batch"], frames=given["frames"]
+        )
+        self.loop, self.device = Loop(model.train(), train, valid, Stft(given["hop"]), settings, folder), device
+        self.batches = chain.from_iterable(repeat(self.loop.loader))
+
+    def step(self) -> Float[np.ndarray, " 3"]:
+        began = now(self.device)
+        self.loop.step([next(self.batches)])
+        return np.array([np.nan, np.nan, now(self.device) - began])
+
+
 def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer | None, rate: float) -> dict[str, Any]:
     """A row of the table."""
     composed = hydra.compose("config", [f"exp={name}", *given["overrides"]])
@@ -94,22 +118,19 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
     torch.manual_seed(0)
     batch = random_batch(given["batch"], given["frames"], pixels, given["hop"], device)
     model: Any = build_model(config["model"]).to(device)
-    trainees = {"": our_trainee(model, [batch])}
-    if given["prepared"]:
-        corpus, stft = PreparedCorpus(Path(given["prepared"]), "train"), Stft(given["hop"])
-        how = {"seed": 0, "shuffle": True, "trim_db": config["train"]["trim_db"], "device": device, **seen_by(model)}
-        loader = Loader(corpus, stft, given["frames"], given["batch"], **how)
-        trainees["corpus"] = our_trainee(deepcopy(model), loader)
-    if peer and (counterpart := try_peer(peer, name, batch, config["model"])):
-        trainees["peer"] = counterpart
-    times = dict(zip(trainees, train_in_turns([*trainees.values()], given["seconds"]), strict=True))
-    row: dict[str, Any] = {"model": name, **asdict(training_cost(trainees[""], times[""], rate))}
+    ours, counterpart = our_trainee(model, batch), try_peer(peer, name, batch, config["model"]) if peer else None
+    trainees: dict[str, Timed] = {"": ours, **({"peer": counterpart} if counterpart else {})}
+    with TemporaryDirectory() as folder:
+        if given["prepared"]:
+            trainees["corpus"] = CorpusTrainee(deepcopy(model), given, device, Path(folder))
+        times = dict(zip(trainees, train_in_turns([*trainees.values()], given["seconds"]), strict=True))
+    row: dict[str, Any] = {"model": name, **asdict(training_cost(ours, times[""], rate))}
     ratios = {kind: np.quantile(t[:, 2] / times[""][:, 2], [0.5, 0.25, 0.75]) for kind, t in times.items()}
     if "corpus" in times:
         row["corpus_steps_per_s"] = 1 / np.median(times["corpus"][:, 2])
         row |= {f"corpus_{name}": 1 / ratio for name, ratio in zip(RATIOS, ratios["corpus"][[0, 2, 1]], strict=True)}
-    if "peer" in times:
-        cost = asdict(training_cost(trainees["peer"], times["peer"], rate))
+    if counterpart:
+        cost = asdict(training_cost(counterpart, times["peer"], rate))
         row |= {f"peer_{column}": value for column, value in cost.items()}
         row |= dict(zip(RATIOS, ratios["peer"], strict=True))
     model.eval().requires_grad_(False)

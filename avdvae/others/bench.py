@@ -1,7 +1,7 @@
 """Speed of training and enhancement on this machine, and its ratio to the speed of plain matrix products.
 
 step     forward, backward and Adam on a batch that is on the device, synchronised after each of the three
-corpus   the same step on batches that the loader cuts from a prepared corpus as in training
+corpus   a step of the training loop, with all that belongs to it, on batches from a prepared corpus
 turns    models that are compared train in turns, a round each, so that other load affects all alike. A time is the
          median over the rounds, a ratio the median of the ratios within a round
 memory   peak bytes of tensors in a step, without the weights and Adam's state, from CUDA's allocator or, on a CPU, the
@@ -15,12 +15,13 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, repeat
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -41,6 +42,13 @@ ROUNDS = 7
 FPS = 30.0  # of the pictures beside an utterance
 
 
+@runtime_checkable
+class Timed(Protocol):
+    def step(self) -> Float[np.ndarray, " 3"]:
+        """Seconds of the forward pass, of the backward pass, and of the whole step; NaN where they are not known."""
+        ...
+
+
 class Trainee:
     """A model, its loss on one batch, and Adam as its own code uses it: `fused` in ours."""
 
@@ -51,7 +59,6 @@ class Trainee:
         self.device = next(model.parameters()).device
 
     def step(self) -> Float[np.ndarray, " 3"]:
-        """Seconds of the forward pass, of the backward pass, and of the whole step."""
         began = now(self.device)
         self.optimiser.zero_grad()
         loss = self.loss()
@@ -61,10 +68,6 @@ class Trainee:
         self.optimiser.step()
         return np.array([forward - began, backward - forward, now(self.device) - began])
 
-    def round(self, steps: int) -> Float[np.ndarray, " 3"]:
-        """Means over some steps."""
-        return np.mean([self.step() for _ in range(steps)], axis=0)
-
 
 def now(device: torch.device) -> float:
     if device.type == "cuda":
@@ -72,12 +75,12 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def our_trainee(model: nn.Module, batches: Iterable[Batch]) -> Trainee:
-    """Cycles through the batches. All layers are trained, also those that an experiment freezes."""
-    schedule, endless = Schedule(), chain.from_iterable(repeat(batches))
+def our_trainee(model: nn.Module, batch: Batch) -> Trainee:
+    """All layers are trained, also those that an experiment freezes."""
+    schedule = Schedule()
 
     def loss() -> Tensor:
-        elbo = model(next(endless), schedule)
+        elbo = model(batch, schedule)
         return elbo.loss(schedule).sum() / elbo.n.sum()
 
     return Trainee(model, loss, fused=True)
@@ -96,12 +99,15 @@ def random_batch(utterances: int, frames: int, pixels: int, hop: int, device: to
     ).to(device)
 
 
-def train_in_turns(trainees: Sequence[Trainee], seconds: float) -> list[Float[np.ndarray, "rounds 3"]]:
-    """The times of `Trainee.step` in each round; each trainee runs for about `seconds`."""
+def train_in_turns(trainees: Sequence[Timed], seconds: float) -> list[Float[np.ndarray, "rounds 3"]]:
+    """The mean times of a step in each round; each trainee runs for about `seconds`."""
     for trainee in trainees:
         trainee.step()
     steps = [max(1, int(seconds / ROUNDS / trainee.step()[2])) for trainee in trainees]
-    rounds = [[t.round(count) for t, count in zip(trainees, steps, strict=True)] for _ in range(ROUNDS)]
+    rounds = [
+        [np.mean([t.step() for _ in range(count)], axis=0) for t, count in zip(trainees, steps, strict=True)]
+        for _ in range(ROUNDS)
+    ]
     return [np.stack(times) for times in zip(*rounds, strict=True)]
 
 

@@ -3,10 +3,10 @@
     weights.safetensors   the best weights so far
     metrics.jsonl         curves of training and validation, a record a line; parts of the bound in nats per frame
     tensorboard/          the same curves, with pictures and sound of one utterance
-    last/state.pt         what it takes to go on exactly
+    last/state.pt         the state from which training resumes exactly
 
-What is random in a step follows from the seed, the step and the process, so no generator's state has to be kept. A step
-sums over the utterances of all processes and of all accumulated batches, and divides by the frames of them all.
+Random numbers of a step follow from the seed, the step and the process: no state of a generator is saved. A step sums
+over the utterances of all processes and all accumulated batches, and divides by their number of frames.
 """
 
 from __future__ import annotations
@@ -77,21 +77,21 @@ def train(
     run: Path,
     resume: bool = False,
 ) -> Trained:
-    """Train a `protocols.Model` in place. Every process of a distributed run calls this alike.
+    """Train a `protocols.Model` in place. Every process of a distributed run calls this with the same arguments.
 
-    On Ctrl-C the step is finished and saved, and KeyboardInterrupt raised: `resume` then goes on from there.
+    On Ctrl-C the step is finished and saved, and KeyboardInterrupt raised; `resume` continues from there.
     """
     if resume and not (run / _STATE).exists():
-        raise UserError(f"{run} holds no training to resume: give the folder of one, or start afresh without resume")
+        raise UserError(f"{run} holds no training to resume: give the folder of one, or start anew without resume")
     if not resume and (run / _STATE).exists():
-        raise UserError(f"{run} holds a training already: go on with resume={run}, or choose another folder")
+        raise UserError(f"{run} holds a training already: continue with resume={run}, or choose another folder")
     precision = torch.get_float32_matmul_precision()
     try:
-        loop = _Loop(model, train, valid, stft, settings, run, resume)
+        loop = Loop(model, train, valid, stft, settings, run, resume)
         with closing(loop.curves) if loop.curves else nullcontext(), _postponed_interrupt() as interrupted:
             loop.run_epochs(interrupted)
     finally:
-        torch.set_float32_matmul_precision(precision)  # what follows, as an evaluation, is exact again
+        torch.set_float32_matmul_precision(precision)  # an evaluation that follows is exact again
     loop.fabric.barrier()  # the best weights are on the disk by now
     load_weights(model.eval(), run / WEIGHTS)
     at = loop.at
@@ -100,10 +100,10 @@ def train(
 
 @dataclass
 class _Position:
-    """How far a run has come."""
+    """The position of a training."""
 
     steps_per_epoch: int
-    epoch: int = 0  # how many are finished
+    epoch: int = 0  # finished ones
     step: int = 0
     best_epoch: int = 0
     best_loss: float = math.inf
@@ -114,7 +114,7 @@ class _Position:
 
 
 class _Step(NamedTuple):
-    """The results of a step, perhaps still being computed on the device."""
+    """The results of a step, which the device may still be computing."""
 
     number: int
     ids: tuple[str, ...]
@@ -123,7 +123,9 @@ class _Step(NamedTuple):
     sums: Float[Tensor, " parts"]  # of all processes
 
 
-class _Loop:
+class Loop:
+    """A training: its devices, batches, optimisers and position. `train` is the way to run one."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -132,7 +134,7 @@ class _Loop:
         stft: Stft,
         settings: Training,
         run: Path,
-        resume: bool,
+        resume: bool = False,
     ):
         self.model, self.valid, self.stft, self.settings, self.run = model, valid, stft, settings, run
         parts = dict(model.named_modules())
@@ -143,10 +145,10 @@ class _Loop:
             parts[name].requires_grad_(False)
         if settings.own_past is not None and not isinstance(model, Autoregressive):
             given = list(settings.own_past)
-            raise UserError(f"train.own_past={given}: {type(model).__name__} does not hear the past, so give null")
+            raise UserError(f"train.own_past={given}: {type(model).__name__} is not conditioned on the past: give null")
         if settings.best_by == "si_sdr" and why_not_enhancing(model):  # the same models resynthesise
             raise UserError(
-                f"train.best_by=si_sdr: {type(model).__name__} resynthesises no speech from latents, so give loss"
+                f"train.best_by=si_sdr: {type(model).__name__} resynthesises no speech from latents: give loss"
             )
         self.fabric = launch(settings)
         share = {"rank": self.fabric.global_rank, "world": self.fabric.world_size}
@@ -189,14 +191,14 @@ class _Loop:
                 self.model.train()
                 batches = iter(self.loader)
                 while together := list(islice(batches, s.accumulate)):
-                    self._step(together)
+                    self.step(together)
                     progress.advance(task)
-                    if records := at.step % s.log_every == 0:
-                        self._record_training()
                     if at.step % at.steps_per_epoch == 0:
                         continue  # what ends the epoch saves it
-                    # Several processes must stop together; they agree on it only now and then, for it makes them wait.
-                    stops = (records or self.fabric.world_size == 1) and any(self._gather(interrupted.is_set()))
+                    # Several processes must stop together; they agree on it rarely, because it makes them wait.
+                    stops = (at.step % s.log_every == 0 or self.fabric.world_size == 1) and any(
+                        self._gather(interrupted.is_set())
+                    )
                     if stops or time.monotonic() - self.saved >= s.save_every:
                         self._save()
                     if stops:
@@ -208,7 +210,8 @@ class _Loop:
                 if any(self._gather(interrupted.is_set())):
                     raise KeyboardInterrupt
 
-    def _step(self, batches: Sequence[Batch]) -> None:
+    def step(self, batches: Sequence[Batch]) -> None:
+        """One step of the optimisers, on the gradients of all batches."""
         s, at, fabric = self.settings, self.at, self.fabric
         rng = stream("step", s.seed, at.step)
         epoch = at.step / at.steps_per_epoch
@@ -232,9 +235,7 @@ class _Loop:
             totals.append(sums)
         sums: Any = fabric.strategy.all_reduce(torch.stack(totals).sum(0), reduce_op="sum")
         scale = fabric.world_size / sums[0]  # to the mean over frames; DDP has averaged over processes what we sum
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
+        torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], scale)
         if s.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, s.clip_norm)
         for optimiser in self.optimisers:
@@ -246,22 +247,24 @@ class _Loop:
         at.step += 1
         ids = tuple(name for batch in batches for name in batch.ids)
         self.pending.append(_Step(at.step, ids, torch.cat(losses), parts, sums))
+        if at.step % s.log_every == 0:
+            self._record_training()
 
     def _seed(self, seed: int) -> None:
-        """As torch.manual_seed, which takes 0.3 ms where CUDA is not in use, because it notes who called it."""
+        """As torch.manual_seed, which takes 0.3 ms without CUDA, because it records its caller."""
         torch.default_generator.manual_seed(seed + self.fabric.global_rank)
         if self.fabric.device.type == "cuda":
             torch.cuda.manual_seed(seed + self.fabric.global_rank)
 
     def _gather(self, mine: Any) -> list[Any]:
-        """What each process has."""
+        """The values of all processes."""
         everyone = [mine] * self.fabric.world_size
         if self.fabric.world_size > 1:
             torch.distributed.all_gather_object(everyone, mine)
         return everyone
 
     def _settle(self) -> _Step | None:
-        """Add the pending steps to the sums, up to the first whose results are not finite, which is returned."""
+        """Add the pending steps to the sums, up to the first with results that are not finite, which is returned."""
         while self.pending:
             step = self.pending[0]
             values = step.sums.tolist()
@@ -275,7 +278,7 @@ class _Loop:
     def _require_finite(self) -> None:
         if bad := self._settle():
             spoilt = [name for name, fine in zip(bad.ids, bad.loss_B.isfinite(), strict=True) if not fine]
-            ids = list(dict.fromkeys(spoilt or bad.ids))  # another process may have what is spoilt
+            ids = list(dict.fromkeys(spoilt or bad.ids))  # the loss of another process may be the one
             where = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
             epoch = (bad.number - 1) // self.at.steps_per_epoch + 1
             raise UserError(f"the loss is not finite at step {bad.number} of epoch {epoch}, on {where}: {_REMEDY}")
@@ -292,7 +295,7 @@ class _Loop:
         at.sums = {}
 
     def _end_epoch(self) -> float:
-        """Validate, record and save; the validation loss."""
+        """Validate, record and save; returns the validation loss."""
         at, epoch = self.at, self.at.epoch + 1
         self._require_finite()
         means = self._validate()
@@ -367,7 +370,7 @@ class _Loop:
             curves.illustrate(batch, again_BTF, self.stft, self.at.step, first.utterances[0].rate)
 
     def _save(self) -> None:
-        """What the run is resumed from. Where something is not finite, the next look at the losses stops the run."""
+        """If something is not finite, nothing is saved, and the next check of the losses stops the run."""
         self.saved = time.monotonic()
         if self.curves is None or self._settle() or not all(p.isfinite().all() for p in self.parameters):
             return
@@ -384,7 +387,7 @@ class _Loop:
             torch.save(state, new)
 
     def _save_best(self) -> None:
-        """After `_save`: weights on the disk are then always of an epoch that the saved state knows of."""
+        """After `_save`, so that the weights on the disk are always of an epoch of the saved state."""
         if self.fabric.is_global_zero:
             save_weights(self.judged, self.run / WEIGHTS)
 
@@ -392,7 +395,7 @@ class _Loop:
         path = self.run / _STATE
         remedy = "restore it from a copy, or start the training anew in another run_dir"
         with reading(path, "state of a training", remedy):
-            with zipfile.ZipFile(path) as file:  # torch.load itself holds nothing against the checksums there
+            with zipfile.ZipFile(path) as file:  # torch.load does not verify the checksums
                 if damaged := file.testzip():
                     raise ValueError(f"the checksum of {damaged} is wrong")
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -420,7 +423,7 @@ class _Loop:
 
 
 def _unlabelled(batch: Batch) -> Batch:
-    """No model asks for labels, and a compiled one would be compiled anew for other ones."""
+    """Models take no labels, and a compiled one would be compiled anew for other labels."""
     return replace(batch, labels=())
 
 

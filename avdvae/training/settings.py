@@ -1,4 +1,4 @@
-"""The settings of a training, checked, and what they make of each of its steps."""
+"""The settings of a training, checked, and the schedule of its steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class Training:
     warmup_epochs: int = 0  # in which beta rises from 0
     free_nats: float | None = None  # of KL that cost nothing, of each step of a latent
     free_until: Sequence[int] | None = None  # (from, to): epochs over which they go to 0; None: never
-    own_past: Sequence[int] | None = None  # (from, to): epochs over which a model comes to hear itself alone
+    own_past: Sequence[int] | None = (
+        None  # (from, to): epochs of scheduled sampling, from the true past to the model's own
+    )
     clip_norm: float | None = None  # length of the longest gradient
     ema: float | None = None  # decay of an average of the weights, which is then validated and kept in their place
     precision: str = "32-true"  # or bf16-mixed
@@ -36,11 +38,11 @@ class Training:
     nodes: int = 1
     strategy: str = "auto"  # or ddp, which auto is where there are several processes
     workers: int = 0  # processes that load
-    freeze: Sequence[str] = ()  # parts of the model that stay as they are
+    freeze: Sequence[str] = ()  # parts of the model that are not trained
     level_db: Sequence[float] | None = None  # (low, high): the range of random levels to train at
     augment: bool = False  # mouth crops, by data/augment.py
     trim_db: float | None = 30.0
-    best_by: str = "loss"  # what the weights that are kept have best in validation; or si_sdr, of resynthesis
+    best_by: str = "loss"  # criterion of the weights that are kept, in validation; or si_sdr, of resynthesis
     log_every: int = 20  # steps
     save_every: float = 60.0  # seconds; the end of an epoch saves too
     seed: int = 0
@@ -93,13 +95,13 @@ class Training:
             )
 
     def step_schedule(self, epoch: float, coin: float) -> Schedule:
-        """Of the step that is taken after so many epochs, which need not be whole."""
+        """Of the step after `epoch` epochs, which need not be a whole number."""
         beta = self.beta * (min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0)
         free = (self.free_nats or 0.0) * (1 - _passed(self.free_until, epoch))
         return Schedule(beta, own=_passed(self.own_past, epoch), free=free, coin=coin, epoch=int(epoch))
 
     def validation_schedule(self) -> Schedule:
-        """Of the last epochs: with the full beta, and nothing free."""
+        """Of the last epochs: with the full beta, and without free bits."""
         return Schedule(self.beta, own=0.0 if self.own_past is None else 1.0)
 
     def lr_at(self, epoch: float) -> float:
@@ -109,12 +111,12 @@ class Training:
 
     @property
     def settled(self) -> int:
-        """The epoch from which on losses of validation are those of one and the same task."""
+        """The epoch from which on the validation loss is that of the final schedule."""
         return max(self.warmup_epochs, *(self.own_past or (0,)))
 
 
 def _passed(epochs: Sequence[int] | None, epoch: float) -> float:
-    """Which share of the time from one epoch to another lies behind."""
+    """The fraction of the epochs from the first to the second that have passed."""
     if epochs is None:
         return 0.0
     first, last = epochs

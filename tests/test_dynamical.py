@@ -19,11 +19,13 @@ from avdvae.models.dsae import DSAE
 from avdvae.models.dynamical_vae import AutoregressiveVAE, DynamicalVAE, Path, sample_path
 from avdvae.models.rvae import RVAE
 from avdvae.models.srnn import SRNN
+from avdvae.models.srnn_wave import SRNNWave
 from avdvae.models.storn import STORN
 from avdvae.models.vae import VAE
 from avdvae.models.vrnn import VRNN
+from avdvae.models.vrnn_wave import VRNNWave
 from avdvae.nn.blocks import Recurrent, reverse_frames
-from avdvae.probability.distributions import VARIANCE_FLOOR
+from avdvae.probability.distributions import VARIANCE_FLOOR, Gaussian
 from avdvae.probability.objectives import Schedule
 from avdvae.protocols import Batch
 
@@ -35,7 +37,7 @@ T = 9
 def small(kind: type[DynamicalVAE], **options: Any) -> Any:
     torch.manual_seed(0)
     model = kind(**SMALL, **options)
-    for parameter in model.parameters():  # the usual start is too timid for what depends on what to show
+    for parameter in model.parameters():  # larger than usual, so that dependencies show
         parameter.data *= 2
     return model.eval().requires_grad_(False)
 
@@ -88,7 +90,7 @@ FUTURE = SO_FAR.T  # and now
 @pytest.mark.parametrize(
     ("model", "x_of_z", "x_of_x", "p_of_z", "p_of_x", "q_of_x", "q_of_z", "q_of_x_alone"),
     [
-        (small(DKF), NOW, NONE, NEXT, NONE, ALL, NEXT, FUTURE),  # q hears the past in z
+        (small(DKF), NOW, NONE, NEXT, NONE, ALL, NEXT, FUTURE),  # q(z_t) depends on the past of x through z_t-1
         (small(STORN), SO_FAR, PAST, NONE, NONE, SO_FAR, NONE, SO_FAR),
         (small(VRNN), SO_FAR, PAST, PAST, PAST, SO_FAR, PAST, NOW),
         (small(SRNN), NOW, PAST, NEXT, PAST, ALL, NEXT, FUTURE),
@@ -103,39 +105,39 @@ FUTURE = SO_FAR.T  # and now
 def test_each_depends_on_what_its_paper_says(
     model, x_of_z, x_of_x, p_of_z, p_of_x, q_of_x, q_of_z, q_of_x_alone, batch, monkeypatch
 ):
-    """The last two are of q(z_t | z_1:t-1, x_1:T) where each of these is given: x_t alone, without what h_t is of the
-    past of x, and each z by itself, without what led to it."""
+    """The last two are of q(z_t | z_1:t-1, x_1:T) alone: x, but not through the state h, and z_t-1, but not the frames
+    that led to it."""
     torch.manual_seed(1)
-    heard = batch.power.requires_grad_()
+    x = batch.power.requires_grad_()
     context = model.context(batch)
     inferred = model.infer(batch, mode="mean")
     z = {name: value.detach().requires_grad_() for name, value in inferred.z.items()}
-    made = model.decode(z, context)["power"].log_var
+    output = model.decode(z, context)["power"].log_var
     p = model.prior(z, context)["z"]
-    told = torch.cat([p.mean, p.log_var], -1)
-    assert torch.equal(reach(made, z["z"]), x_of_z)
-    assert torch.equal(reach(made, heard), x_of_x)
-    assert torch.equal(reach(told, z["z"]) if told.requires_grad else NONE, p_of_z)
-    assert torch.equal(reach(told, heard) if told.requires_grad else NONE, p_of_x)
-    assert torch.equal(reach(inferred.q["z"].mean, heard), q_of_x)
+    moments = torch.cat([p.mean, p.log_var], -1)
+    assert torch.equal(reach(output, z["z"]), x_of_z)
+    assert torch.equal(reach(output, x), x_of_x)
+    assert torch.equal(reach(moments, z["z"]) if moments.requires_grad else NONE, p_of_z)
+    assert torch.equal(reach(moments, x) if moments.requires_grad else NONE, p_of_x)
+    assert torch.equal(reach(inferred.q["z"].mean, x), q_of_x)
 
     steps: list[Tensor] = []
 
-    def apart(told: Tensor, noise: Tensor, step: Any) -> Path:
-        def given(told_NM: Tensor, z_NL: Tensor) -> Tensor:
+    def detached(inputs: Tensor, noise: Tensor, step: Any) -> Path:
+        def step_from(inputs_NM: Tensor, z_NL: Tensor) -> Tensor:
             steps.append(z_NL.detach().requires_grad_())
-            return step(told_NM, steps[-1])
+            return step(inputs_NM, steps[-1])
 
-        return sample_path(told, noise, given)
+        return sample_path(inputs, noise, step_from)
 
     for module in (dkf, rvae, srnn, vrnn):
-        monkeypatch.setattr(module, "sample_path", apart)
+        monkeypatch.setattr(module, "sample_path", detached)
     past = context.past if context.past is None else context.past.detach()
     noise = {name: torch.zeros_like(value) for name, value in z.items()}
-    q = model.posterior(heard, replace(context, past=past), noise).q["z"]
-    found = torch.cat([q.mean, q.log_var], -1)
-    assert torch.equal(reach(found, heard), q_of_x_alone)
-    earlier = [reach(found, z_NL).any(1) for z_NL in steps]  # z_t-1, which step t is given
+    q = model.posterior(x, replace(context, past=past), noise).q["z"]
+    moments = torch.cat([q.mean, q.log_var], -1)
+    assert torch.equal(reach(moments, x), q_of_x_alone)
+    earlier = [reach(moments, z_NL).any(1) for z_NL in steps]  # z_t-1, which step t is given
     assert torch.equal(torch.stack(earlier[1:], 1) if steps else NONE[:, 1:], q_of_z[:, :-1])
 
 
@@ -147,17 +149,17 @@ def test_each_depends_on_what_its_paper_says(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, DynamicalVAE) else "",
 )
-def test_lips_reach_what_their_models_say(model, x_of_v, p_of_v, q_of_v, batch, monkeypatch):
-    look = model.lip_encoder(batch.lips).requires_grad_()
-    model.lip_encoder.register_forward_hook(lambda *_: look)
+def test_what_depends_on_the_lips(model, x_of_v, p_of_v, q_of_v, batch, monkeypatch):
+    features = model.lip_encoder(batch.lips).requires_grad_()
+    model.lip_encoder.register_forward_hook(lambda *_: features)
     monkeypatch.setattr(
-        dkf, "sample_path", lambda told, noise, step: sample_path(told, noise, lambda m, z: step(m, z.detach()))
+        dkf, "sample_path", lambda inputs, noise, step: sample_path(inputs, noise, lambda m, z: step(m, z.detach()))
     )
     context, inferred = model.context(batch), model.infer(batch, mode="mean")
     z = {"z": inferred.z["z"].detach()}
     outputs = model.output(z, context), model.prior(z, context)["z"].mean, inferred.q["z"].mean
     for output, expected in zip(outputs, (x_of_v, p_of_v, q_of_v), strict=True):
-        assert torch.equal(reach(output, look) if output.requires_grad else NONE, expected)
+        assert torch.equal(reach(output, features) if output.requires_grad else NONE, expected)
 
 
 def test_a_recurrence_backward_starts_at_the_last_frame_of_each_utterance():
@@ -165,14 +167,64 @@ def test_a_recurrence_backward_starts_at_the_last_frame_of_each_utterance():
     mask = torch.arange(T) < torch.tensor([[T], [4]])
     x = torch.randn(2, T, 3)
     layer = Recurrent(3, 5, "both")
-    assert layer.backward_rnn is not None
-    alone = torch.cat([layer.forward_rnn(x[1:, :4])[0], layer.backward_rnn(x[1:, :4].flip(1))[0].flip(1)], -1)  # type: ignore[misc]
+    alone = torch.cat([layer.forward_rnn(x[1:, :4])[0], layer.backward_rnn(x[1:, :4].flip(1))[0].flip(1)], -1)
     torch.testing.assert_close(layer(x[None], mask)[0, 1, :4], alone[0])
     torch.testing.assert_close(reverse_frames(reverse_frames(x, mask), mask), x)
 
 
+def residual(kind: Any) -> Any:
+    model = small(kind)
+    model.residual = True
+    return model
+
+
+def small_wave(kind: Any) -> Any:
+    torch.manual_seed(0)
+    return kind(stride=16, dim=3, wide=6, hidden=8).eval()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(small(kind) for kind in MODELS),  # RVAE causal
+        *(small(kind, pixels=256) for kind in (AVDKF, AVRVAE)),
+        *(small(RVAE, causal=False), small(AVRVAE, pixels=256, causal=True)),
+        *(residual(VRNN), residual(SRNN), small_wave(VRNNWave), small_wave(SRNNWave)),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_what_is_computed_for_all_frames_at_once_is_the_recursion_of_the_paper(model: Any, batch: Batch) -> None:
+    """In value, and in the gradients of all parameters and inputs; of two draws, and of an utterance that is padded."""
+    model.requires_grad_(True)
+    lengths = torch.tensor([T, T - 4])
+    power = batch.need("power", model).requires_grad_()
+    waveform = torch.randn(2, 16 * T).mul(0.1).requires_grad_()
+    batch = replace(batch, mask=torch.arange(T) < lengths[:, None], waveform=waveform, lengths=16 * lengths)
+    context = model.context(batch)
+    observed = model.network_input(model.observed(batch))
+    noise = {s.name: torch.randn(2, 2, 1 if s.rate is None else T, s.dim, requires_grad=True) for s in model.latents}
+    leaves = [*model.parameters(), power, waveform, *noise.values()]
+
+    def parts(z: Tensor, q: Gaussian, p: Gaussian, output: Tensor) -> list[Tensor]:
+        moments = (moment.expand_as(z) for pdf in (q, p) for moment in (pdf.mean, pdf.log_var))
+        return [part[:, batch.mask] for part in (z, *moments, output)]
+
+    path = model.posterior(observed, context, noise)
+    p, output = model.prior_and_output(path, context, Schedule())
+    at_once = parts(path.z["z"], path.q["z"], p["z"], output)
+    frame_by_frame = parts(*model.recursion(observed, context, noise))
+    torch.testing.assert_close(at_once, frame_by_frame)
+    weights, slopes = [torch.randn_like(part) for part in at_once], []
+    for values in (at_once, frame_by_frame):
+        total = torch.stack([(part * weight).sum() for part, weight in zip(values, weights, strict=True)]).sum()
+        slopes.append(torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True))
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-4)
+    unused = sum(slope is None for slope in slopes[0])
+    assert unused == 1 and at_once[0].shape == (2, 2 * T - 4, 3)  # of power and waveform, a model takes one
+
+
 @pytest.mark.parametrize("kind", MODELS)
-def test_draws_from_the_prior_are_what_the_prior_says(kind, batch):
+def test_draws_from_the_prior_are_distributed_as_the_prior(kind, batch):
     """Of many draws, each latent given those before it has mean 0 and variance 1 when it is standardised."""
     model, context = small(kind), small(kind).context(batch)
     z = model.sample_prior(context, 600)
@@ -196,32 +248,32 @@ def test_the_bound_is_below_the_likelihood(kind, batch):
     assert (bound < likely).all()
 
 
-def test_what_passes_for_speech_is_what_an_autoregressive_model_hears(batch):
+def test_the_estimate_of_speech_is_the_past_of_an_autoregressive_model(batch):
     """In enhancement the past is the mixture at first, as published, and then the present estimate."""
-    model, heard = small(SRNN), []
+    model, pasts = small(SRNN), []
     states = model.states
-    model.states = lambda z, context: heard.append(context.past) or states(z, context)
+    model.states = lambda z, context: pasts.append(context.past) or states(z, context)
     enhance(model, batch, Vem(build_estep("point", steps=1), iterations=4, paper=True))
-    assert torch.equal(heard[0], batch.noisy) and not torch.isclose(heard[-1], heard[0]).any()
+    assert torch.equal(pasts[0], batch.noisy) and not torch.isclose(pasts[-1], pasts[0]).any()
 
 
 AUTOREGRESSIVE: list[type[AutoregressiveVAE]] = [STORN, VRNN, SRNN]
 
 
 @pytest.mark.parametrize("kind", AUTOREGRESSIVE)
-def test_given_what_it_said_it_says_the_same_again(kind, batch):
+def test_with_its_own_output_as_the_past_the_output_is_the_same(kind, batch):
     model, context = small(kind), small(kind).context(batch)
     z = model.infer(batch, k=2).z
     past = model.own_past(z, context)
     again = model.decode(z, context, feedback=past)["power"].expected
     torch.testing.assert_close(again, past)
-    # With a past of which a part is true, that part is as it was, and what is said after it is said in its light.
+    # Where a part of the past is true, that part is unchanged, and the own output after it depends on it.
     own = [t % 3 > 0 for t in range(T)]
     mixed = model.own_past(z, context, own)
-    said = model.decode(z, context, feedback=mixed)["power"].expected
+    output = model.decode(z, context, feedback=mixed)["power"].expected
     for t in range(T):
         torch.testing.assert_close(
-            mixed[:, :, t], said[:, :, t] if own[t] else batch.power[:, t].expand_as(said[:, :, t])
+            mixed[:, :, t], output[:, :, t] if own[t] else batch.power[:, t].expand_as(output[:, :, t])
         )
     assert not torch.allclose(mixed, past)
 
@@ -261,7 +313,7 @@ def test_poses_of_another_figure_are_refused_in_a_sentence(model, key):
 
 
 def learn(model: Any, batch: Batch, steps: int) -> None:
-    """By heart, as a batch so small can be."""
+    """Overfits, as it can on so small a batch."""
     adam = torch.optim.Adam(model.parameters(), 0.01)
     for _ in range(steps):
         adam.zero_grad()
@@ -307,29 +359,29 @@ def test_each_learns_a_sound(kind):
 
 
 @pytest.mark.parametrize("kind", [AVDKF, AVRVAE])
-def test_lips_are_seen_however_large_their_features_grow(kind, batch):
+def test_the_lips_matter_however_large_their_features_grow(kind, batch):
     model = small(kind, pixels=256)
     g = torch.Generator().manual_seed(0)
-    looks = [torch.randint(0, 256, (2, T, 16, 16), generator=g, dtype=torch.uint8) for _ in range(2)]
+    crops = [torch.randint(0, 256, (2, T, 16, 16), generator=g, dtype=torch.uint8) for _ in range(2)]
     z = {"z": torch.randn((1, 2, T, 3), generator=g)}
 
-    def told() -> Tensor:
-        contexts = (model.context(replace(batch, lips=look)) for look in looks)
+    def difference() -> Tensor:
+        contexts = (model.context(replace(batch, lips=lips)) for lips in crops)
         one, other = (model.output(z, c) + model.log_prior(z, c)[..., None] for c in contexts)
         return (one - other).abs().mean()
 
-    before = told()
+    before = difference()
     assert before > 0
     model.lip_encoder[0].features.weight *= 1000
     model.lip_encoder[0].features.bias *= 1000
-    torch.testing.assert_close(told(), before, rtol=0.01, atol=0)
+    torch.testing.assert_close(difference(), before, rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize(
     ("alone", "model", "error"),
     [(small(RVAE), small(AVRVAE, pixels=256, causal=True), 1e-6), (small(DKF), small(AVDKF, pixels=256), 5e-3)],
 )
-def test_a_model_of_both_starts_as_the_model_of_sound_that_it_is_made_of(alone, model, error, batch):
+def test_an_audio_visual_model_starts_as_the_audio_model_that_it_is_made_of(alone, model, error, batch):
     model.start_from(alone)
     bounds = []
     for own in (model, alone):
@@ -339,7 +391,7 @@ def test_a_model_of_both_starts_as_the_model_of_sound_that_it_is_made_of(alone, 
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.7])
-def test_the_av_dkf_trains_on_the_bound_and_on_what_the_lips_alone_explain(alpha, batch):
+def test_the_av_dkf_trains_on_the_bound_and_on_the_likelihood_given_the_lips_alone(alpha, batch):
     model = small(AVDKF, pixels=256, alpha=alpha)
     torch.manual_seed(1)
     loss = model(batch, Schedule()).loss(Schedule())
@@ -358,6 +410,6 @@ def test_a_model_starts_as_one_of_its_own_kind(kind):
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_a_walk_frame_by_frame_is_refused_for_what_is_one_for_all(batch):
+def test_a_walk_frame_by_frame_is_refused_for_a_latent_of_the_utterance(batch):
     with pytest.raises(UserError, match="moves frame by frame and v is one for all of them: choose"):
         enhance(small(DSAE), batch, Vem(build_estep("metropolis_hastings"), iterations=1))

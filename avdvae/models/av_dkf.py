@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.models.dkf import DKF, Combiner, GatedTransition
-from avdvae.models.dynamical_vae import DynamicalVAE, Path
+from avdvae.models.dynamical_vae import DynamicalVAE, Path, Recursion, each_frame, stack_frames
 from avdvae.nn.blocks import LipEncoder, Recurrent, check_same_floor, mlp, shifted, zero_init
 from avdvae.probability.distributions import ComplexGaussian, Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
@@ -84,10 +84,15 @@ class AVDKF(DynamicalVAE):
     def start_from(self, dkf: DKF) -> None:
         """The layers of a DKF, which the lips do not change yet."""
         check_same_floor(self, dkf)
-        for name in ("phi_x", "encoder_rnn", "combiner", "transition"):
-            getattr(self, name).load_state_dict(getattr(dkf, name).state_dict())
-        self.phi_z.load_state_dict(dkf.emitter[:-1].state_dict())
-        self.emitter_head.load_state_dict(dkf.emitter[-1].state_dict())
+        for own, trained in (
+            (self.phi_x, dkf.phi_x),
+            (self.encoder_rnn, dkf.encoder_rnn),
+            (self.combiner, dkf.combiner),
+            (self.transition, dkf.transition),
+            (self.phi_z, dkf.emitter[:-1]),
+            (self.emitter_head, dkf.emitter[-1]),
+        ):
+            own.load_state_dict(trained.state_dict())
         self.encoder_fusion.start_as_identity(self.encoder_rnn.get_parameter("backward_rnn.weight_ih_l0"))
         first_layers = ("gate.0", "proposed_mean.0", "z_to_loc")
         self.transition_fusion.start_as_identity(
@@ -98,15 +103,37 @@ class AVDKF(DynamicalVAE):
     def context(self, batch: Batch) -> Context:
         return Context(batch.mask, video=self.lip_encoder(batch.need("lips", self)))
 
-    def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
+    def recursion(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Recursion:
+        g_1BTM = self.encoder_states(observed_BTF, context)
+        assert context.video is not None
+        z, frames = torch.zeros_like(noise["z"][:, :, :1]), []
+        for g, v, epsilon in each_frame(g_1BTM, context.video, noise["z"]):
+            p = self.transition_at(z, v)  # p(z_t | z_t-1, v_t)
+            q = self.combiner(z, g)  # q(z_t | z_t-1, x_t:T, v_t:T)
+            z = q.moved(epsilon)
+            frames.append((z, q, p, self.emitter(z, v)))  # p(x_t | z_t, v_t)
+        return stack_frames(frames)
+
+    def encoder_states(self, observed_BTF: Tensor, context: Context) -> Float[Tensor, "1 B T M"]:
         fused_BTM = self.encoder_fusion(self.phi_x(observed_BTF), self.lips_to_encoder(context.video))
-        return self.combiner.path(self.encoder_rnn(fused_BTM[None], context.mask), noise["z"])
+        return self.encoder_rnn(fused_BTM[None], context.mask)
+
+    def transition_at(self, z_before: Float[Tensor, "K B T L"], v_BTM: Tensor) -> Gaussian:
+        return self.transition(self.transition_fusion(z_before, self.lips_to_transition(v_BTM)))
+
+    def emitter(self, z_KBTL: Tensor, v_BTM: Tensor) -> Float[Tensor, "K B T F"]:
+        return self.emitter_head(self.emitter_fusion(self.phi_z(z_KBTL), self.lips_to_emitter(v_BTM)))
+
+    def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
+        return self.combiner.path(self.encoder_states(observed_BTF, context), noise["z"])
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
-        return {"z": self.transition(self.transition_fusion(shifted(z["z"]), self.lips_to_transition(context.video)))}
+        assert context.video is not None
+        return {"z": self.transition_at(shifted(z["z"]), context.video)}
 
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
-        return self.emitter_head(self.emitter_fusion(self.phi_z(z["z"]), self.lips_to_emitter(context.video)))
+        assert context.video is not None
+        return self.emitter(z["z"], context.video)
 
     def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
         """Frame by frame; features of the lips are computed once, before the loop."""

@@ -1,15 +1,17 @@
-"""AV-RVAE: an RVAE that expects of the lips what its latents will be.
+"""AV-RVAE: an RVAE whose prior of the latents is conditioned on the lips.
 
-The recurrent model of S. Leglaive et al., ICASSP 2020 (see rvae.py), with a prior that looks at the lips, as that of
-the AV-CVAE does (see cvae.py), and remembers them; their features are brought to mean 0 and variance 1.
+The recurrent model of S. Leglaive et al., ICASSP 2020 (see rvae.py), with a prior from the lips, as in the AV-CVAE (see
+cvae.py), here recurrent; features of the lips are normalised to mean 0 and variance 1.
 
     p(x, z | v) = prod_t Nc(x_t; 0, sigma(z_1:t)) N(z_t; mu, diag var (v_1:t))      causal;  sigma(z_1:T) otherwise
     q(z | x)    that of the RVAE
     ELBO        dynamical_vae.py, everything given v
 
-    x_t   speech spectrum                   observed_BTF holds |x_t|^2
-    v_t   mouth crops; what is remembered   context.video_BTM
-    z_t   latent                            z_KBTL
+    x_t      speech spectrum             observed_BTF holds |x_t|^2
+    v_t      mouth crop                  lips_BTHW
+    z_t      latent                      z_KBTL
+    p(z_t)   prior                       prior_head of prior_rnn, context.video_BTM, of lip_encoder
+    q, sigma                             those of the RVAE
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ class AVRVAE(RVAE):
         zero_init(self.prior_head)
 
     def context(self, batch: Batch) -> Context:
-        look_1BTM = self.lip_encoder(batch.need("lips", self))[None]
-        return Context(batch.mask, video=self.prior_rnn(look_1BTM, batch.mask)[0])
+        v_1BTM = self.lip_encoder(batch.need("lips", self))[None]
+        return Context(batch.mask, video=self.prior_rnn(v_1BTM, batch.mask)[0])
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
         p, size = self.prior_head(context.video), z["z"].shape

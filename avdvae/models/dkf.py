@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from avdvae.models.dynamical_vae import DynamicalVAE, Path, sample_path
+from avdvae.models.dynamical_vae import DynamicalVAE, Path, Recursion, each_frame, sample_path, stack_frames
 from avdvae.nn.blocks import GaussianHead, Recurrent, mlp, shifted
 from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Context, Latents, Observed
@@ -56,11 +56,11 @@ class Combiner(nn.Module):
         self.z_to_hidden = mlp([dim, recall, hidden], nn.Tanh)
         self.posterior_net: Any = nn.Sequential(*mlp([hidden, 32], nn.Tanh), GaussianHead(32, dim))
 
-    def forward(self, z_before: Float[Tensor, "*draws L"], g: Float[Tensor, "*draws M"]) -> Gaussian:
+    def forward(self, z_before: Float[Tensor, "K B T L"], g: Float[Tensor, "1 B T M"]) -> Gaussian:
         return self.posterior_net((self.z_to_hidden(z_before) + g) / 2)
 
     def path(self, g_1BTM: Tensor, noise_KBTL: Tensor) -> Path:
-        """The same for z_1 to z_T: what does not depend on z is computed for all frames at once."""
+        """z_1 to z_T, with what does not depend on z computed for all frames at once."""
         first, activation, head = self.posterior_net
         g_part, (bias, weight) = linear(g_1BTM / 2, first.weight, first.bias), head.bias_and_weight()
 
@@ -89,6 +89,16 @@ class DKF(DynamicalVAE):
         self.combiner = Combiner(hidden, dim, recall)
         self.transition = GatedTransition(dim)
         self.emitter = nn.Sequential(*mlp([dim, *narrow], nn.Tanh), nn.Linear(narrow[-1], features))
+
+    def recursion(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Recursion:
+        g_1BTM = self.encoder_rnn(self.phi_x(observed_BTF[None]), context.mask)
+        z, frames = torch.zeros_like(noise["z"][:, :, :1]), []
+        for g, epsilon in each_frame(g_1BTM, noise["z"]):
+            p = self.transition(z)  # p(z_t | z_t-1)
+            q = self.combiner(z, g)  # q(z_t | z_t-1, x_t:T)
+            z = q.moved(epsilon)
+            frames.append((z, q, p, self.emitter(z)))  # p(x_t | z_t)
+        return stack_frames(frames)
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         g_1BTM = self.encoder_rnn(self.phi_x(observed_BTF[None]), context.mask)

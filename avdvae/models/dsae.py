@@ -1,4 +1,4 @@
-"""DSAE: one latent for what stays in an utterance and a chain of latents for what moves.
+"""DSAE: one static latent of an utterance and a chain of dynamic latents.
 
 Y. Li, S. Mandt, "Disentangled sequential autoencoder", ICML 2018 (arXiv 1803.02991), its full model; for speech, Girin
 et al. (see dynamical_vae.py), section 11.
@@ -7,9 +7,14 @@ et al. (see dynamical_vae.py), section 11.
     q(z, v | x) = N(v; mu, diag var (x_1:T)) prod_t N(z_t; mu, diag var (x_1:T, v))
     ELBO: dynamical_vae.py, less KL(q(v | x) || N(0, I)) once an utterance
 
-    x_t   speech spectrum     observed_BTF holds |x_t|^2
-    z_t   what moves          z_KBTL
-    v     what stays          v_KB1L
+    x_t      speech spectrum             observed_BTF holds |x_t|^2
+    z_t      dynamic latent              z_KBTL
+    v        static latent               v_KB1L
+    q(v)     posterior                   v_posterior_head of the final states of v_encoder_rnn
+    g_t      features of x_1:T, v        encoder_rnn, g_KBTM
+    q(z_t)   posterior                   posterior_head of posterior_rnn of g_1:t
+    p(z_t)   prior                       prior_head of prior_rnn of z_1:t-1
+    sigma    variances of x_t            decoder_net of v, z_t gives their logarithms
 """
 
 from __future__ import annotations
@@ -17,11 +22,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.models.dynamical_vae import DynamicalVAE, Path
-from avdvae.nn.blocks import GaussianHead, Recurrent, concat_features, final_states, mlp, shifted
+from avdvae.models.dynamical_vae import DynamicalVAE, Path, Recursion, each_frame, stack_frames
+from avdvae.nn.blocks import GaussianHead, Recurrent, concat_features, final_states, mlp, run_rnn, shifted
 from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Context, Latents, Observed
 
@@ -48,18 +54,33 @@ class DSAE(DynamicalVAE):
         self.prior_head = GaussianHead(hidden, dim)
         self.decoder_net = nn.Sequential(*mlp([dim_v + dim, *narrow], nn.Tanh), nn.Linear(narrow[-1], features))
 
+    def recursion(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Recursion:
+        v = self.static_posterior(observed_BTF, context).moved(noise["v"])
+        g_KBTM = self.encoder_rnn(concat_features(observed_BTF[None], v), context.mask)
+        z, state_q, state_p, frames = torch.zeros_like(noise["z"][:, :, :1]), None, None, []
+        for g, epsilon in each_frame(g_KBTM, noise["z"]):
+            h_p, state_p = run_rnn(self.prior_rnn.forward_rnn, z, state_p)
+            p = self.prior_head(h_p)  # p(z_t | z_1:t-1)
+            h_q, state_q = run_rnn(self.posterior_rnn, g, state_q)
+            q = self.posterior_head(h_q)  # q(z_t | x_1:T, v)
+            z = q.moved(epsilon)
+            frames.append((z, q, p, self.decoder_net(concat_features(v, z))))  # p(x_t | z_t, v)
+        return stack_frames(frames)
+
+    def static_posterior(self, observed_BTF: Tensor, context: Context) -> Gaussian:
+        final_BM = final_states(self.v_encoder_rnn(observed_BTF, context.mask), context.mask)
+        return self.v_posterior_head(final_BM[None, :, None])
+
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
-        end_BM = final_states(self.v_encoder_rnn(observed_BTF, context.mask), context.mask)
-        q_v = self.v_posterior_head(end_BM[None, :, None])
+        q_v = self.static_posterior(observed_BTF, context)
         v_KB1L = q_v.moved(noise["v"])
-        heard_KBTM = self.encoder_rnn(concat_features(observed_BTF[None], v_KB1L), context.mask)
-        followed = self.posterior_rnn(heard_KBTM.flatten(end_dim=1))[0]
-        q_z = self.posterior_head(followed.unflatten(0, heard_KBTM.shape[:2]))
+        g_KBTM = self.encoder_rnn(concat_features(observed_BTF[None], v_KB1L), context.mask)
+        q_z = self.posterior_head(run_rnn(self.posterior_rnn, g_KBTM)[0])
         return Path({"v": v_KB1L, "z": q_z.moved(noise["z"])}, {"v": q_v, "z": q_z})
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
-        expected_KBTM = self.prior_rnn(shifted(z["z"]), context.mask)
-        return {"v": Gaussian.standard(*z["v"].shape, like=z["v"]), "z": self.prior_head(expected_KBTM)}
+        h_KBTM = self.prior_rnn(shifted(z["z"]), context.mask)
+        return {"v": Gaussian.standard(*z["v"].shape, like=z["v"]), "z": self.prior_head(h_KBTM)}
 
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
         return self.decoder_net(concat_features(z["v"], z["z"]))

@@ -1,19 +1,23 @@
-"""What the dynamical VAEs share: latents z_1:T that depend on each other, on the past of what they explain, or both.
+"""Base classes of the dynamical VAEs, whose latents z_1:T depend on each other, on the past of x, or on both.
 
 L. Girin, S. Leglaive, X. Bie, J. Diard, T. Hueber, X. Alameda-Pineda, "Dynamical variational autoencoders: a
 comprehensive review", Foundations and Trends in Machine Learning 15, 2021 (arXiv 2008.12595).
 
     ELBO = sum_t E_q[ln p(x_t | z_1:T, x_1:t-1)] - E_q[KL(q(z_t | z_1:t-1, x_1:T) || p(z_t | z_1:t-1, x_1:t-1))]
 
-with one draw of z_1:T; the divergences are those along its path. Not to be used themselves.
+with one draw of z_1:T, along which the divergences are taken.
 
-    x   what is explained: speech, of which power_BTF holds |x|^2, or pose_BTD      observed_BTF
-    z   latents                                                                   z_KBTL; z_KB1L of a whole utterance
+    x_t   observed frame        observed_BTF; power_BTF holds |x_t|^2 of speech, or pose_BTD
+    z_t   latent                z_KBTL; z_KB1L of a latent of the whole utterance
+    h_t   recurrent state       h_KBTM of an AutoregressiveVAE, from x_1:t-1 and latents
+
+A model computes all frames at once where it can: `posterior`, `prior`, `output`. Its `recursion` is the same, frame by
+frame, as the paper writes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -22,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.errors import UserError
-from avdvae.nn.blocks import check_floor, check_same_floor, encoder_input, keep_given, shifted, split_linear
+from avdvae.nn.blocks import check_floor, check_same_floor, encoder_input, keep_given, shifted
 from avdvae.probability.distributions import Gaussian, likelihood_of
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
@@ -30,7 +34,7 @@ from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Obse
 
 @dataclass(frozen=True)
 class Path:
-    """Draws of the latents, the q of each on the way, and what an autoregressive model made of the past meanwhile."""
+    """Draws of the latents, the posterior of each, and the states h of an autoregressive model that computed them."""
 
     z: Latents
     q: Mapping[str, Gaussian]
@@ -52,15 +56,15 @@ class DynamicalVAE(nn.Module):
         self.latents = (LatentSpec("z", dim, rate=1, modality="motion" if observes == "pose" else "audio"),)
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
-        """What standard normal noise becomes."""
+        """Draws of the latents from standard normal noise, and their posterior."""
         raise NotImplementedError
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
-        """p of each latent on the path z, here N(0, I)."""
+        """p(z_t | z_1:t-1, x_1:t-1) of each latent along z, here N(0, I)."""
         return {name: Gaussian.standard(*value.shape, like=value) for name, value in z.items()}
 
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
-        """What the likelihood is made of: log-variances of speech, or places of joints."""
+        """Parameters of the likelihood: log-variances of speech, or positions of joints."""
         raise NotImplementedError
 
     def observed(self, batch: Batch) -> Float[Tensor, "B T F"]:
@@ -72,7 +76,7 @@ class DynamicalVAE(nn.Module):
     def prior_and_output(
         self, path: Path, context: Context, schedule: Schedule
     ) -> tuple[Mapping[str, Gaussian], Float[Tensor, "K B T F"]]:
-        """Prior and output of what was inferred, in training."""
+        """Of the inferred latents, in training."""
         return self.prior(path.z, context), self.output(path.z, context)
 
     def start_from(self: Own, trained: Own) -> None:
@@ -94,7 +98,7 @@ class DynamicalVAE(nn.Module):
         return self.posterior(self.network_input(observed_BTF), context, self._noise(context, k, mode))
 
     def network_input(self, observed: Float[Tensor, "*draws F"]) -> Float[Tensor, "*draws F"]:
-        """What is observed, as the networks take it."""
+        """Observed frames, as the networks take them."""
         return encoder_input(observed, self.floor)
 
     def _noise(self, context: Context, k: int, mode: str) -> Latents:
@@ -109,13 +113,13 @@ class DynamicalVAE(nn.Module):
         return {self.observes: self.likelihood(self.output(z, context))}
 
     def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]:
-        """That of a latent of the whole utterance is spread evenly over the frames."""
-        share_BT = context.mask / context.mask.sum(1, keepdim=True)
+        """A latent of the whole utterance adds an equal part to each frame."""
+        part_BT = context.mask / context.mask.sum(1, keepdim=True)
         log_p = {name: p.log_prob(z[name]) for name, p in self.prior(z, context).items()}
-        return sum((log_p[s.name] * share_BT if s.rate is None else log_p[s.name] for s in self.latents), 0 * share_BT)
+        return sum((log_p[s.name] * part_BT if s.rate is None else log_p[s.name] for s in self.latents), 0 * part_BT)
 
     def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
-        """One frame after another, each from the prior that those before it give."""
+        """One frame after another, each from the prior given those before it."""
         z, known = self._to_draw(context, k, given)
         for t in range(context.mask.shape[1]):
             if missing := [name for name in z if known[name] <= t < z[name].shape[2]]:
@@ -125,14 +129,14 @@ class DynamicalVAE(nn.Module):
         return z
 
     def _to_draw(self, context: Context, k: int, given: Latents | None) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """Latents that are 0 where nothing is given, and how many frames of each are given."""
+        """The given latents, then 0, and how many frames of each are given."""
         sizes = self._sizes(context, k)
         z = {name: torch.zeros(size, device=context.mask.device) for name, size in sizes.items()}
         known = {name: given[name].shape[2] if given and name in given else 0 for name in sizes}
         return keep_given(given, z), known
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
-        context = self.context(batch)  # by itself: amid a call, torch.compile would look at the names of the batch
+        context = self.context(batch)  # not in `elbo`, where torch.compile would guard on the names in the batch
         return self.elbo(batch, context, schedule)
 
     def elbo(self, batch: Batch, context: Context, schedule: Schedule) -> Elbo:
@@ -148,14 +152,14 @@ class DynamicalVAE(nn.Module):
 
 
 class AutoregressiveVAE(DynamicalVAE):
-    """Hears the past of what it explains: the true one, `context.past`, or its own where nobody has that."""
+    """Conditioned on the past of what it models: the true past, `context.past`, or its own output after its end."""
 
-    residual = False  # whether the mean of q is told as its distance from that of the prior
+    residual = False  # whether posterior_net gives the mean of q as its difference from that of the prior
 
     def update_state(
-        self, heard: Float[Tensor, "#K B T F"], z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any
+        self, x_before: Float[Tensor, "#K B T F"], z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any
     ) -> tuple[Float[Tensor, "#K B T M"], Any]:
-        """h_t from x_t-1, z_t-1 and z_t, for frames that follow those which left `state`; and the state after them."""
+        """h_t from x_t-1, z_t-1 and z_t, for frames that follow those of `state`; and the state after them."""
         raise NotImplementedError
 
     def prior_at(self, h: Float[Tensor, "#K B T M"], z_before_KBTL: Tensor) -> Gaussian:
@@ -163,13 +167,16 @@ class AutoregressiveVAE(DynamicalVAE):
         return Gaussian.standard(*z_before_KBTL.shape, like=z_before_KBTL)
 
     def output_at(self, h: Float[Tensor, "#K B T M"], z_KBTL: Tensor) -> Float[Tensor, "K B T F"]:
-        """What the likelihood of x_t is made of."""
+        """Parameters of p(x_t | h_t, z_t)."""
         raise NotImplementedError
 
-    def states(self, z: Latents, context: Context) -> Float[Tensor, "#K B T M"]:
+    def x_before(self, context: Context) -> Float[Tensor, "#K B T F"]:
+        """x_t-1 at t, as the networks take it."""
         assert context.past is not None
-        past = shifted(context.past if context.past.ndim == 4 else context.past[None])
-        return self.update_state(self.network_input(past), shifted(z["z"]), z["z"], None)[0]
+        return self.network_input(shifted(context.past if context.past.ndim == 4 else context.past[None]))
+
+    def states(self, z: Latents, context: Context) -> Float[Tensor, "#K B T M"]:
+        return self.update_state(self.x_before(context), shifted(z["z"]), z["z"], None)[0]
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
         return {"z": self.prior_at(self.states(z, context), shifted(z["z"]))}
@@ -180,7 +187,7 @@ class AutoregressiveVAE(DynamicalVAE):
     def prior_and_output(
         self, path: Path, context: Context, schedule: Schedule
     ) -> tuple[Mapping[str, Gaussian], Float[Tensor, "K B T F"]]:
-        """By scheduled sampling: what the model says is taken for the past, and does not train what said it."""
+        """With scheduled sampling; gradients stop at the model's own past."""
         h = path.h
         if schedule.own:
             own = (torch.rand(context.mask.shape[1]) < schedule.own).tolist()
@@ -196,74 +203,77 @@ class AutoregressiveVAE(DynamicalVAE):
         return super().decode(z, context if feedback is None else replace(context, past=feedback))
 
     def sample_prior(self, context: Context, k: int = 1, given: Latents | None = None) -> Latents:
-        """One frame after another; what lies behind the end of `context.past` is what the model says itself."""
+        """One frame after another; after the end of `context.past`, the past is the model's own output."""
         z, known = self._to_draw(context, k, given)
-        heard = 0 if context.past is None else context.past.shape[-2]
-        self._walk(z["z"], known["z"], context, [t >= heard for t in range(context.mask.shape[1])])
+        true = 0 if context.past is None else context.past.shape[-2]
+        self._generate(z["z"], known["z"], context, [t >= true for t in range(context.mask.shape[1])])
         return z
 
     def fed_back(self, output: Float[Tensor, "K B 1 F"]) -> Float[Tensor, "K B 1 F"]:
-        """What the model takes for the past where it hears itself."""
+        """The frame that stands for x_t where the past is the model's own."""
         return self.likelihood(output).expected
 
     def own_past(self, z: Latents, context: Context, own: Sequence[bool] | None = None) -> Float[Tensor, "K B T F"]:
         """See protocols.Autoregressive."""
         frames = z["z"].shape[2]
-        return self._walk(z["z"], frames, context, own or [True] * frames)
+        return self._generate(z["z"], frames, context, own or [True] * frames)
 
     @torch.no_grad()
-    def _walk(self, z_KBTL: Tensor, known: int, context: Context, own: Sequence[bool]) -> Float[Tensor, "K B T F"]:
-        """The past as it is heard, frame after frame; the latents from frame `known` on are drawn on the way."""
+    def _generate(self, z_KBTL: Tensor, known: int, context: Context, own: Sequence[bool]) -> Float[Tensor, "K B T F"]:
+        """x_1:T, true or the model's own, frame by frame; latents from frame `known` on are drawn from the prior, in
+        place."""
         z_before = torch.zeros_like(z_KBTL[:, :, :1])
-        said = z_KBTL.new_zeros(*z_KBTL.shape[:2], 1, self.features)
+        x = z_KBTL.new_zeros(*z_KBTL.shape[:2], 1, self.features)
         state, past = None, []
-        for t, z_now in enumerate(z_KBTL.split(1, 2)):  # views
-            taken = self.network_input(said)
-            if t >= known:  # h is told z_t = 0, which p(z_t) does not hear
-                h, _ = self.update_state(taken, z_before, z_now, state)
-                z_now.copy_(self.prior_at(h, z_before).sample()[0])
-            h, state = self.update_state(taken, z_before, z_now, state)
+        for t, z in enumerate(z_KBTL.split(1, 2)):  # views
+            x_before = self.network_input(x)
+            if t >= known:  # z_t is still 0; p(z_t) does not depend on it
+                h, _ = self.update_state(x_before, z_before, z, state)
+                z.copy_(self.prior_at(h, z_before).sample()[0])
+            h, state = self.update_state(x_before, z_before, z, state)
             if own[t]:
-                said = self.fed_back(self.output_at(h, z_now))
+                x = self.fed_back(self.output_at(h, z))
             else:
                 assert context.past is not None
-                said = context.past[..., t : t + 1, :].expand_as(said)
-            past.append(said)
-            z_before = z_now
+                x = context.past[..., t : t + 1, :].expand_as(x)
+            past.append(x)
+            z_before = z
         return torch.cat(past, 2)
 
 
-def split_net(
-    network: Any, early: Float[Tensor, "... M"]
-) -> tuple[Float[Tensor, "... N"], Callable[[Tensor, Tensor], Tensor]]:
-    """Of layers that end in a GaussianHead, what the first inputs add to the first of them, for all frames at once; and
-    what makes mean and log-variance, side by side, of that and of the other inputs in a loop."""
-    layers: list[Any] = [*network] if isinstance(network, nn.Sequential) else [network]
-    told, late_weight = split_linear(layers[0], early)
-    between = layers[1:-1]
-    bias, weight = layers[-1].bias_and_weight() if layers[1:] else (None, late_weight)
-
-    def finish(told_NM: Tensor, late_NM: Tensor) -> Tensor:
-        features_NM = torch.addmm(told_NM, late_NM, late_weight)
-        for layer in between:
-            features_NM = layer(features_NM)
-        return features_NM if bias is None else torch.addmm(bias, features_NM, weight)
-
-    return told, finish
-
-
-def sample_path(told: Float[Tensor, "#K B T M"], noise_KBTL: Tensor, step: Callable[[Tensor, Tensor], Tensor]) -> Path:
-    """z_t one after another from z_0 = 0: `step`, of what is told at t and of z_t-1, gives mean and log-variance of q
-    side by side. For it, draws and utterances are in one axis."""
-    told_NTM = told.expand(len(noise_KBTL), -1, -1, -1).flatten(end_dim=1)
+def sample_path(
+    inputs: Float[Tensor, "#K B T M"], noise_KBTL: Tensor, step: Callable[[Tensor, Tensor], Tensor]
+) -> Path:
+    """z_t one after another from z_0 = 0: `step`, of the inputs at t and of z_t-1, gives mean and log-variance of q,
+    concatenated. In its tensors, draws and utterances share one axis, N."""
+    inputs_NTM = inputs.expand(len(noise_KBTL), -1, -1, -1).flatten(end_dim=1)
     noise_NTL = noise_KBTL.flatten(end_dim=1)
-    z_NL, path, on_the_way = torch.zeros_like(noise_NTL[:, 0]), [], []
-    for told_NM, noise_NL in zip(told_NTM.unbind(1), noise_NTL.unbind(1), strict=True):
-        q_N2L = step(told_NM, z_NL)
+    z_NL, path, posteriors = torch.zeros_like(noise_NTL[:, 0]), [], []
+    for inputs_NM, noise_NL in zip(inputs_NTM.unbind(1), noise_NTL.unbind(1), strict=True):
+        q_N2L = step(inputs_NM, z_NL)
         mean_NL, log_var_NL = q_N2L.chunk(2, -1)
         z_NL = torch.addcmul(mean_NL, noise_NL, torch.exp(log_var_NL / 2))
         path.append(z_NL)
-        on_the_way.append(q_N2L)
+        posteriors.append(q_N2L)
     z_KBTL = torch.stack(path, 1).view_as(noise_KBTL)
-    mean_KBTL, log_var_KBTL = torch.stack(on_the_way, 1).unflatten(0, noise_KBTL.shape[:2]).chunk(2, -1)
+    mean_KBTL, log_var_KBTL = torch.stack(posteriors, 1).unflatten(0, noise_KBTL.shape[:2]).chunk(2, -1)
     return Path({"z": z_KBTL}, {"z": Gaussian.floored(mean_KBTL, log_var_KBTL)})
+
+
+Recursion = tuple[Tensor, Gaussian, Gaussian, Tensor]  # of all frames: z, posterior, prior, output
+
+
+def each_frame(*tensors: Float[Tensor, "... T _"]) -> Iterator[tuple[Tensor, ...]]:
+    """Frame t of all tensors, with an axis of time of length 1."""
+    return zip(*(tensor.split(1, -2) for tensor in tensors), strict=True)
+
+
+def stack_frames(frames: Sequence[tuple[Tensor | Gaussian, ...]]) -> Any:
+    """What a recursion found at each t, along time."""
+
+    def along_time(parts: Sequence[Any]) -> Any:
+        if isinstance(parts[0], Gaussian):
+            return Gaussian(along_time([p.mean for p in parts]), along_time([p.log_var for p in parts]))
+        return torch.cat([*parts], -2)
+
+    return tuple(along_time(parts) for parts in zip(*frames, strict=True))

@@ -1,16 +1,21 @@
-"""SRNN: a deterministic state that hears the past of the speech, and on top of it a chain of latents.
+"""SRNN: a deterministic state from the past of the speech, and a chain of latents given that state.
 
 M. Fraccaro, S. K. Sønderby, U. Paquet, O. Winther, "Sequential neural models with stochastic layers", NeurIPS 2016
 (arXiv 1605.07571); for speech, Girin et al. (see dynamical_vae.py), section 9.
 
     h_t = LSTM(h_t-1; x_t-1)
+    g_t = LSTM(g_t+1; h_t, x_t)
     p(x, z) = prod_t Nc(x_t; 0, sigma(h_t, z_t)) N(z_t; mu, diag var (h_t, z_t-1))
-    q(z | x) = prod_t N(z_t; mu, diag var (g_t, z_t-1)),  where g_t hears h_t:T and x_t:T from the end on
+    q(z | x) = prod_t N(z_t; mu, diag var (g_t, z_t-1))
     ELBO: dynamical_vae.py
 
-    x_t   speech spectrum     observed_BTF holds |x_t|^2; what is heard of x_t-1: context.past, a frame late
-    z_t   latent              z_KBTL
-    h_t   state               h_1BTM, or h_KBTM where each draw has a past of its own
+    x_t      speech spectrum             observed_BTF holds |x_t|^2; context.past that of x_t-1, shifted to t
+    z_t      latent                      z_KBTL
+    h_t      state                       rnn of phi_x; h_1BTM, or h_KBTM where each draw has its own past
+    g_t      features of h_t:T, x_t:T    encoder_rnn of encoder_net, g_1BTM
+    p(z_t)   prior                       prior_net of h_t, z_t-1
+    q(z_t)   posterior                   posterior_net of g_t, z_t-1
+    sigma    variances of x_t            decoder_net of h_t, z_t gives their logarithms
 """
 
 from __future__ import annotations
@@ -19,12 +24,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, sample_path, split_net
-from avdvae.nn.blocks import GaussianHead, Recurrent, concat_features, mlp
+from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, Recursion, each_frame, sample_path, stack_frames
+from avdvae.nn.blocks import GaussianHead, Recurrent, concat_features, mlp, run_rnn, split_net
 from avdvae.probability.distributions import Gaussian
 from avdvae.protocols import Context, Latents, Observed
 
@@ -49,31 +55,43 @@ class SRNN(AutoregressiveVAE):
         self.prior_net = nn.Sequential(*mlp([hidden + dim, *narrow], nn.Tanh), GaussianHead(narrow[-1], dim))
         self.decoder_net = nn.Sequential(*mlp([hidden + dim, wide], nn.Tanh), nn.Linear(wide, features))
 
+    def recursion(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Recursion:
+        h_1BTM = self.states(noise, context)  # of x_1:t-1
+        g_1BTM = self.encoder_states(h_1BTM, observed_BTF, context)
+        z, frames = torch.zeros_like(noise["z"][:, :, :1]), []
+        for h, g, epsilon in each_frame(h_1BTM, g_1BTM, noise["z"]):
+            p = self.prior_net(concat_features(h, z))  # p(z_t | h_t, z_t-1)
+            q = self.posterior_net(concat_features(g, z))  # q(z_t | g_t, z_t-1)
+            q = Gaussian(p.mean + q.mean, q.log_var) if self.residual else q
+            z = q.moved(epsilon)
+            frames.append((z, q, p, self.decoder_net(concat_features(h, z))))  # p(x_t | h_t, z_t)
+        return stack_frames(frames)
+
     def update_state(
-        self, heard: Tensor, z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any
+        self, x_before: Tensor, z_before_KBTL: Tensor, z_KBTL: Tensor, state: Any
     ) -> tuple[Float[Tensor, "#K B T M"], Any]:
-        h, state = self.rnn(self.phi_x(heard).flatten(end_dim=1), state)
-        return h.unflatten(0, heard.shape[:2]), state
+        return run_rnn(self.rnn, self.phi_x(x_before), state)
+
+    def encoder_states(self, h: Tensor, observed_BTF: Tensor, context: Context) -> Float[Tensor, "#K B T M"]:
+        return self.encoder_rnn(self.encoder_features(h, observed_BTF), context.mask)
+
+    def encoder_features(self, h: Tensor, observed_BTF: Tensor) -> Float[Tensor, "#K B T M"]:
+        return self.encoder_net(concat_features(h, observed_BTF[None]))
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
+        """`recursion`, with what does not depend on z computed for all frames at once."""
         h = self.states(noise, context)
-        told_q, finish_q = split_net(
-            self.posterior_net, self.encoder_rnn(self.encoder_features(h, observed_BTF), context.mask)
-        )
+        g_part, finish_q = split_net(self.posterior_net, self.encoder_states(h, observed_BTF, context))
         if not self.residual:
-            return replace(sample_path(told_q, noise["z"], finish_q), h=h)
-        told_p, finish_p = split_net(self.prior_net, h)
+            return replace(sample_path(g_part, noise["z"], finish_q), h=h)
+        h_part, finish_p = split_net(self.prior_net, h)
 
-        def step(told_NM: Tensor, z_NL: Tensor) -> Tensor:
-            told_q_NM, told_p_NM = told_NM.split([told_q.shape[-1], told_p.shape[-1]], -1)
-            mean_NL = finish_p(told_p_NM, z_NL)[:, : z_NL.shape[-1]]
-            return finish_q(told_q_NM, z_NL) + pad(mean_NL, (0, z_NL.shape[-1]))
+        def step(parts_NM: Tensor, z_before_NL: Tensor) -> Tensor:
+            g_part_NM, h_part_NM = parts_NM.split([g_part.shape[-1], h_part.shape[-1]], -1)
+            mean_NL = finish_p(h_part_NM, z_before_NL)[:, : z_before_NL.shape[-1]]
+            return finish_q(g_part_NM, z_before_NL) + pad(mean_NL, (0, z_before_NL.shape[-1]))
 
-        return replace(sample_path(concat_features(told_q, told_p), noise["z"], step), h=h)
-
-    def encoder_features(self, h: Tensor, observed_BTF: Tensor) -> Float[Tensor, "K B T M"]:
-        """What is heard from the end on."""
-        return self.encoder_net(concat_features(h, observed_BTF[None]))
+        return replace(sample_path(concat_features(g_part, h_part), noise["z"], step), h=h)
 
     def prior_at(self, h: Tensor, z_before_KBTL: Tensor) -> Gaussian:
         return self.prior_net(concat_features(h, z_before_KBTL))

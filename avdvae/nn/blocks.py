@@ -21,7 +21,7 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
 
 
 def encoder_input(power: Float[Tensor, "*draws F"], floor: float | None) -> Float[Tensor, "*draws F"]:
-    """The power itself or, with a `floor`, ln(power + floor), brought about to mean 0 and variance 1."""
+    """The power itself or, with a `floor`, ln(power + floor), scaled to about mean 0 and variance 1."""
     return power if floor is None else ((power + floor).log() + 4) / 2.5
 
 
@@ -36,7 +36,7 @@ class TakesPower(Protocol):
 
 
 def check_same_floor(model: TakesPower, trained: TakesPower) -> None:
-    """An encoder is taken from a trained model: its input must be what it was trained on."""
+    """An encoder that is copied from a trained model needs the input that it was trained on."""
     if model.floor != trained.floor:
         here, there = ("null" if m.floor is None else m.floor for m in (model, trained))
         kinds = [type(m).__name__ for m in (model, trained)]
@@ -47,7 +47,7 @@ def check_same_floor(model: TakesPower, trained: TakesPower) -> None:
 
 
 class Recurrent(nn.Module):
-    """A `unit` along time, forward, backward, or both beside each other, which frames that pad do not disturb."""
+    """A recurrent layer that runs forward, backward or in both directions; frames that pad change no other."""
 
     def __init__(
         self,
@@ -57,30 +57,38 @@ class Recurrent(nn.Module):
         unit: type[nn.LSTM] | type[nn.GRU] = nn.LSTM,
     ):
         super().__init__()
-        self.forward_rnn = unit(inputs, hidden, batch_first=True) if direction != "backward" else None
-        self.backward_rnn = unit(inputs, hidden, batch_first=True) if direction != "forward" else None
+        self.forward_rnn: Any = unit(inputs, hidden, batch_first=True) if direction != "backward" else None
+        self.backward_rnn: Any = unit(inputs, hidden, batch_first=True) if direction != "forward" else None
 
     def forward(self, x: Float[Tensor, "*draws T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "*draws T H"]:
         flat, mask = x.flatten(end_dim=-3), mask_BT.expand(*x.shape[:-2], -1).flatten(end_dim=-2)
-        flat = flat.transpose(0, 1).contiguous().transpose(0, 1)  # frames apart, or each unit would copy it so
-        told = []
+        flat = flat.transpose(0, 1).contiguous().transpose(0, 1)  # time first in memory, or each unit would copy it
+        states = []
         if self.forward_rnn:
-            told.append(self.forward_rnn(flat)[0])
+            states.append(self.forward_rnn(flat)[0])
         if self.backward_rnn:
-            told.append(reverse_frames(self.backward_rnn(reverse_frames(flat, mask))[0], mask))
-        return torch.cat(told, -1).unflatten(0, x.shape[:-2])
+            states.append(reverse_frames(self.backward_rnn(reverse_frames(flat, mask))[0], mask))
+        return torch.cat(states, -1).unflatten(0, x.shape[:-2])
+
+
+def run_rnn(
+    rnn: nn.LSTM | nn.GRU | nn.RNN, x_KBTM: Float[Tensor, "K B T M"], state: Any = None
+) -> tuple[Float[Tensor, "K B T H"], Any]:
+    """h_t of each draw and utterance, and the state after the last frame."""
+    h_NTM, state = rnn(x_KBTM.flatten(end_dim=1), state)
+    return h_NTM.unflatten(0, x_KBTM.shape[:2]), state
 
 
 def final_states(both_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B M"]:
-    """Where each direction of a Recurrent in both arrives: at the last frame that does not pad, and at the first."""
+    """Of a Recurrent in both directions: forward, at the last frame that does not pad; backward, at the first."""
     forth_BTM, back_BTM = both_BTM.chunk(2, -1)
     last_B = mask_BT.sum(1) - 1
     return torch.cat([forth_BTM[torch.arange(len(last_B)), last_B], back_BTM[:, 0]], -1)
 
 
 def reverse_frames(x_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B T M"]:
-    """From the last frame that does not pad to the first; those that pad stay where they are."""
-    if mask_BT.device.type == "cpu" and mask_BT.all():  # a GPU would have to be waited for
+    """The frames that do not pad in reverse order; those that pad stay in place."""
+    if mask_BT.device.type == "cpu" and mask_BT.all():  # on a GPU, the check would wait for it
         return x_BTM.flip(1)
     frame_T = torch.arange(x_BTM.shape[1], device=x_BTM.device)
     source_BT = torch.where(mask_BT, mask_BT.sum(1, keepdim=True) - 1 - frame_T, frame_T)
@@ -88,7 +96,7 @@ def reverse_frames(x_BTM: Float[Tensor, "B T M"], mask_BT: Bool[Tensor, "B T"]) 
 
 
 class CausalConv(nn.Linear):
-    """y_t from x_t and x_t-d, the dilation; it also gives the inputs that its next call, on what follows, needs."""
+    """y_t from x_t and x_t-d, d the dilation; also returns the last inputs, for a call on the frames that follow."""
 
     def __init__(self, inputs: int, outputs: int, dilation: int = 1):
         super().__init__(2 * inputs, outputs)
@@ -105,26 +113,26 @@ class CausalConv(nn.Linear):
 
 
 class GatedLayer(nn.Module):
-    """A layer of WaveNet: residual output, skip output, and what its next call needs."""
+    """A layer of WaveNet: residual output, skip output, and the last inputs, for a call on the frames that follow."""
 
     def __init__(self, channels: int, dilation: int):
         super().__init__()
         self.conv, self.out = CausalConv(channels, 2 * channels, dilation), nn.Linear(channels, 2 * channels)
 
     def forward(self, x_BTC: Float[Tensor, "B T C"], past_BDC: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        both, left_BDC = self.conv(x_BTC, past_BDC)
-        content, gate = both.chunk(2, -1)
+        outputs, last_BDC = self.conv(x_BTC, past_BDC)
+        content, gate = outputs.chunk(2, -1)
         residual, skip = self.out(torch.tanh(content) * torch.sigmoid(gate)).chunk(2, -1)
-        return (x_BTC + residual) * 0.5**0.5, skip, left_BDC
+        return (x_BTC + residual) * 0.5**0.5, skip, last_BDC
 
 
 def shifted(x: Float[Tensor, "*draws T M"]) -> Float[Tensor, "*draws T M"]:
-    """x_{t-1} at t, and 0 at the start."""
+    """x_{t-1} at t, and 0 at t = 1."""
     return nn.functional.pad(x[..., :-1, :], (0, 0, 1, 0))
 
 
 def keep_given(given: Mapping[str, Tensor] | None, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Draws of latents, K B T L by name, whose first frames are those that are given."""
+    """Draws of latents, K B T L by name, whose first frames are replaced by those given."""
     return {
         name: torch.cat([given[name].expand(len(z), -1, -1, -1), z[:, :, given[name].shape[2] :]], 2)
         if given and name in given
@@ -134,52 +142,71 @@ def keep_given(given: Mapping[str, Tensor] | None, drawn: Mapping[str, Tensor]) 
 
 
 def concat_features(*parts: Float[Tensor, "... _"]) -> Float[Tensor, "... _"]:
-    """The features of all parts in one tensor; draws that a part has once are repeated."""
+    """All parts along the last axis; their other axes broadcast."""
     lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
     return torch.cat([part.expand(*lead, -1) for part in parts], -1)
 
 
 def split_linear(
     layer: nn.Linear | GaussianHead, early: Float[Tensor, "... M"]
-) -> tuple[Float[Tensor, "... N"], Tensor]:
-    """What the first inputs of a layer add to its output, for all frames at once, and the weight that awaits the other
-    inputs in a loop: torch.addmm(early, late, weight)."""
+) -> tuple[Float[Tensor, "... N"], Float[Tensor, "_ N"]]:
+    """W [early; late] + b in two parts: that of `early`, for all frames at once, and the weight of `late`, for a loop:
+    torch.addmm(part, late, weight)."""
     bias_N, weight_MN = layer.bias_and_weight() if isinstance(layer, GaussianHead) else (layer.bias, layer.weight.t())
-    first, rest = weight_MN.tensor_split([early.shape[-1]])
-    return early @ first + bias_N, rest
+    early_weight, late_weight = weight_MN.tensor_split([early.shape[-1]])
+    return early @ early_weight + bias_N, late_weight
+
+
+def split_net(
+    net: Any, early: Float[Tensor, "... M"]
+) -> tuple[Float[Tensor, "... N"], Callable[[Tensor, Tensor], Tensor]]:
+    """The same of a GaussianHead or of layers that end in one; the second part is a function of one frame's part and of
+    `late` that gives mean and log-variance, concatenated."""
+    layers: list[Any] = [*net] if isinstance(net, nn.Sequential) else [net]
+    part, late_weight = split_linear(layers[0], early)
+    between = layers[1:-1]
+    bias, weight = layers[-1].bias_and_weight() if layers[1:] else (None, late_weight)
+
+    def finish(part_NM: Tensor, late_NM: Tensor) -> Tensor:
+        features_NM = torch.addmm(part_NM, late_NM, late_weight)
+        for layer in between:
+            features_NM = layer(features_NM)
+        return features_NM if bias is None else torch.addmm(bias, features_NM, weight)
+
+    return part, finish
 
 
 def split_rnn(
-    layer: nn.LSTM | nn.GRU, early: Float[Tensor, "... M"]
-) -> tuple[Float[Tensor, "... N"], Callable[[Tensor, Tensor, Any], Any]]:
-    """What the first inputs of a recurrent layer add to its gates, for all frames at once; and what, in a loop, makes
-    of that, of the other inputs and of a state the next state: the layer's own, but for the axis of its depth."""
-    to_gates, from_state, bias, state_bias = layer.all_weights[0]
-    first, rest = to_gates.t().tensor_split([early.shape[-1]])
-    if isinstance(layer, nn.LSTM):
-        weight = torch.cat([rest, from_state.t()])
+    rnn: nn.LSTM | nn.GRU, early: Float[Tensor, "... M"]
+) -> tuple[Float[Tensor, "... G"], Callable[[Tensor, Tensor, Any], Any]]:
+    """The same of the gates of a recurrent layer; the second part is a function of one frame's part, of `late` and of a
+    state that gives the next state, without the layer's axis of depth."""
+    input_weight, state_weight, bias, state_bias = rnn.all_weights[0]
+    early_weight, late_weight = input_weight.t().tensor_split([early.shape[-1]])
+    if isinstance(rnn, nn.LSTM):
+        weight = torch.cat([late_weight, state_weight.t()])
 
-        def lstm(told_NG: Tensor, late_NM: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            h_NM, cell_NM = state
-            gates_NG = torch.addmm(told_NG, torch.cat([late_NM, h_NM], -1), weight)
-            let, keep, new, show = gates_NG.chunk(4, -1)
-            cell_NM = torch.addcmul(torch.sigmoid(keep) * cell_NM, torch.sigmoid(let), torch.tanh(new))
-            return torch.sigmoid(show) * torch.tanh(cell_NM), cell_NM
+        def lstm(part_NG: Tensor, late_NM: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            h_NM, c_NM = state
+            gates_NG = torch.addmm(part_NG, torch.cat([late_NM, h_NM], -1), weight)
+            i, f, g, o = gates_NG.chunk(4, -1)
+            c_NM = torch.addcmul(torch.sigmoid(f) * c_NM, torch.sigmoid(i), torch.tanh(g))
+            return torch.sigmoid(o) * torch.tanh(c_NM), c_NM
 
-        return early @ first + (bias + state_bias), lstm
+        return early @ early_weight + (bias + state_bias), lstm
 
-    def gru(told_NG: Tensor, late_NM: Tensor, h_NM: Tensor) -> Tensor:
+    def gru(part_NG: Tensor, late_NM: Tensor, h_NM: Tensor) -> Tensor:
         split = [2 * h_NM.shape[-1]]
-        heard, new = torch.addmm(told_NG, late_NM, rest).tensor_split(split, -1)
-        kept, again = torch.addmm(state_bias, h_NM, from_state.t()).tensor_split(split, -1)
-        let, keep = torch.sigmoid(heard + kept).chunk(2, -1)
-        return torch.lerp(torch.tanh(torch.addcmul(new, let, again)), h_NM, keep)
+        rz_input, n_input = torch.addmm(part_NG, late_NM, late_weight).tensor_split(split, -1)
+        rz_state, n_state = torch.addmm(state_bias, h_NM, state_weight.t()).tensor_split(split, -1)
+        r, z = torch.sigmoid(rz_input + rz_state).chunk(2, -1)
+        return torch.lerp(torch.tanh(torch.addcmul(n_input, r, n_state)), h_NM, z)
 
-    return early @ first + bias, gru
+    return early @ early_weight + bias, gru
 
 
 def zero_init(layer: nn.Module) -> None:
-    """Let its output be 0 until training says otherwise."""
+    """All parameters to 0, so that the output is 0 until training changes it."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
@@ -195,18 +222,18 @@ class GaussianHead(nn.Module):
         return Gaussian.floored(self.mean(features), self.log_var(features))
 
     def bias_and_weight(self) -> tuple[Float[Tensor, " N"], Float[Tensor, "M N"]]:
-        """Bias and weight of mean and log-variance side by side: torch.addmm(bias, features, weight)."""
+        """Those of mean and log-variance, concatenated: torch.addmm(bias, features, weight)."""
         bias = torch.cat([self.mean.bias, self.log_var.bias])
         return bias, torch.cat([self.mean.weight, self.log_var.weight]).t()
 
 
 class LipEncoder(nn.Module):
-    """A fully connected look at each mouth crop: 67 x 67 pixels -> hidden, ReLU -> features, without activation.
+    """Fully connected layers for each mouth crop: 67 x 67 pixels -> hidden, ReLU -> features, without activation.
 
-    Each crop is brought to mean 0 and variance 1: skin and light tell nothing of the speech, and raw pixels, all alike
-    in their large mean, would train many times slower. Dropout of hidden units helps with faces not seen in training.
-    At learning rates that recurrent layers need, features soon grow a hundredfold, for each step moves thousands of
-    weights alike, and what follows is saturated for good: there a LayerNorm is to keep them.
+    Each crop is normalised to mean 0 and variance 1: skin and light carry no speech, and raw pixels, with their large
+    common mean, train many times slower. Dropout of hidden units helps with faces that are not in training. With the
+    learning rates of recurrent layers, features soon grow a hundredfold, for each step moves thousands of weights in
+    the same direction, and the layers that follow saturate: there, add a LayerNorm.
     """
 
     def __init__(self, pixels: int = 67 * 67, hidden: int = 512, features: int = 128, dropout: float = 0.0):
@@ -226,14 +253,14 @@ class LipEncoder(nn.Module):
 
 
 def standardised(lips_BTHW: UInt8[Tensor, "B T H W"]) -> Float[Tensor, "B T P"]:
-    """The pixels of each crop, of mean 0 and variance 1."""
+    """The pixels of each crop, normalised to mean 0 and variance 1."""
     pixels_BTP = lips_BTHW.flatten(2) / 255
     deviation_BT1, mean_BT1 = torch.std_mean(pixels_BTP, -1, keepdim=True)
     return (pixels_BTP - mean_BT1) / (deviation_BT1 + 1e-3)
 
 
 class Residual(nn.Module):
-    """A small correction of a map of features."""
+    """x plus a small correction."""
 
     def __init__(self, conv: type[nn.Conv1d | nn.Conv2d], width: int, narrow: int, activation: type[nn.Module]):
         super().__init__()
@@ -246,7 +273,7 @@ class Residual(nn.Module):
 
 
 class FaceEncoder(nn.Module):
-    """From faces of 64 x 64 pixels to maps of 8 x 8 places with `dim` features each, place by place in one vector."""
+    """From faces of 64 x 64 pixels to maps of 8 x 8 places with `dim` features each, flattened to one vector."""
 
     def __init__(self, width: int, dim: int):
         super().__init__()
@@ -269,7 +296,7 @@ class FaceEncoder(nn.Module):
 
 
 class FaceDecoder(nn.Module):
-    """The way back: pixels about 0..1."""
+    """From such maps to pixels of about 0..1."""
 
     def __init__(self, width: int, dim: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Names that layers had before, by which the weights of older runs are kept."""
+"""Former names of layers, under which the weights of older runs are stored."""
 
 from __future__ import annotations
 

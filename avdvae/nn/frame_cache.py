@@ -1,4 +1,4 @@
-"""What networks that stay as they are make of the frames of a corpus: found when a frame is first met, then kept."""
+"""Features of a frozen network, computed once for each frame of a corpus."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from avdvae.protocols import Batch
 
 
 class FrameCache:
-    """A frame is known by its utterance and its number there. Copies, and those of other processes, begin empty.
+    """The key of a frame is its utterance and its index there. Copies, also those of other processes, start empty.
 
-    u   features of a frame, NaN until it is met   u_BTM of a batch; u_TM of an utterance, as far as it was met
+    u   features of a frame, NaN until computed   u_BTM of a batch; u_TM of the start of an utterance
     """
 
-    ROOM = 4e9  # bytes; when they are full, what is new is found anew each time
+    ROOM = 4e9  # bytes; once they are full, features of new frames are computed each time
 
     def __init__(self, size: int):
         self.size, self.room = size, self.ROOM
-        self.known: dict[str, Float[Tensor, "T M"]] = {}
+        self.cached: dict[str, Float[Tensor, "T M"]] = {}
 
     def __reduce__(self) -> tuple[type[FrameCache], tuple[int]]:
         return FrameCache, (self.size,)
 
     def __call__(
-        self, batch: Batch, find: Callable[[Bool[Tensor, "B T"]], Float[Tensor, "N M"]]
+        self, batch: Batch, compute: Callable[[Bool[Tensor, "B T"]], Float[Tensor, "N M"]]
     ) -> Float[Tensor, "B T M"]:
-        """`find` gives the features of those frames that are true. Frames that pad have none but zeros."""
+        """`compute` gives the features of the frames whose mask is true. Those of frames that pad are 0."""
         assert batch.starts is not None
         mask_BT, starts = batch.mask, batch.starts.tolist()
         u_BTM = torch.full((*mask_BT.shape, self.size), math.nan, device=mask_BT.device)
         for u_TM, name, start in zip(u_BTM, batch.ids, starts, strict=True):
-            if name in self.known:
-                met_TM = self.known[name][start : start + len(u_TM)]
-                u_TM[: len(met_TM)] = met_TM
+            if name in self.cached:
+                cached_TM = self.cached[name][start : start + len(u_TM)]
+                u_TM[: len(cached_TM)] = cached_TM
         if (new_BT := u_BTM[..., 0].isnan() & mask_BT).any():
-            u_BTM[new_BT] = find(new_BT)
+            u_BTM[new_BT] = compute(new_BT)
             for u_TM, name, start, frames in zip(u_BTM, batch.ids, starts, mask_BT.sum(1).tolist(), strict=True):
-                self._keep(name, start, u_TM[:frames])
+                self._store(name, start, u_TM[:frames])
         return u_BTM.masked_fill(~mask_BT[..., None], 0)
 
-    def _keep(self, name: str, start: int, u_TM: Float[Tensor, "T M"]) -> None:
-        known_TM = self.known.get(name, u_TM[:0])
-        if more := max(start + len(u_TM) - len(known_TM), 0):
+    def _store(self, name: str, start: int, u_TM: Float[Tensor, "T M"]) -> None:
+        cached_TM = self.cached.get(name, u_TM[:0])
+        if more := max(start + len(u_TM) - len(cached_TM), 0):
             if self.room < more * u_TM[0].nbytes:
                 return
             self.room -= more * u_TM[0].nbytes
-            known_TM = torch.cat([known_TM, u_TM.new_full((more, self.size), math.nan)])
-        known_TM[start : start + len(u_TM)] = u_TM
-        self.known[name] = known_TM
+            cached_TM = torch.cat([cached_TM, u_TM.new_full((more, self.size), math.nan)])
+        cached_TM[start : start + len(u_TM)] = u_TM
+        self.cached[name] = cached_TM

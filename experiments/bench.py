@@ -26,6 +26,7 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
+from defaults import register
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from jaxtyping import Float
@@ -54,6 +55,8 @@ from avdvae.runs import build_model, build_vem
 from avdvae.signals.audio import Stft
 from avdvae.training.loop import Loop
 from avdvae.training.settings import Training
+
+register()
 
 COSTS = [field.name for field in fields(TrainingCost)]
 RATIOS = ["ratio", "ratio_low", "ratio_high"]

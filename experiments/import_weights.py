@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import hydra
+from defaults import register
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -23,6 +24,8 @@ from avdvae.errors import UserError, as_a_program
 from avdvae.nn.weights import WEIGHTS, save_weights
 from avdvae.others.published_weights import read_published_weights
 from avdvae.runs import build_model, create_run
+
+register()
 
 
 def import_weights(source: Path, path: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import hydra
 import torch
+from defaults import register
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -57,6 +58,8 @@ from avdvae.signals.metrics import FAILED, Look
 from avdvae.training.curves import read_curves
 from avdvae.training.loop import train
 from avdvae.training.settings import Training
+
+register()
 
 MAIN = int(os.environ.get("RANK", 0)) == int(os.environ.get("LOCAL_RANK", 0)) == 0  # in one of all processes
 MAY_CHANGE = ("train.epochs", "train.patience", *(f"train.{name}" for name in NO_MATTER), "compare")

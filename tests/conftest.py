@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+from defaults import register
 
 from avdvae.data.prepare import Summary, prepare
 from avdvae.data.talker.corpus import Talker
 from avdvae.signals.faces import find_face_model
+
+register()  # for tests that compose configurations
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

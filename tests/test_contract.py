@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -38,11 +39,12 @@ from avdvae.signals.audio import Stft
 
 STFT = Stft(533)
 SHORT, LONG = 3300, 5900  # samples of the utterances; 7 and 12 frames
-CONFIGS = Path(__file__).parent.parent / "configs/model"
-LISTED = {
-    path.stem: OmegaConf.create({"floor": 0.03, "model": OmegaConf.load(path)}).model
-    for path in sorted(CONFIGS.glob("*.yaml"))
-}
+CONFIGS = Path(__file__).parent.parent / "configs"
+with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    LISTED = {
+        path.stem: compose("config", [f"model={path.stem}", "floor=0.03"]).model
+        for path in sorted(CONFIGS.glob("model/*.yaml"))
+    }
 
 
 @cache

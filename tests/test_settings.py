@@ -1,13 +1,11 @@
 """Defaults: those of the library are those of configs/, and each of them is written for a reason."""
 
-import inspect
-from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from defaults import defaults, targets
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -40,44 +38,40 @@ DELIBERATE = {  # what a config gives its model otherwise than its class has it
 }
 
 
-def defaults(kind: Any) -> dict[str, Any]:
-    """Of a class's arguments, those passed on by ** included."""
-    found: dict[str, Any] = {}
-    for base in kind.__mro__:
-        if "__init__" in vars(base):
-            arguments = inspect.signature(base.__init__).parameters.values()
-            found = {a.name: a.default for a in arguments} | found
-            if all(a.kind != a.VAR_KEYWORD for a in arguments):
-                break
-    return found
-
-
-def otherwise(name: str, config: Mapping[str, Any]) -> Iterator[tuple[str, set[str]]]:
-    """For a model's config and those within it, which values are no defaults."""
-    module, _, kind = config["target"].rpartition(".")
-    known, differ = defaults(getattr(import_module(module), kind)), set()
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from otherwise(f"{name}.{key}", value)
-        elif key == "floor":
-            assert value in ("${floor}", 0.001), "without it, which older runs lack, networks take the power itself"
-        elif key != "target" and value != (list(known[key]) if isinstance(known[key], tuple) else known[key]):
-            differ.add(key)
-    yield name, differ
+@pytest.mark.parametrize("name", MODELS)
+def test_the_config_of_a_model_holds_only_what_differs_from_the_defaults_of_its_class(name):
+    config: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"model/{name}.yaml"))
+    for place, target in targets(config):
+        values = config
+        for part in place:
+            values = values[part]
+        known = defaults(target)
+        differ = set(values) & set(known) - {"floor"}
+        assert all(values[key] != known[key] for key in differ)
+        assert differ == DELIBERATE.get(".".join((name, *place)), set())
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_class_has_the_defaults_of_its_config(name):
-    config: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"model/{name}.yaml"))
-    for where, differ in otherwise(name, config):
-        assert differ == DELIBERATE.get(where, set()), where
+def test_a_composed_model_has_the_defaults_of_its_classes(name):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        composed = compose("config", [f"model={name}", *(["model.hidden=7"] if name == "rvae" else [])]).model
+    for place, target in targets(OmegaConf.to_container(composed)):
+        values = OmegaConf.select(composed, ".".join(place)) if place else composed
+        assert defaults(target).keys() <= values.keys() | {"floor"}
+        if "floor" in defaults(target) and name not in ("sf_vae", "mdvae"):
+            assert values.floor == 1.0, "without it, networks take the power itself"
+    assert name != "rvae" or composed.hidden == 7
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_an_experiment_of_published_size_is_what_the_class_has_by_default(name):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config: Any = OmegaConf.to_container(compose("config", [f"exp={name}"]).model)
-    assert not any(differ for _, differ in otherwise(name, config))
+        composed: Any = OmegaConf.to_container(compose("config", [f"exp={name}"]).model)
+    for place, target in targets(composed):
+        values = composed
+        for part in place:
+            values = values[part]
+        assert all(values[key] == value for key, value in defaults(target).items() if key != "floor")
 
 
 @pytest.mark.parametrize(("section", "kind"), [("train", Training), ("evaluate", Evaluation), ("enhance", Vem)])

@@ -1,6 +1,7 @@
 """The same seed gives the same numbers: a table of small runs of every model, made before its code was rearranged.
 
-`python tests/test_small_runs.py` writes the table anew, where numbers are meant to change.
+Where numbers are meant to change, this writes the table anew:
+PYTHONPATH=tests:experiments python -c "import conftest, test_small_runs; test_small_runs.write()"
 """
 
 import json
@@ -55,6 +56,10 @@ def small_run(name: str) -> dict[str, float]:
     return numbers
 
 
+def write() -> None:
+    TABLE.write_text(json.dumps({name: small_run(name) for name in NAMES}, indent=1) + "\n")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_small_run_gives_the_numbers_of_the_table(name: str) -> None:
     assert small_run(name) == pytest.approx(json.loads(TABLE.read_text())[name], rel=1e-3, abs=1e-5)
@@ -69,7 +74,3 @@ def test_a_short_training_gives_the_loss_that_it_gave(model, frames, expected, p
     settings = Training(epochs=5, frames=frames, batch_size=16, accelerator="cpu")
     trained = train(model(floor=0.03), corpora[0], corpora[1], Stft(533), settings, tmp_path)
     assert trained.best_loss == pytest.approx(expected, rel=1e-2)
-
-
-if __name__ == "__main__":
-    TABLE.write_text(json.dumps({name: small_run(name) for name in NAMES}, indent=1) + "\n")

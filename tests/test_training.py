@@ -145,7 +145,9 @@ class Recorded(VAE):
 
 
 class Scripted(nn.Module):
-    """Has the validation losses that it is told, and a weight that grows by lr a step."""
+    """Has given validation losses, and a weight that grows by lr a step."""
+
+    observes, sees = "power", ("power",)
 
     def __init__(self, *losses: float):
         super().__init__()

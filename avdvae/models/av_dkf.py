@@ -57,13 +57,13 @@ class AVDKF(DynamicalVAE):
     def __init__(
         self,
         features: int = 513,
-        pixels: int = 67 * 67,
+        pixels: int = 67 * 67,  # of a mouth crop, 67 x 67
         hidden: int = 128,
         dim: int = 16,
-        wide: int = 256,
-        narrow: Sequence[int] = (32, 64, 128, 256),
-        dropout: float = 0.3,
-        alpha: float = 1.0,
+        wide: int = 256,  # of phi_x and lips_to_encoder
+        narrow: Sequence[int] = (32, 64, 128, 256),  # of phi_z
+        dropout: float = 0.3,  # of the hidden units of lip_encoder
+        alpha: float = 1.0,  # weight of the ELBO; 1 - alpha, published 0.01, weighs the likelihood given z of the prior
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__(features, dim, floor=floor)

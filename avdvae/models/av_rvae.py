@@ -30,11 +30,11 @@ class AVRVAE(RVAE):
     def __init__(
         self,
         features: int = 513,
-        pixels: int = 67 * 67,
+        pixels: int = 67 * 67,  # of a mouth crop, 67 x 67
         hidden: int = 128,
         dim: int = 16,
-        causal: bool = False,
-        dropout: float = 0.3,
+        causal: bool = False,  # the decoder; the encoder takes the future in both
+        dropout: float = 0.3,  # of the hidden units of lip_encoder
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__(features, hidden, dim, causal, floor=floor)

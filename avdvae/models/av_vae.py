@@ -35,10 +35,10 @@ class AVVAE(FrameVAE):
     def __init__(
         self,
         frequencies: int = 513,
-        pixels: int = 67 * 67,
+        pixels: int = 67 * 67,  # of a mouth crop, 67 x 67
         hidden: int = 128,
         dim: int = 32,
-        dropout: float = 0.3,
+        dropout: float = 0.3,  # of the hidden units of the lip encoder
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__(dim, "audio-visual")

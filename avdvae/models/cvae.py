@@ -49,11 +49,11 @@ class CVAE(FrameVAE):
     def __init__(
         self,
         frequencies: int = 513,
-        pixels: int = 67 * 67,
+        pixels: int = 67 * 67,  # of a mouth crop, 67 x 67
         hidden: int = 128,
         dim: int = 32,
-        dropout: float = 0.3,
-        alpha: float = 0.9,
+        dropout: float = 0.3,  # of the hidden units of the lip encoder
+        alpha: float = 0.9,  # weight of the ELBO; 1 - alpha weighs the likelihood given z of the prior
         freeze_sound: float = 0.2,  # fraction of the batches that train only the layers of the lips
         floor: float | None = None,  # of the power, for `encoder_input`
     ):

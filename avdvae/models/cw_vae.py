@@ -117,12 +117,12 @@ class Level(nn.Module):
 class CWVAE(Waveforms):
     def __init__(
         self,
-        stride: int = 64,
-        layers: int = 2,
+        stride: int = 64,  # samples of a step of level 1, a power of 2; steps of each level above are 8 times as long
+        layers: int = 2,  # levels
         channels: int = 96,
         dim: int | Sequence[int] = 96,  # of each level, or of one after another
-        coding: str = "mu-law",
-        scoring: str = "exact",
+        coding: str = "mu-law",  # or linear: of samples, as inputs and in the likelihood
+        scoring: str = "exact",  # or paper: as published, whose bits are not a code length
         piece: int = 131_072,  # samples that the layers of a high rate take at a time where nothing is trained
     ):
         super().__init__()

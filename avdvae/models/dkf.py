@@ -77,10 +77,10 @@ class DKF(DynamicalVAE):
         features: int = 513,
         hidden: int = 128,
         dim: int = 16,
-        wide: int = 256,
-        recall: int = 32,
-        narrow: Sequence[int] = (32, 64, 128, 256),
-        observes: Observed = "power",
+        wide: int = 256,  # of phi_x
+        recall: int = 32,  # of the layer between z_t-1 and the combiner
+        narrow: Sequence[int] = (32, 64, 128, 256),  # of the layers of the emitter
+        observes: Observed = "power",  # or pose
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__(features, dim, observes, floor)

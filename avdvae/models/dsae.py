@@ -38,9 +38,9 @@ class DSAE(DynamicalVAE):
         features: int = 513,
         hidden: int = 128,
         dim: int = 16,
-        dim_v: int = 16,
-        narrow: Sequence[int] = (32, 64, 128, 256),
-        observes: Observed = "power",
+        dim_v: int = 16,  # of the latent of the whole utterance
+        narrow: Sequence[int] = (32, 64, 128, 256),  # of decoder_net
+        observes: Observed = "power",  # or pose
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__(features, dim, observes, floor)

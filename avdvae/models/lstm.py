@@ -25,11 +25,11 @@ from avdvae.nn.blocks import mlp
 class LSTM(Predictor):
     def __init__(
         self,
-        stride: int = 64,
+        stride: int = 64,  # samples of a step
         hidden: int = 256,
         layers: int = 1,
-        coding: str = "mu-law",
-        scoring: str = "exact",
+        coding: str = "mu-law",  # or linear: of samples, as inputs and in the likelihood
+        scoring: str = "exact",  # or paper: as published, whose bits are not a code length
     ):
         super().__init__()
         self.set_coding(stride, coding, scoring)

@@ -124,14 +124,14 @@ class Multimodal(DynamicalVAE):
         self,
         size_a: int,
         size_v: int,
-        dim_w: int = 84,
+        dim_w: int = 84,  # static; then the dynamics: shared, audio-only, visual-only
         dim_av: int = 16,
         dim_a: int = 8,
         dim_v: int = 4,
         size: int = 512,
         memory: int = 128,
-        together: int = 4,
-        paper: bool = False,
+        together: int = 4,  # epochs in which the shared latent is learned without the other two
+        paper: bool = False,  # true: as published, see avdvae/models/mdvae.py
     ):
         super().__init__(size_a, dim_av)
         self.sees, self.together, self.paper = ("power", "face"), together, paper

@@ -50,13 +50,13 @@ class MINVAE(MixtureVAE):
     def __init__(
         self,
         frequencies: int = 513,
-        pixels: int = 67 * 67,
+        pixels: int = 67 * 67,  # of a mouth crop, 67 x 67
         hidden: int = 128,
         dim: int = 32,
-        dropout: float = 0.3,
+        dropout: float = 0.3,  # of the hidden units of the lip encoder
         spoilt: float = 0.5,  # fraction of the training frames whose encoder input gets noise
         loudness: float = 50.0,  # the power of that noise is uniform between 0 and this
-        responsibilities: str = "optimal",  # or per_epoch
+        responsibilities: str = "optimal",  # or per_epoch, as published
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__()

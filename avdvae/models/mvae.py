@@ -48,11 +48,11 @@ class MVAE(FrameVAE):
     def __init__(
         self,
         frequencies: int = 513,
-        pixels: int = 67 * 67,
+        pixels: int = 67 * 67,  # of a mouth crop, 67 x 67
         hidden: int = 128,
         dim: int = 32,
-        dropout: float = 0.3,
-        joint: str = "poe",
+        dropout: float = 0.3,  # of the hidden units of the lip encoder
+        joint: str = "poe",  # or moe, mopoe
         lips_weight: float = 0.1,  # of ln p(v | z) in the loss
         floor: float | None = None,  # of the power, for `encoder_input`
     ):

@@ -31,7 +31,12 @@ TINY = 1e-8
 
 
 class NMF(FrameVAE):
-    def __init__(self, frequencies: int = 513, atoms: int = 64, updates: int = 20):
+    def __init__(
+        self,
+        frequencies: int = 513,
+        atoms: int = 64,
+        updates: int = 20,  # multiplicative updates of the activations
+    ):
         super().__init__(atoms)
         self.updates = updates
         self.log_dictionary = nn.Parameter(torch.randn(frequencies, atoms))

@@ -34,8 +34,8 @@ class RVAE(DynamicalVAE):
         features: int = 513,
         hidden: int = 128,
         dim: int = 16,
-        causal: bool = True,
-        observes: Observed = "power",
+        causal: bool = True,  # the decoder; the encoder takes the future in both
+        observes: Observed = "power",  # or pose
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__(features, dim, observes, floor)

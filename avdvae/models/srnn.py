@@ -41,9 +41,9 @@ class SRNN(AutoregressiveVAE):
         features: int = 513,
         hidden: int = 128,
         dim: int = 16,
-        wide: int = 256,
-        narrow: Sequence[int] = (64, 32),
-        observes: Observed = "power",
+        wide: int = 256,  # of phi_x, encoder_net and decoder_net
+        narrow: Sequence[int] = (64, 32),  # of posterior_net and prior_net
+        observes: Observed = "power",  # or pose
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__(features, dim, observes, floor)

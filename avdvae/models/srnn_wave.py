@@ -31,12 +31,12 @@ class SRNNWave(WaveformVAE, SRNN):
 
     def __init__(
         self,
-        stride: int = 64,
+        stride: int = 64,  # samples of a step
         dim: int = 256,
         wide: int = 256,
         hidden: int = 512,
-        coding: str = "mu-law",
-        scoring: str = "exact",
+        coding: str = "mu-law",  # or linear: of samples, as inputs and in the likelihood
+        scoring: str = "exact",  # or paper: as published, whose bits are not a code length
     ):
         super().__init__(dim, stride, coding, scoring)
         self.phi_x = mlp([stride, wide, wide, wide], nn.LeakyReLU)

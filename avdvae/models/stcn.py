@@ -55,12 +55,12 @@ class STCN(Waveforms):
 
     def __init__(
         self,
-        stride: int = 64,
+        stride: int = 64,  # samples of a step
         channels: int = 256,
         dims: Sequence[int] = (256, 128, 64, 32, 16),  # of z^1, z^2, ...
-        layers: int = 5,
-        coding: str = "mu-law",
-        scoring: str = "exact",
+        layers: int = 5,  # of convolutions for each latent
+        coding: str = "mu-law",  # or linear: of samples, as inputs and in the likelihood
+        scoring: str = "exact",  # or paper: as published, whose bits are not a code length
     ):
         super().__init__()
         self.set_coding(stride, coding, scoring)

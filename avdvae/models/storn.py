@@ -37,9 +37,9 @@ class STORN(AutoregressiveVAE):
         features: int = 513,
         hidden: int = 128,
         dim: int = 16,
-        wide: int = 256,
-        narrow: Sequence[int] = (64, 32),
-        observes: Observed = "power",
+        wide: int = 256,  # of phi_x, phi_past and decoder_net
+        narrow: Sequence[int] = (64, 32),  # of posterior_net; reversed, of phi_z
+        observes: Observed = "power",  # or pose
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__(features, dim, observes, floor)

@@ -33,7 +33,13 @@ from avdvae.protocols import Batch, Context
 class SwVAE(VAEMM):
     likelihood = MarkovMixture
 
-    def __init__(self, sound: FrameVAE, both: FrameVAE, stay: float = 0.9, learn: bool = True):
+    def __init__(
+        self,
+        sound: FrameVAE,
+        both: FrameVAE,
+        stay: float = 0.9,  # initial probability that the switch keeps its component
+        learn: bool = True,  # the switch's prior, from each utterance
+    ):
         super().__init__(sound, both)
         if not 0 < stay < 1:
             raise UserError(f"model.stay={stay}: give the probability that the switch stays, between 0 and 1")

@@ -28,7 +28,12 @@ class VVAE(FrameVAE):
     sees = ("lips",)
 
     def __init__(
-        self, frequencies: int = 513, pixels: int = 67 * 67, hidden: int = 128, dim: int = 32, dropout: float = 0.3
+        self,
+        frequencies: int = 513,
+        pixels: int = 67 * 67,  # of a mouth crop, 67 x 67
+        hidden: int = 128,
+        dim: int = 32,
+        dropout: float = 0.3,  # of the hidden units of the lip encoder
     ):
         super().__init__(dim, "audio-visual")
         lip_encoder = LipEncoder(pixels, features=hidden, dropout=dropout)

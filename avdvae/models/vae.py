@@ -33,7 +33,7 @@ class VAE(FrameVAE):
         frequencies: int = 513,
         hidden: int | Sequence[int] = 128,
         dim: int = 32,
-        observes: Observed = "power",
+        observes: Observed = "power",  # or pose, with `frequencies` coordinates per frame
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
         """A sequence `hidden` gives the sizes of several layers, in the order of the encoder. With observes="pose",

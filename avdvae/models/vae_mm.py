@@ -36,7 +36,12 @@ from avdvae.protocols import Batch, Context, LatentSpec
 class VAEMM(MixtureVAE):
     components = ("sound", "both")
 
-    def __init__(self, sound: FrameVAE, both: FrameVAE, pi: float | None = None):
+    def __init__(
+        self,
+        sound: FrameVAE,
+        both: FrameVAE,
+        pi: float | None = None,  # prior probability of the A-VAE; null: learned from each utterance
+    ):
         super().__init__()
         if pi is not None and not 0 <= pi <= 1:
             raise UserError(f"model.pi={pi}: give the probability of sound alone, from 0 to 1, or null to learn it")

@@ -68,7 +68,7 @@ class VQMDVAE(Multimodal):
         self,
         ear: VQVAE,
         eye: VQVAE,
-        variance: Literal["learned", "unit"] = "learned",
+        variance: Literal["learned", "unit"] = "learned",  # of each feature of the VQ-VAEs; or unit
         **common: Any,
     ):
         super().__init__(ear.size, eye.size, **common)

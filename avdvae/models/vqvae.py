@@ -140,7 +140,12 @@ def codebook_use(count_C: Float[Tensor, " C"]) -> dict[str, Tensor]:
 class SoundVQ(VQVAE):
     observes, sees = "power", ("power",)
 
-    def __init__(self, width: int = 32, codes: int = 64, dim: int = 8):
+    def __init__(
+        self,
+        width: int = 32,  # channels of the convolutions
+        codes: int = 64,
+        dim: int = 8,  # of a code; a frame has 64 of them
+    ):
         super().__init__(codes, dim, places=(64,))
         self.encoder = nn.Sequential(  # 513 frequencies, 256, 128, 64 places
             *(nn.Conv1d(1, width // 2, 4, stride=2, padding=1), nn.Tanh()),

@@ -39,9 +39,9 @@ class VRNN(AutoregressiveVAE):
         features: int = 513,
         hidden: int = 128,
         dim: int = 16,
-        wide: int = 256,
-        narrow: Sequence[int] = (32, 64),
-        observes: Observed = "power",
+        wide: int = 256,  # of phi_x
+        narrow: Sequence[int] = (32, 64),  # of phi_z
+        observes: Observed = "power",  # or pose
         floor: float | None = None,  # of the power, for `encoder_input`
     ):
         super().__init__(features, dim, observes, floor)

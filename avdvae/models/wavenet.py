@@ -30,12 +30,12 @@ from avdvae.nn.blocks import CausalConv, GatedLayer
 class WaveNet(Predictor):
     def __init__(
         self,
-        stride: int = 64,
+        stride: int = 64,  # samples of a step
         channels: int = 96,
         stacks: int = 5,
-        layers: int = 10,
-        coding: str = "mu-law",
-        scoring: str = "exact",
+        layers: int = 10,  # of a stack
+        coding: str = "mu-law",  # or linear: of samples, as inputs and in the likelihood
+        scoring: str = "exact",  # or paper: as published, whose bits are not a code length
     ):
         super().__init__()
         self.set_coding(stride, coding, scoring)

@@ -277,7 +277,7 @@ def test_what_is_computed_for_all_frames_at_once_is_the_recursion_of_the_paper(n
     """In value, and in the gradients of all parameters and inputs; of two draws."""
     torch.manual_seed(0)
     latent = MDVAE(size=16, memory=8, width=16, dim=4).latent(name)
-    inputs = latent.posterior_net[0].in_features - latent.rnn.hidden_size
+    inputs = latent.posterior_net[0].in_features - latent.rnn.hidden_size  # type: ignore[operator]
     y, noise = torch.randn(2, 3, 5, inputs, requires_grad=True), torch.randn(2, 3, 5, latent.rnn.input_size)
     z, q = latent.posterior(y, noise)
     values_and_slopes = []

@@ -264,7 +264,7 @@ def test_naturalness_is_unknown_where_nothing_is_installed_to_tell(nisqa, monkey
 
     with monkeypatch.context() as spoilt:
         spoilt.setattr("torchmetrics.functional.audio.nisqa.non_intrusive_speech_quality_assessment", damaged)
-        with pytest.raises(UserError, match=r"cannot be used \(unexpected end\): lay the weights"):
+        with pytest.raises(UserError, match=r"cannot be used \(unexpected end\): put the weights"):
             naturalness(np.zeros(16000, np.float32), 16000)
     NISQA.expanduser().unlink()
     assert np.isnan(naturalness(np.zeros(16000, np.float32), 16000))  # which torchmetrics would go and fetch

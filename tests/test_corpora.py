@@ -14,7 +14,7 @@ from avdvae.data.fixtures import MINIATURES, takes
 from avdvae.data.prepare import prepare
 from avdvae.data.shards import PreparedCorpus
 from avdvae.data.talker.corpus import Talker
-from avdvae.enhancement.esteps import PointEstimate
+from avdvae.enhancement.variational import PointEstimate
 from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError
 from avdvae.evaluation.measure import measure

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from avdvae.enhancement import recordings, separation
-from avdvae.enhancement.esteps import Langevin
+from avdvae.enhancement.markov_chains import Langevin
 from avdvae.enhancement.separation import Pictures, separate, separate_long
 from avdvae.enhancement.vem import Enhanced, Vem
 from avdvae.errors import UserError

@@ -14,7 +14,7 @@ import torch
 
 from avdvae.data.prepare import Summary
 from avdvae.data.shards import PreparedCorpus
-from avdvae.enhancement.esteps import FreeGaussian
+from avdvae.enhancement.variational import FreeGaussian
 from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError
 from avdvae.evaluation.measure import Unmeasured, measure, settings_of

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from avdvae.data.shard_files import PreparedClip, write_manifest, write_shard
 from avdvae.data.shards import PreparedCorpus
-from avdvae.enhancement.esteps import PointEstimate
+from avdvae.enhancement.variational import PointEstimate
 from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError
 from avdvae.evaluation.measure import check_tasks, measure

@@ -11,7 +11,7 @@ from test_waveforms import small
 
 from avdvae.data.prepare import Summary
 from avdvae.data.shards import PreparedCorpus
-from avdvae.enhancement.esteps import PointEstimate
+from avdvae.enhancement.variational import PointEstimate
 from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError
 from avdvae.evaluation.measure import measure

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from avdvae.enhancement.esteps import FreeGaussian, PointEstimate, build_estep
+from avdvae.enhancement.esteps import build_estep
+from avdvae.enhancement.variational import FreeGaussian, PointEstimate
 from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
 from avdvae.models.av_vae import AVVAE

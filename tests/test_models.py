@@ -11,7 +11,7 @@ import torch
 from test_contract import utterances
 from torch.distributions import Normal, kl_divergence
 
-from avdvae.enhancement.esteps import FreeGaussian
+from avdvae.enhancement.variational import FreeGaussian
 from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
 from avdvae.models.av_dkf import AVDKF

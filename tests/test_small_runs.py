@@ -13,7 +13,7 @@ import torch
 from test_contract import LISTED, LONG, SHORT, utterances
 
 from avdvae.data.shards import PreparedCorpus
-from avdvae.enhancement.esteps import FreeGaussian
+from avdvae.enhancement.variational import FreeGaussian
 from avdvae.enhancement.vem import Vem, enhance
 from avdvae.models.rvae import RVAE
 from avdvae.models.vae import VAE

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from avdvae.enhancement.esteps import ESTEPS, Draws, EStep, Target, _total_variation_slope, build_estep
+from avdvae.enhancement.contract import Draws, EStep, Target
+from avdvae.enhancement.esteps import ESTEPS, build_estep
+from avdvae.enhancement.markov_chains import _total_variation_slope
 from avdvae.enhancement.noise import Noise
 from avdvae.enhancement.separation import filtered, separate, spectra_of
 from avdvae.enhancement.vem import NoisySpeech, Vem, enhance

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from avdvae.enhancement.esteps import Draws
+from avdvae.enhancement.contract import Draws
 from avdvae.probability.distributions import Components
 
 EPSILON = 1e-10

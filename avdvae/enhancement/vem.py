@@ -4,7 +4,7 @@ S. Leglaive, L. Girin, R. Horaud, MLSP 2018; M. Sadeghi et al., IEEE/ACM TASLP 2
 
     x_ft = sqrt(g_t) s_ft + b_ft        b_ft ~ Nc(0, (H W^T)_tf)        s, z ~ the model, given the lips v
 
-E-step   draws of z from its posterior, or an approximation of it: esteps.py
+E-step   draws of z from its posterior, or an approximation of it: markov_chains.py, variational.py
 M-step   W, H, then g: noise.py
 output   the Wiener filter sum_r w_r g S_r / X_r, with X_r = g S_r + H W^T: the posterior mean of the speech. Of a
          mixture, w_r holds the switch; VAE-MM and Sw-VAE average inverse variances in its place, 1 / gamma = sum pi / S
@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.enhancement.esteps import Climb, Draws, EStep, followed
+from avdvae.enhancement.contract import Climb, Draws, EStep, followed
 from avdvae.enhancement.noise import Noise, StationaryNoise, weighted_mean
 from avdvae.errors import UserError, whole_numbers
 from avdvae.probability.distributions import Components, SpeechLikelihood

@@ -1,0 +1,179 @@
+"""E-steps by gradient ascent: the most probable latents, or the Gaussian or the encoder with the best bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from avdvae.enhancement.contract import Draws, Start, Target, first_latents, followed
+from avdvae.errors import UserError
+from avdvae.probability.distributions import Gaussian, Mixture, SpeechLikelihood
+from avdvae.protocols import Batch, LatentModel, Latents
+
+
+def _adam(tensors: Iterable[Tensor], lr: float) -> torch.optim.Adam:
+    return torch.optim.Adam(tensors, lr, maximize=True, fused=True)
+
+
+class _Point(NamedTuple):
+    z: dict[str, Tensor]
+    adam: torch.optim.Adam
+
+
+@dataclass(frozen=True)
+class PointEstimate:
+    """The most probable z, by gradient ascent that goes on from one EM iteration to the next (PEEM)."""
+
+    steps: int = 10
+    lr: float = 0.01
+    begin: Start = "posterior"
+
+    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> _Point:
+        z, _ = first_latents(model, heard, self.begin)
+        if isinstance(model.decode(z, model.context(heard))["power"], Mixture):
+            raise UserError(
+                f"{type(model).__name__} weighs its components by how wide their posteriors are, and a point has no "
+                "width: choose enhance.estep.name=free_gaussian, langevin, mala or metropolis_hastings"
+            )
+        return _Point(z, _adam(z.values(), self.lr))
+
+    def step(self, target: Target, state: _Point, draws: Draws) -> tuple[_Point, SpeechLikelihood]:
+        for _ in range(self.steps):
+            slopes, _, _ = target.gradient(state.z)
+            for name, slope in slopes.items():
+                state.z[name].grad = slope
+            state.adam.step()
+        return state, target.likelihood(state.z)
+
+    def final(self, target: Target, state: _Point, draws: Draws) -> SpeechLikelihood:
+        return target.likelihood(state.z)
+
+
+class _Free(NamedTuple):
+    mean: dict[str, Tensor]
+    log_var: dict[str, Tensor]
+    adam: torch.optim.Adam
+
+    def sample(self, count: int, draws: Draws) -> Latents:
+        return {
+            name: mean + torch.exp(self.log_var[name] / 2) * draws.normal(mean.expand(count, -1, -1, -1))
+            for name, mean in self.mean.items()
+        }
+
+    @property
+    def q(self) -> dict[str, Gaussian]:
+        return {name: Gaussian(mean, self.log_var[name]) for name, mean in self.mean.items()}
+
+
+@dataclass(frozen=True)
+class FreeGaussian:
+    """q(z_t) = N(m_t, diag s_t^2), free in every frame, by stochastic gradients of its bound, reparameterised.
+
+    grad_m = E[grad_z ln p(x, z)]        grad_{ln s^2} = E[grad_z ln p(x, z) (z - m)] / 2 + 1 / 2, from the entropy
+    """
+
+    steps: int = 1
+    lr: float = 0.05
+    draws: int = 1
+    final_draws: int = 10
+    begin: Start = "posterior"
+
+    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> _Free:
+        mean, chosen = first_latents(model, heard, self.begin)
+        log_var = {name: chosen[name].log_var.expand_as(z).clone() for name, z in mean.items()}
+        return _Free(mean, log_var, _adam([*mean.values(), *log_var.values()], self.lr))
+
+    def step(self, target: Target, state: _Free, draws: Draws) -> tuple[_Free, SpeechLikelihood]:
+        for _ in range(self.steps):
+            z = state.sample(self.draws, draws)
+            slopes, likelihood, _ = target.gradient(z)
+            likelihood = likelihood.drawn(z, state.q)
+            for name, slope in slopes.items():
+                mean, log_var = state.mean[name], state.log_var[name]
+                log_var.grad = 0.5 * (slope * (z[name] - mean)).mean(0, keepdim=True) + 0.5
+                mean.grad = slope.mean(0, keepdim=True)
+            state.adam.step()
+        return state, likelihood
+
+    def final(self, target: Target, state: _Free, draws: Draws) -> SpeechLikelihood:
+        z = state.sample(self.final_draws, draws)
+        return target.likelihood(z).drawn(z, state.q)
+
+
+class _Tuned(NamedTuple):
+    model: Any
+    heard: Batch
+    weights: list[nn.Parameter]
+    adam: torch.optim.Adam
+
+
+@dataclass(frozen=True)
+class FineTunedEncoder:
+    """q stays what the encoder makes of the sound; the encoder learns it anew for every utterance. The VEM of S.
+    Leglaive et al., ICASSP 2020 (arXiv 1910.10942), and X. Bie et al., IEEE/ACM TASLP 30, 2022 (arXiv 2106.12271).
+
+    What it learns is what inference has for itself: not the layers that the decoder or the prior use too.
+    """
+
+    steps: int = 1
+    lr: float = 1e-3
+    draws: int = 1
+    final_draws: int = 1
+
+    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> _Tuned:
+        if len(heard.ids) > 1:
+            raise UserError(
+                f"enhance.estep.name=encoder adapts the encoder to one utterance and was given {len(heard.ids)}: give "
+                "enhance.batch_size=1"
+            )
+        own: Any = deepcopy(model)
+        own.requires_grad_(True)
+        with torch.enable_grad(), draws.of_torch(heard.mask.device):
+            z, context = own.infer(heard).z, own.context(heard)
+            found = {name: value.detach() for name, value in z.items()}
+            likely = own.decode(found, context)["power"].log_prob(heard.need("power", own))
+            generates = _depends(likely.sum() + own.log_prior(found, context).sum(), own)
+            infers = _depends(sum(value.sum() for value in z.values()), own)
+        own.requires_grad_(False)
+        tuned = [parameter.requires_grad_() for parameter in own.parameters() if parameter in infers - generates]
+        if not tuned:
+            raise UserError(
+                f"enhance.estep.name=encoder: {type(model).__name__} has no layers for inference alone: choose another"
+            )
+        return _Tuned(own, heard, tuned, _adam(tuned, self.lr))
+
+    def step(self, target: Target, state: _Tuned, draws: Draws) -> tuple[_Tuned, SpeechLikelihood]:
+        for _ in range(self.steps):
+            with torch.enable_grad(), draws.of_torch(state.heard.mask.device):
+                inferred = state.model.infer(state.heard, self.draws)
+                likelihood = target.likelihood(inferred.z)
+            slopes = likelihood.slopes(target.noisy_BTF, state.heard.mask / self.draws)
+            for name, q in inferred.q.items():
+                slopes += q.nearness(inferred.p[name])
+            for weight, slope in zip(state.weights, followed(slopes, state.weights), strict=True):
+                weight.grad = slope
+            state.adam.step()
+        return state, self._draw(target, state, draws, self.draws)
+
+    def final(self, target: Target, state: _Tuned, draws: Draws) -> SpeechLikelihood:
+        return self._draw(target, state, draws, self.final_draws)
+
+    def _draw(self, target: Target, state: _Tuned, draws: Draws, count: int) -> SpeechLikelihood:
+        """Anew, from what the encoder has become."""
+        with draws.of_torch(state.heard.mask.device):
+            inferred = state.model.infer(state.heard, count)
+        return target.likelihood(inferred.z).drawn(inferred.z, inferred.q)
+
+
+def _depends(value: Any, model: Any) -> set[Tensor]:
+    """The parameters on which a value depends."""
+    if not value.requires_grad:
+        return set()
+    parameters = list(model.parameters())
+    slopes = torch.autograd.grad(value, parameters, allow_unused=True)
+    return {parameter for parameter, slope in zip(parameters, slopes, strict=True) if slope is not None}

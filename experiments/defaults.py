@@ -20,8 +20,7 @@ MODELS = Path(__file__).parent.parent / "configs" / "model"
 
 def register() -> None:
     for path in sorted(MODELS.glob("*.yaml")):
-        config = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(config, dict)
+        config: Any = OmegaConf.to_container(OmegaConf.load(path))
         for place, target in targets(config):
             name = ".".join([path.stem, *place])
             ConfigStore.instance().store(group="defaults", name=name, node=defaults(target))

@@ -55,7 +55,8 @@ def test_the_config_of_a_model_holds_only_what_differs_from_the_defaults_of_its_
 def test_a_composed_model_has_the_defaults_of_its_classes(name):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = compose("config", [f"model={name}", *(["model.hidden=7"] if name == "rvae" else [])]).model
-    for place, target in targets(OmegaConf.to_container(composed)):
+    container: Any = OmegaConf.to_container(composed)
+    for place, target in targets(container):
         values = OmegaConf.select(composed, ".".join(place)) if place else composed
         assert defaults(target).keys() <= values.keys() | {"floor"}
         if "floor" in defaults(target) and name not in ("sf_vae", "mdvae"):

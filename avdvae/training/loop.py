@@ -42,7 +42,7 @@ from avdvae.nn.former_names import name_now, with_names_now
 from avdvae.nn.weights import WEIGHTS, load_weights, save_weights
 from avdvae.probability.objectives import Elbo
 from avdvae.progress import progress_bar
-from avdvae.protocols import Autoregressive, Batch, is_speech_prior, why_not_enhancing
+from avdvae.protocols import Autoregressive, Batch, Model, is_speech_prior, why_not_enhancing
 from avdvae.randomness import stream
 from avdvae.signals.audio import Stft
 from avdvae.signals.metrics import score
@@ -136,6 +136,8 @@ class Loop:
         run: Path,
         resume: bool = False,
     ):
+        if not isinstance(model, Model):
+            raise UserError(f"{type(model).__name__} cannot be trained: give it what protocols.Model declares")
         self.model, self.valid, self.stft, self.settings, self.run = model, valid, stft, settings, run
         parts = dict(model.named_modules())
         for name in (name_now(part, model) for part in settings.freeze):
@@ -235,7 +237,9 @@ class Loop:
             totals.append(sums)
         sums: Any = fabric.strategy.all_reduce(torch.stack(totals).sum(0), reduce_op="sum")
         scale = fabric.world_size / sums[0]  # to the mean over frames; DDP has averaged over processes what we sum
-        torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], scale)
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
         if s.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, s.clip_norm)
         for optimiser in self.optimisers:

@@ -69,11 +69,10 @@ class MetropolisHastings:
     begin: Start = "posterior"
 
     def __post_init__(self) -> None:
-        for draws, burn_in in (("draws", "burn_in"), ("final_draws", "final_burn_in")):
-            if getattr(self, draws) <= getattr(self, burn_in):
+        for final, draws, burn_in in (("", self.draws, self.burn_in), ("final_", self.final_draws, self.final_burn_in)):
+            if draws <= burn_in:
                 raise UserError(
-                    f"enhance.estep.{draws}={getattr(self, draws)}: draw more than the "
-                    f"{burn_in}={getattr(self, burn_in)} that are thrown away"
+                    f"enhance.estep.{final}draws={draws}: draw more than the {final}burn_in={burn_in} that are left out"
                 )
 
     def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> _Chains:

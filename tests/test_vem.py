@@ -74,7 +74,7 @@ def test_no_update_of_a_factor_raises_the_cost(seed, components, weighted, rank,
     weight = torch.rand((components, 2, 9, 1), generator=g) if weighted else torch.ones(components, 2, 9, 1)
     weight /= weight.sum(0)
     given = weight if weighted else None
-    if silent:  # digital silence, also in what the model makes of it
+    if silent:  # digital silence, also in the variances of speech
         noisy[:, 2], speech[:, :, 2] = 0, 1e-10
     noise = Noise.drawn(noisy, rank, RandomNumbers(generators(2), frames), smoothness)
 
@@ -140,7 +140,7 @@ class Seen:
 
 
 class Linear(FrameVAE):
-    """x = A z + sigma e, z ~ N(0, I): the posterior is Gaussian. Its encoder knows nothing of it."""
+    """x = A z + sigma e, z ~ N(0, I): the posterior is Gaussian. Its encoder gives another."""
 
     A_FL = torch.tensor([[1.0, 0.5], [0.2, -0.8], [0.9, 0.9]])
     sigma = 0.8
@@ -197,7 +197,7 @@ def assert_mean(values_NL: Tensor, expected_L: Tensor, error: float) -> None:
 
 
 @pytest.mark.parametrize("begin", ["posterior", "prior"])
-def test_latents_begin_where_they_are_told(begin):
+def test_latents_begin_at_the_posterior_or_the_prior(begin):
     model, batch, target, random = toy()
     inferred = model.infer(batch, mode="mean")
     chosen = (inferred.q if begin == "posterior" else inferred.p)["z"]
@@ -256,7 +256,7 @@ def test_langevin_stays_where_the_density_is_narrower_than_its_step(monkeypatch)
 
 
 class Stiff(FrameVAE):
-    """A Gaussian posterior of curvatures from 1 to 3000, which its encoder knows nothing of."""
+    """A Gaussian posterior of curvatures from 1 to 3000; its encoder gives another."""
 
     curvature_L = torch.tensor([1.0, 10.0, 100.0, 3000.0])
 
@@ -318,7 +318,7 @@ def test_the_free_gaussian_is_the_best_one_with_independent_dimensions():
 
 
 class Encoding(Linear):
-    """Its encoder can learn; the map it shares with the decoder is not the encoder's to change."""
+    """Its encoder can be trained, but not the map that it shares with the decoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -626,7 +626,7 @@ def test_silence_has_a_finite_filter(name, level):
 
 
 class Oracle(FrameVAE):
-    """It knows the speech, and its latent does nothing."""
+    """It decodes the true speech from any latent."""
 
     def __init__(self, power_BTF: Tensor):
         super().__init__(1)
@@ -660,8 +660,8 @@ def mixed(*samples: int, width: int | None = None) -> tuple[Batch, Tensor]:
 
 @BATCHED
 @pytest.mark.parametrize("paper", [False, True])
-def test_knowing_the_speech_frees_it_of_noise(name, paper):
-    """Nearly as well as knowing the power of both; the noise begins 1.7 dB further off, and with `paper` 6 dB."""
+def test_an_oracle_of_the_speech_frees_it_of_noise(name, paper):
+    """Nearly as well as the ideal Wiener filter; the noise begins 1.7 dB further off, and with `paper` 6 dB."""
     batch, voices = mixed(24_000, 16_000)
     assert batch.mixture is not None
     estep = build_estep(name, **SHORT_WALK if name == "metropolis_hastings" else {})
@@ -690,14 +690,14 @@ def test_the_level_of_a_recording_does_not_matter(factor):
 
 
 @pytest.mark.parametrize(("snr", "paper"), [(0, False), (-10, False), (-10, True)])
-def test_the_speech_in_a_mixture_is_heard_at_the_level_of_training(monkeypatch, snr, paper):
+def test_the_speech_in_a_mixture_is_scaled_to_the_level_of_training(monkeypatch, snr, paper):
     model, (batch, voices) = VAE(hidden=16, dim=4).requires_grad_(False), mixed(40_000)
     assert batch.mixture is not None
     mixture = voices + (batch.mixture - voices) * 10 ** (-snr / 20)
-    batch, heard = replace(batch, mixture=mixture, noisy=STFT.power(mixture)), []
-    monkeypatch.setattr("avdvae.enhancement.separation.enhance", lambda *args: heard.append(args[1]) or enhance(*args))
+    batch, scaled = replace(batch, mixture=mixture, noisy=STFT.power(mixture)), []
+    monkeypatch.setattr("avdvae.enhancement.separation.enhance", lambda *args: scaled.append(args[1]) or enhance(*args))
     separate(model, batch, STFT, Vem(build_estep("point"), iterations=1, paper=paper))
-    ratio = (heard[0].noisy / batch.need("noisy", model)).sqrt().mean().item()
+    ratio = (scaled[0].noisy / batch.need("noisy", model)).sqrt().mean().item()
     decibels = 20 * math.log10(ratio * voices.abs().max().item())  # of the voice's peak
     assert decibels < -6 if paper else abs(decibels) < 3
 

@@ -411,5 +411,5 @@ def test_a_model_starts_as_one_of_its_own_kind(kind):
 
 
 def test_a_walk_frame_by_frame_is_refused_for_a_latent_of_the_utterance(batch):
-    with pytest.raises(UserError, match="moves frame by frame and v is one for all of them: choose"):
+    with pytest.raises(UserError, match="moves frame by frame and v is one latent for all frames: choose"):
         enhance(small(DSAE), batch, Vem(build_estep("metropolis_hastings"), iterations=1))

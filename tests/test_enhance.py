@@ -220,7 +220,7 @@ def test_a_model_of_lips_asks_for_a_video_before_it_works(program, heard, tmp_pa
     assert not heard and not (tmp_path / "clean.wav").exists()
 
 
-def test_a_model_that_can_miss_the_lips_works_by_ear(program, tmp_path, clip, monkeypatch, capsys):
+def test_a_model_that_can_miss_the_lips_works_without_a_video(program, tmp_path, clip, monkeypatch, capsys):
     """Without a video, even where enhancement is to begin from the lips; in a folder, where one has none."""
     run, seen = make_run(tmp_path / "run", "MINVAE", "min_vae", begin_from=["lips"]), []
     watched = recordings.separate_long
@@ -234,7 +234,7 @@ def test_a_model_that_can_miss_the_lips_works_by_ear(program, tmp_path, clip, mo
     program.enhance(asked(run, source / "sound.wav", tmp_path / "alone.wav"))
     program.enhance(asked(run, source, tmp_path / "out"))
     assert [pictures is not None for pictures in seen] == [False, True, False]
-    assert capsys.readouterr().out.count("sound.wav: it is enhanced by ear") == 2
+    assert capsys.readouterr().out.count("sound.wav has no video: it is enhanced from the sound alone") == 2
     alone, beside = (soundfile.read(tmp_path / name)[0] for name in ("alone.wav", "out/sound.wav"))
     np.testing.assert_array_equal(alone, beside)
 

@@ -111,11 +111,11 @@ def test_vae_mm_is_the_part_that_is_on(batch, pi, which):
     part = parts()[which]
 
     class Decided(PointEstimate):  # with a certain switch, a point estimate is allowed
-        def start(self, model, heard, draws):
+        def start(self, model, batch, random):
             return (
                 super()
-                .start(part, heard, draws)
-                ._replace(z={n: z for n, z in model.infer(heard, mode="mean").z.items()})
+                .start(part, batch, random)
+                ._replace(z={n: z for n, z in model.infer(batch, mode="mean").z.items()})
             )
 
     vem = Vem(Decided(lr=0.05), iterations=8)
@@ -175,7 +175,7 @@ def test_the_switch_does_not_prefer_a_prior_for_its_width(estep, iterations, set
     vem = Vem(build_estep(estep, **settings), iterations=iterations)
     switch = enhance(VAEMM(wide, narrow, pi=0.5), heard, vem).switch
     assert switch is not None and abs(switch[..., 0].mean() - 0.5) < 0.03
-    with pytest.raises(UserError, match="VAEMM weighs its components by how wide their posteriors are, and a point"):
+    with pytest.raises(UserError, match="VAEMM weights its components by the variances of their posteriors, and"):
         enhance(VAEMM(wide, narrow), heard, Vem(PointEstimate(), iterations=1))
 
 

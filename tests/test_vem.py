@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from avdvae.enhancement.contract import Draws, EStep, Target
+from avdvae.enhancement.contract import EStep, RandomNumbers, Target
 from avdvae.enhancement.esteps import ESTEPS, build_estep
 from avdvae.enhancement.markov_chains import _total_variation_slope
 from avdvae.enhancement.noise import Noise
@@ -74,9 +74,9 @@ def test_no_update_of_a_factor_raises_the_cost(seed, components, weighted, rank,
     weight = torch.rand((components, 2, 9, 1), generator=g) if weighted else torch.ones(components, 2, 9, 1)
     weight /= weight.sum(0)
     given = weight if weighted else None
-    if silent:  # digital silence, also in what the model makes of it
+    if silent:  # digital silence, also in the variances of speech
         noisy[:, 2], speech[:, :, 2] = 0, 1e-10
-    noise = Noise.drawn(noisy, rank, Draws(generators(2), frames), smoothness)
+    noise = Noise.drawn(noisy, rank, RandomNumbers(generators(2), frames), smoothness)
 
     for _ in range(4):
         before = replace(noise)
@@ -101,7 +101,7 @@ def test_updates_find_the_noise_that_made_the_mixture():
     speech, W, H = (torch.rand(shape, generator=g) for shape in ((1, 1, 60, 40), (1, 40, 2), (1, 60, 2)))
     truth = Noise(W, H, 0.5 + torch.rand((1, 60, 1), generator=g))
     noisy = truth.mixture(speech)[0]
-    noise = Noise.drawn(noisy, 2, Draws(generators(1), [60]))
+    noise = Noise.drawn(noisy, 2, RandomNumbers(generators(1), [60]))
     known = noisy, speech, torch.ones(1, 1, 60, 1), torch.ones(1, 60, dtype=torch.bool)
     gaps = []
     for _ in range(2):
@@ -140,7 +140,7 @@ class Seen:
 
 
 class Linear(FrameVAE):
-    """x = A z + sigma e, z ~ N(0, I): the posterior is Gaussian. Its encoder knows nothing of it."""
+    """x = A z + sigma e, z ~ N(0, I): the posterior is Gaussian. Its encoder gives another."""
 
     A_FL = torch.tensor([[1.0, 0.5], [0.2, -0.8], [0.9, 0.9]])
     sigma = 0.8
@@ -162,12 +162,12 @@ class Linear(FrameVAE):
 FRAMES = [400, 250]  # each a case of its own, so that means over them have known errors
 
 
-def toy() -> tuple[Linear, Batch, Target, Draws]:
+def toy() -> tuple[Linear, Batch, Target, RandomNumbers]:
     model, batch = Linear(), Batch(("a", "b"), torch.arange(400) < torch.tensor(FRAMES)[:, None])
     noisy = model.x_F.expand(2, 400, 3)
     target = NoisySpeech(model, model.context(batch), noisy, torch.zeros(2, 400, 3), torch.ones(2, 400, 1))
     assert isinstance(target, Target) and is_speech_prior(Linear())
-    return model, batch, target, Draws(generators(2), FRAMES)
+    return model, batch, target, RandomNumbers(generators(2), FRAMES)
 
 
 def seen(likelihood: Any) -> Seen:
@@ -177,12 +177,12 @@ def seen(likelihood: Any) -> Seen:
 
 def explored(estep: EStep, steps: int) -> tuple[Linear, Tensor, Any]:
     """The final draws (K N L) of the frames, and the E-step's state."""
-    model, batch, target, draws = toy()
+    model, batch, target, random = toy()
     with torch.no_grad():
-        state, likelihood = estep.start(model, batch, draws), None
+        state, likelihood = estep.start(model, batch, random), None
         for _ in range(steps):
-            state, likelihood = estep.step(target, state, draws)
-        z = seen(estep.final(target, state, draws)).z
+            state, likelihood = estep.step(target, state, random)
+        z = seen(estep.final(target, state, random)).z
     assert (z[:, ~batch.mask] == 0.5).all()  # frames that pad stay where they were
     said = seen(likelihood).mean[:, batch.mask].mean((0, 1))
     torch.testing.assert_close(said, model.A_FL @ z[:, batch.mask].mean((0, 1)), rtol=0, atol=0.1)
@@ -197,17 +197,17 @@ def assert_mean(values_NL: Tensor, expected_L: Tensor, error: float) -> None:
 
 
 @pytest.mark.parametrize("begin", ["posterior", "prior"])
-def test_latents_begin_where_they_are_told(begin):
-    model, batch, target, draws = toy()
+def test_latents_begin_at_the_posterior_or_the_prior(begin):
+    model, batch, target, random = toy()
     inferred = model.infer(batch, mode="mean")
     chosen = (inferred.q if begin == "posterior" else inferred.p)["z"]
     point, free = build_estep("point", begin=begin), build_estep("free_gaussian", begin=begin)
     langevin = build_estep("langevin", begin=begin, spread=0.3)
     walk = build_estep("metropolis_hastings", begin=begin)
-    assert torch.equal(seen(point.final(target, point.start(model, batch, draws), draws)).z, chosen.mean[None])
-    assert torch.equal(walk.start(model, batch, draws).z["z"], chosen.mean[None])
+    assert torch.equal(seen(point.final(target, point.start(model, batch, random), random)).z, chosen.mean[None])
+    assert torch.equal(walk.start(model, batch, random).z["z"], chosen.mean[None])
     for estep, deviation in ((langevin, 0.3), (free, torch.exp(chosen.log_var / 2).mean())):
-        z = seen(estep.final(target, estep.start(model, batch, draws), draws)).z - chosen.mean
+        z = seen(estep.final(target, estep.start(model, batch, random), random)).z - chosen.mean
         z = z[:, batch.mask]
         assert z.mean().abs() < 0.05 * deviation and (z.std() / deviation - 1).abs() < 0.05
 
@@ -226,8 +226,8 @@ def test_metropolis_hastings_throws_its_first_draws_away_and_goes_on_from_its_la
     model, z_1NL, _ = explored(estep, 1)
     assert_mean(z_1NL[0], model.posterior_mean, 0.03)
     assert_mean((z_1NL[0] - model.posterior_mean).square(), model.precision.inverse().diag(), 0.03)
-    model, batch, target, draws = toy()
-    state, likelihood = estep.step(target, estep.start(model, batch, draws), draws)
+    model, batch, target, random = toy()
+    state, likelihood = estep.step(target, estep.start(model, batch, random), random)
     assert len(seen(likelihood).mean) == 2
     torch.testing.assert_close(state.z["z"] @ model.A_FL.mT, seen(likelihood).mean[-1:])
 
@@ -256,7 +256,7 @@ def test_langevin_stays_where_the_density_is_narrower_than_its_step(monkeypatch)
 
 
 class Stiff(FrameVAE):
-    """A Gaussian posterior of curvatures from 1 to 3000, which its encoder knows nothing of."""
+    """A Gaussian posterior of curvatures from 1 to 3000; its encoder gives another."""
 
     curvature_L = torch.tensor([1.0, 10.0, 100.0, 3000.0])
 
@@ -278,12 +278,12 @@ def test_metropolis_langevin_has_the_spread_of_stiff_posteriors(whole, frames, i
     batch = Batch(("a", "b"), torch.arange(frames) < torch.tensor([[frames], [frames - 2]]))
     noisy = torch.zeros(2, frames, 4)
     target = NoisySpeech(model, model.context(batch), noisy, torch.zeros_like(noisy), torch.ones(2, frames, 1))
-    estep, draws = build_estep("mala", chains=chains, whole=whole), Draws(generators(2), [frames, frames - 2])
+    estep, random = build_estep("mala", chains=chains, whole=whole), RandomNumbers(generators(2), [frames, frames - 2])
     kept = []
     with torch.no_grad():
-        state = estep.start(model, batch, draws)
+        state = estep.start(model, batch, random)
         for i in range(iterations):
-            state, _ = estep.step(target, state, draws)
+            state, _ = estep.step(target, state, random)
             if i >= iterations - 30:
                 kept.append(state.z["z"][:, batch.mask])
     z_NL = torch.cat(kept).flatten(end_dim=-2)
@@ -318,7 +318,7 @@ def test_the_free_gaussian_is_the_best_one_with_independent_dimensions():
 
 
 class Encoding(Linear):
-    """Its encoder can learn; the map it shares with the decoder is not the encoder's to change."""
+    """Its encoder can be trained, but not the map that it shares with the decoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -336,27 +336,31 @@ class Encoding(Linear):
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_fine_tuned_encoder_becomes_the_best_of_its_kind(count):
     model, mask = Encoding().requires_grad_(False), torch.ones(1, 400, dtype=torch.bool)
-    noisy, draws = model.x_F.expand(1, 400, 3), Draws(generators(1), [400])
+    noisy, random = model.x_F.expand(1, 400, 3), RandomNumbers(generators(1), [400])
     batch = Batch(("a",), mask, power=noisy)
     target = NoisySpeech(model, model.context(batch), noisy, torch.zeros(1, 400, 3), torch.ones(1, 400, 1))
     estep = build_estep("encoder", lr=0.02, draws=count)
     with torch.no_grad():
-        state = estep.start(model, batch, draws)
+        state = estep.start(model, batch, random)
         for _ in range(400):
-            state, _ = estep.step(target, state, draws)
+            state, _ = estep.step(target, state, random)
     assert torch.equal(state.model.shared, torch.eye(2)) and torch.equal(model.mean, torch.full((2,), 0.5))
     torch.testing.assert_close(state.model.mean.detach(), model.posterior_mean, rtol=0, atol=0.03)
     torch.testing.assert_close(state.model.log_var.exp().detach(), 1 / model.precision.diag(), rtol=0.1, atol=0)
 
 
 def test_what_a_fine_tuned_encoder_gives_is_drawn_after_its_step():
-    model, noisy, draws = Encoding().requires_grad_(False), Encoding.x_F.expand(1, 9, 3), Draws(generators(1), [9])
+    model, noisy, random = (
+        Encoding().requires_grad_(False),
+        Encoding.x_F.expand(1, 9, 3),
+        RandomNumbers(generators(1), [9]),
+    )
     model.log_var.fill_(-40)
     batch = Batch(("a",), torch.ones(1, 9, dtype=torch.bool), power=noisy)
     target = NoisySpeech(model, model.context(batch), noisy, torch.zeros(1, 9, 3), torch.ones(1, 9, 1))
     estep = build_estep("encoder", lr=0.1)
     with torch.no_grad():
-        state, likelihood = estep.step(target, estep.start(model, batch, draws), draws)
+        state, likelihood = estep.step(target, estep.start(model, batch, random), random)
     assert (state.model.mean - 0.5).abs().min() > 0.05
     torch.testing.assert_close(seen(likelihood).z, (state.model.mean @ model.shared).expand(1, 1, 9, 2))
 
@@ -480,14 +484,14 @@ def test_the_filter_is_that_of_the_final_draws_and_the_final_noise():
     model, batch, drawn, targets = vaes()["vae"], sounds(7, 5), torch.randn((3, 2, 7, 4), generator=seeded(0)), []
 
     class Counting:
-        def start(self, model: LatentModel, heard: Batch, draws: Draws) -> int:
+        def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> int:
             return 0
 
-        def step(self, target: Target, state: int, draws: Draws) -> tuple[int, SpeechLikelihood]:
+        def step(self, target: Target, state: int, random: RandomNumbers) -> tuple[int, SpeechLikelihood]:
             targets.append(deepcopy(target))  # whose noise is about to change
             return state + 1, target.likelihood({"z": 0 * drawn})
 
-        def final(self, target: Target, state: int, draws: Draws) -> SpeechLikelihood:
+        def final(self, target: Target, state: int, random: RandomNumbers) -> SpeechLikelihood:
             assert state == 4
             targets.append(target)
             return target.likelihood({"z": drawn})
@@ -506,15 +510,15 @@ class Past(NamedTuple):
 
     targets: list[NoisySpeech]
 
-    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> Tensor:
-        return torch.zeros(1, *heard.mask.shape, 1)
+    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> Tensor:
+        return torch.zeros(1, *batch.mask.shape, 1)
 
-    def step(self, target: Target, state: Tensor, draws: Draws) -> tuple[Tensor, SpeechLikelihood]:
+    def step(self, target: Target, state: Tensor, random: RandomNumbers) -> tuple[Tensor, SpeechLikelihood]:
         assert isinstance(target, NoisySpeech)
         self.targets.append(deepcopy(target))
         return state, target.likelihood({"z": state})
 
-    def final(self, target: Target, state: Tensor, draws: Draws) -> SpeechLikelihood:
+    def final(self, target: Target, state: Tensor, random: RandomNumbers) -> SpeechLikelihood:
         return target.likelihood({"z": state})
 
 
@@ -574,14 +578,14 @@ class Still:
 
     estep: Any
 
-    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> Any:
-        return self.estep.start(model, heard, draws)
+    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> Any:
+        return self.estep.start(model, batch, random)
 
-    def step(self, target: Target, state: Any, draws: Draws) -> tuple[Any, SpeechLikelihood]:
-        return state, self.estep.final(target, state, draws)
+    def step(self, target: Target, state: Any, random: RandomNumbers) -> tuple[Any, SpeechLikelihood]:
+        return state, self.estep.final(target, state, random)
 
-    def final(self, target: Target, state: Any, draws: Draws) -> SpeechLikelihood:
-        return self.estep.final(target, state, draws)
+    def final(self, target: Target, state: Any, random: RandomNumbers) -> SpeechLikelihood:
+        return self.estep.final(target, state, random)
 
 
 FAST: dict[str, dict[str, Any]] = {
@@ -622,7 +626,7 @@ def test_silence_has_a_finite_filter(name, level):
 
 
 class Oracle(FrameVAE):
-    """It knows the speech, and its latent does nothing."""
+    """It decodes the true speech from any latent."""
 
     def __init__(self, power_BTF: Tensor):
         super().__init__(1)
@@ -656,8 +660,8 @@ def mixed(*samples: int, width: int | None = None) -> tuple[Batch, Tensor]:
 
 @BATCHED
 @pytest.mark.parametrize("paper", [False, True])
-def test_knowing_the_speech_frees_it_of_noise(name, paper):
-    """Nearly as well as knowing the power of both; the noise begins 1.7 dB further off, and with `paper` 6 dB."""
+def test_an_oracle_of_the_speech_frees_it_of_noise(name, paper):
+    """Nearly as well as the ideal Wiener filter; the noise begins 1.7 dB further off, and with `paper` 6 dB."""
     batch, voices = mixed(24_000, 16_000)
     assert batch.mixture is not None
     estep = build_estep(name, **SHORT_WALK if name == "metropolis_hastings" else {})
@@ -686,14 +690,14 @@ def test_the_level_of_a_recording_does_not_matter(factor):
 
 
 @pytest.mark.parametrize(("snr", "paper"), [(0, False), (-10, False), (-10, True)])
-def test_the_speech_in_a_mixture_is_heard_at_the_level_of_training(monkeypatch, snr, paper):
+def test_the_speech_in_a_mixture_is_scaled_to_the_level_of_training(monkeypatch, snr, paper):
     model, (batch, voices) = VAE(hidden=16, dim=4).requires_grad_(False), mixed(40_000)
     assert batch.mixture is not None
     mixture = voices + (batch.mixture - voices) * 10 ** (-snr / 20)
-    batch, heard = replace(batch, mixture=mixture, noisy=STFT.power(mixture)), []
-    monkeypatch.setattr("avdvae.enhancement.separation.enhance", lambda *args: heard.append(args[1]) or enhance(*args))
+    batch, scaled = replace(batch, mixture=mixture, noisy=STFT.power(mixture)), []
+    monkeypatch.setattr("avdvae.enhancement.separation.enhance", lambda *args: scaled.append(args[1]) or enhance(*args))
     separate(model, batch, STFT, Vem(build_estep("point"), iterations=1, paper=paper))
-    ratio = (heard[0].noisy / batch.need("noisy", model)).sqrt().mean().item()
+    ratio = (scaled[0].noisy / batch.need("noisy", model)).sqrt().mean().item()
     decibels = 20 * math.log10(ratio * voices.abs().max().item())  # of the voice's peak
     assert decibels < -6 if paper else abs(decibels) < 3
 

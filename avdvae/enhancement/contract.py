@@ -1,9 +1,9 @@
 """What an E-step is given and what it returns. It explores the posterior of a model's latents given noisy speech.
 
-Each is a frozen set of settings with three verbs. `start` puts the latents where the model's encoder, of what it has
-`heard`, or its prior would; `step` moves them and returns the likelihood at draws of the posterior, over which the
-M-step averages; `final` returns it at those for the Wiener filter. They know the target by its value and gradient in z
-alone, so any model does.
+Each is a frozen set of settings with three verbs. `start` initialises the latents from the model's posterior given a
+batch, or from its prior; `step` moves them and returns the likelihood at draws of the posterior, over which the M-step
+averages; `final` returns it at the draws for the Wiener filter. E-steps use the value and gradient of the target in z
+alone, so they apply to every model.
 
     z   latents, z_KBTL by name; K chains or draws
     x   noisy speech, of which the target holds |x|^2
@@ -27,8 +27,8 @@ from avdvae.protocols import Batch, LatentModel, Latents
 Start = Literal["posterior", "prior"]
 
 
-class Climb(NamedTuple):
-    """The gradient of ln p(x, z | v) in each latent, and what was computed on the way to it."""
+class Gradient(NamedTuple):
+    """The gradient of ln p(x, z | v) in each latent, with the likelihood and prior computed on the way."""
 
     slopes: dict[str, Tensor]
     likelihood: SpeechLikelihood
@@ -41,7 +41,7 @@ class Target(Protocol):
 
     def log_joint(self, z: Latents) -> Float[Tensor, "K B T"]: ...
 
-    def gradient(self, z: Latents) -> Climb: ...
+    def gradient(self, z: Latents) -> Gradient: ...
 
     def likelihood(self, z: Latents) -> SpeechLikelihood: ...
 
@@ -50,9 +50,9 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Standard normal and uniform numbers, from one generator an utterance: what an utterance gets does not depend on
-    those that share its batch."""
+class RandomNumbers:
+    """Standard normal and uniform numbers, from one generator an utterance: they do not depend on the rest of its
+    batch."""
 
     generators: Sequence[torch.Generator]
     frames: Sequence[int]  # of each utterance
@@ -65,14 +65,14 @@ class Draws:
 
     @contextmanager
     def of_torch(self, device: torch.device) -> Iterator[None]:
-        """Within, torch's own random numbers there follow from the first utterance's generator."""
-        own = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
-        before = own.get_state()
-        own.manual_seed(int(torch.randint(2**62, (), generator=self.generators[0])))
+        """Within, torch's own random numbers on the device are seeded by the first utterance's generator."""
+        default = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
+        before = default.get_state()
+        default.manual_seed(int(torch.randint(2**62, (), generator=self.generators[0])))
         try:
             yield
         finally:
-            own.set_state(before)
+            default.set_state(before)
 
     def _fill(self, draw: Callable[..., Tensor], like: Tensor) -> Tensor:
         """Numbers of the shape of `like`, zero where its frames pad."""
@@ -80,7 +80,7 @@ class Draws:
             return draw(like.shape, generator=self.generators[0]).to(like.device)
         drawn = torch.zeros_like(like)
         for b, (generator, frames) in enumerate(zip(self.generators, self.frames, strict=True)):
-            count = min(frames, like.shape[-2])  # a latent of the whole utterance has but one
+            count = min(frames, like.shape[-2])  # a latent of the whole utterance has one
             numbers = draw((*like.shape[:-3], count, like.shape[-1]), generator=generator)
             drawn[..., b, :count, :] = numbers.to(like.device)
         return drawn
@@ -88,24 +88,24 @@ class Draws:
 
 @runtime_checkable
 class EStep(Protocol):
-    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> Any: ...
+    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> Any: ...
 
-    def step(self, target: Target, state: Any, draws: Draws) -> tuple[Any, SpeechLikelihood]: ...
+    def step(self, target: Target, state: Any, random: RandomNumbers) -> tuple[Any, SpeechLikelihood]: ...
 
-    def final(self, target: Target, state: Any, draws: Draws) -> SpeechLikelihood: ...
+    def final(self, target: Target, state: Any, random: RandomNumbers) -> SpeechLikelihood: ...
 
 
-def first_latents(model: LatentModel, heard: Batch, start: Start) -> tuple[dict[str, Tensor], Mapping[str, Gaussian]]:
-    """One copy of the means, K = 1, and the distributions that they are of."""
-    if start not in ("posterior", "prior"):
-        raise UserError(f"enhance.estep.begin={start}: choose posterior or prior")
-    inferred = model.infer(heard, mode="mean")
-    chosen = inferred.q if start == "posterior" else inferred.p
+def first_latents(model: LatentModel, batch: Batch, begin: Start) -> tuple[dict[str, Tensor], Mapping[str, Gaussian]]:
+    """The means, K = 1, and their distributions."""
+    if begin not in ("posterior", "prior"):
+        raise UserError(f"enhance.estep.begin={begin}: choose posterior or prior")
+    inferred = model.infer(batch, mode="mean")
+    chosen = inferred.q if begin == "posterior" else inferred.p
     means = {name: gaussian.mean.expand(1, *gaussian.mean.shape[-3:]).clone() for name, gaussian in chosen.items()}
     return means, chosen
 
 
-def followed(slopes: Slopes, back_to: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """From the derivatives in what something is made of, those in what all of that depends on."""
-    made_of, given = zip(*((value, slope) for value, slope in slopes if value.requires_grad), strict=True)
-    return torch.autograd.grad(made_of, back_to, given)
+def backpropagated(slopes: Slopes, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The gradients in `inputs`, from those in tensors that were computed from them."""
+    outputs, gradients = zip(*((value, slope) for value, slope in slopes if value.requires_grad), strict=True)
+    return torch.autograd.grad(outputs, inputs, gradients)

@@ -10,17 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from avdvae.enhancement.contract import Climb, Draws, Start, Target, first_latents
+from avdvae.enhancement.contract import Gradient, RandomNumbers, Start, Target, first_latents
 from avdvae.errors import UserError
 from avdvae.probability.distributions import VARIANCE_FLOOR, Gaussian, SpeechLikelihood
 from avdvae.protocols import Batch, LatentModel, Latents
 
-Chains = dict[str, Tensor]  # z_KBTL by name, to be moved
+Chains = dict[str, Tensor]  # z_KBTL by name
 
 
 class _Moments(NamedTuple):
-    """Mean and variance of all draws so far, those of the i-th iteration with a weight of i, for the EM moves less and
-    less. A mixture takes the Gaussian of these moments for the density of the draws."""
+    """Mean and variance of all draws so far, those of the i-th iteration with a weight of i, because the EM moves less
+    and less. A mixture takes the Gaussian of these moments for the density of the draws."""
 
     mean: dict[str, Tensor]
     variance: dict[str, Tensor]
@@ -32,14 +32,14 @@ class _Moments(NamedTuple):
         return cls(mean, {name: gaussians[name].log_var.exp().expand_as(value[:1]) for name, value in z.items()}, 1)
 
     def with_draws(self, z: Latents) -> _Moments:
-        share = 2 / (self.count + 2)
+        weight = 2 / (self.count + 2)
         mean, variance = {}, {}
-        for name, drawn in z.items():
-            here = drawn.mean(0, keepdim=True)
-            moved = here - self.mean[name]
-            within = torch.lerp(self.variance[name], (drawn - here).square().mean(0, keepdim=True), share)
-            mean[name] = self.mean[name] + share * moved
-            variance[name] = within + share * (1 - share) * moved.square()
+        for name, z_KBTL in z.items():
+            new_mean = z_KBTL.mean(0, keepdim=True)
+            moved = new_mean - self.mean[name]
+            within = torch.lerp(self.variance[name], (z_KBTL - new_mean).square().mean(0, keepdim=True), weight)
+            mean[name] = self.mean[name] + weight * moved
+            variance[name] = within + weight * (1 - weight) * moved.square()
         return _Moments(mean, variance, self.count + 1)
 
     @property
@@ -69,38 +69,37 @@ class MetropolisHastings:
     begin: Start = "posterior"
 
     def __post_init__(self) -> None:
-        for draws, burn_in in (("draws", "burn_in"), ("final_draws", "final_burn_in")):
-            if getattr(self, draws) <= getattr(self, burn_in):
+        for final, draws, burn_in in (("", self.draws, self.burn_in), ("final_", self.final_draws, self.final_burn_in)):
+            if draws <= burn_in:
                 raise UserError(
-                    f"enhance.estep.{draws}={getattr(self, draws)}: draw more than the "
-                    f"{burn_in}={getattr(self, burn_in)} that are thrown away"
+                    f"enhance.estep.{final}draws={draws}: draw more than the {final}burn_in={burn_in} that are left out"
                 )
 
-    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> _Chains:
-        z, chosen = first_latents(model, heard, self.begin)
+    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> _Chains:
+        z, chosen = first_latents(model, batch, self.begin)
         return _Chains(z, _Moments.of(chosen, z))
 
-    def step(self, target: Target, state: _Chains, draws: Draws) -> tuple[_Chains, SpeechLikelihood]:
-        kept = self._walk(target, state.z, draws, self.draws, self.burn_in)
+    def step(self, target: Target, state: _Chains, random: RandomNumbers) -> tuple[_Chains, SpeechLikelihood]:
+        kept = self._walk(target, state.z, random, self.draws, self.burn_in)
         moments = state.moments.with_draws(kept)
         last = {name: z[-1:] for name, z in kept.items()}
         return _Chains(last, moments), target.likelihood(kept).drawn(kept, moments.q)
 
-    def final(self, target: Target, state: _Chains, draws: Draws) -> SpeechLikelihood:
-        kept = self._walk(target, state.z, draws, self.final_draws, self.final_burn_in)
+    def final(self, target: Target, state: _Chains, random: RandomNumbers) -> SpeechLikelihood:
+        kept = self._walk(target, state.z, random, self.final_draws, self.final_burn_in)
         return target.likelihood(kept).drawn(kept, state.moments.with_draws(kept).q)
 
-    def _walk(self, target: Target, z: Chains, draws: Draws, count: int, burn_in: int) -> Chains:
-        _require_frames(z, draws, "metropolis_hastings")
-        moves = {name: self.step_size * draws.normal(value.expand(count, *value.shape)) for name, value in z.items()}
-        here = target.log_joint(z)
-        log_uniform = draws.uniform(here[..., None].expand(count, *here.shape, 1))[..., 0].log_()
+    def _walk(self, target: Target, z: Chains, random: RandomNumbers, count: int, burn_in: int) -> Chains:
+        _require_frames(z, random, "metropolis_hastings")
+        moves = {name: self.step_size * random.normal(value.expand(count, *value.shape)) for name, value in z.items()}
+        log_joint = target.log_joint(z)
+        log_uniform = random.uniform(log_joint[..., None].expand(count, *log_joint.shape, 1))[..., 0].log_()
         kept: dict[str, list[Tensor]] = {name: [] for name in z}
         for i in range(count):
             proposed = {name: value + moves[name][i] for name, value in z.items()}
-            there = target.log_joint(proposed)
-            accepted = log_uniform[i] < there - here
-            here = torch.where(accepted, there, here)
+            log_joint_proposed = target.log_joint(proposed)
+            accepted = log_uniform[i] < log_joint_proposed - log_joint
+            log_joint = torch.where(accepted, log_joint_proposed, log_joint)
             z = {name: torch.where(accepted[..., None], proposed[name], value) for name, value in z.items()}
             if i >= burn_in:
                 for name, value in z.items():
@@ -117,8 +116,8 @@ class Langevin:
                + sqrt(step_size) N(0, I)
 
     A heuristic: no move is rejected, so chains are wider than the posterior where its curvature J nears 2 / step_size
-    (their variance is 1 / (J - step_size J^2 / 4) up to there). Beyond, they would run away but for taming, tamed(g) =
-    g / sqrt(1 + (step_size g)^2), and stay several times too wide. `mala` has the posterior's spread.
+    (their variance is 1 / (J - step_size J^2 / 4) up to there). Beyond, they would diverge without taming, tamed(g) =
+    g / sqrt(1 + (step_size g)^2), with which they stay several times too wide. `mala` has the posterior's spread.
     """
 
     chains: int = 4
@@ -127,23 +126,23 @@ class Langevin:
     total_variation: float = 0.0
     begin: Start = "posterior"
 
-    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> _Chains:
-        means, chosen = first_latents(model, heard, self.begin)
-        z = {name: z + self.spread * draws.normal(z.expand(self.chains, -1, -1, -1)) for name, z in means.items()}
+    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> _Chains:
+        means, chosen = first_latents(model, batch, self.begin)
+        z = {name: z + self.spread * random.normal(z.expand(self.chains, -1, -1, -1)) for name, z in means.items()}
         return _Chains(z, _Moments.of(chosen, z))
 
-    def step(self, target: Target, state: _Chains, draws: Draws) -> tuple[_Chains, SpeechLikelihood]:
+    def step(self, target: Target, state: _Chains, random: RandomNumbers) -> tuple[_Chains, SpeechLikelihood]:
         slopes, likelihood, _ = target.gradient(state.z)
         moments, moved = state.moments.with_draws(state.z), {}
         for name, z in state.z.items():
             slope = slopes[name]
             if self.total_variation:
-                slope = slope - self.total_variation * _total_variation_slope(z, draws.frames)
+                slope = slope - self.total_variation * _total_variation_slope(z, random.frames)
             tamed = slope / (1 + (self.step_size * slope).square()).sqrt()
-            moved[name] = z + self.step_size / 2 * tamed + self.step_size**0.5 * draws.normal(z)
+            moved[name] = z + self.step_size / 2 * tamed + self.step_size**0.5 * random.normal(z)
         return _Chains(moved, moments), likelihood.drawn(state.z, moments.q)
 
-    def final(self, target: Target, state: _Chains, draws: Draws) -> SpeechLikelihood:
+    def final(self, target: Target, state: _Chains, random: RandomNumbers) -> SpeechLikelihood:
         return target.likelihood(state.z).drawn(state.z, state.moments.with_draws(state.z).q)
 
 
@@ -163,8 +162,8 @@ class MetropolisLangevin:
         z' = z + h / 2 V grad ln p(x, z) + sqrt(h V) N(0, I)
         accepted with probability min(1, p(x, z') N(z; z', h) / (p(x, z) N(z'; z, h)))
 
-    V is the variance of the chains so far, dimension by dimension, and the step h moves to where 57 % are accepted (G.
-    O. Roberts, J. S. Rosenthal, JRSS B 60, 1998); both change less and less. By default frames are accepted one by one,
+    V is the variance of the chains so far, dimension by dimension, and the step h adapts until 57 % are accepted (G. O.
+    Roberts, J. S. Rosenthal, JRSS B 60, 1998); both change less and less. By default frames are accepted one by one,
     which is exact where the model has no memory from frame to frame; `whole` accepts or rejects whole utterances, which
     is exact for any model, with shorter steps.
     """
@@ -175,57 +174,57 @@ class MetropolisLangevin:
     begin: Start = "posterior"
     ACCEPTED = 0.574
 
-    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> _Adapted:
-        means, chosen = first_latents(model, heard, self.begin)
+    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> _Adapted:
+        means, chosen = first_latents(model, batch, self.begin)
         if not self.whole:
-            _require_frames(means, draws, "mala")
+            _require_frames(means, random, "mala")
         moments = _Moments.of(chosen, means)
-        noise = {name: draws.normal(z.expand(self.chains, -1, -1, -1)) for name, z in means.items()}
+        noise = {name: random.normal(z.expand(self.chains, -1, -1, -1)) for name, z in means.items()}
         z = {name: q.moved(noise[name]) for name, q in moments.q.items()}
-        frames = 1 if self.whole else heard.mask.shape[1]
-        return _Adapted(z, moments, heard.mask.new_zeros((len(heard.ids), frames), dtype=torch.float32), 0)
+        frames = 1 if self.whole else batch.mask.shape[1]
+        return _Adapted(z, moments, batch.mask.new_zeros((len(batch.ids), frames), dtype=torch.float32), 0)
 
-    def step(self, target: Target, state: _Adapted, draws: Draws) -> tuple[_Adapted, SpeechLikelihood]:
+    def step(self, target: Target, state: _Adapted, random: RandomNumbers) -> tuple[_Adapted, SpeechLikelihood]:
         first = target.gradient(state.z)
         moments, log_step_BT = state.moments.with_draws(state.z), state.log_step
         z, slopes, log_joint = state.z, first.slopes, self._log_joint(target, first)
         for move in range(state.moves + 1, state.moves + 1 + self.moves):
             h_BT1 = log_step_BT.exp()[..., None]
-            width = {name: h_BT1 * value.clamp_min(VARIANCE_FLOOR) for name, value in moments.variance.items()}
-            ahead = {name: value + width[name] / 2 * slopes[name] for name, value in z.items()}
-            new = {name: mean + width[name].sqrt() * draws.normal(mean) for name, mean in ahead.items()}
-            there = target.gradient(new)
-            log_joint_there = self._log_joint(target, there)
-            ratio = self._judged(log_joint_there - log_joint)  # differences first: their sums are large
+            hV = {name: h_BT1 * value.clamp_min(VARIANCE_FLOOR) for name, value in moments.variance.items()}
+            forward = {name: value + hV[name] / 2 * slopes[name] for name, value in z.items()}  # mean of z' given z
+            proposed = {name: mean + hV[name].sqrt() * random.normal(mean) for name, mean in forward.items()}
+            at_proposed = target.gradient(proposed)
+            log_joint_proposed = self._log_joint(target, at_proposed)
+            log_ratio = self._summed(log_joint_proposed - log_joint)  # differences first: their sums are large
             for name, value in z.items():
-                behind = new[name] + width[name] / 2 * there.slopes[name]
-                off = (new[name] - ahead[name]).square() - (value - behind).square()
-                ratio = ratio + self._judged((off / width[name]).sum(-1) / 2)
-            ratio = ratio.nan_to_num(nan=-torch.inf)
-            accepted = draws.uniform(ratio[..., None])[..., 0].log_() < ratio
-            z = {name: torch.where(accepted[..., None], new[name], value) for name, value in z.items()}
-            slopes = {n: torch.where(accepted[..., None], there.slopes[n], slope) for n, slope in slopes.items()}
-            log_joint = torch.where(accepted, log_joint_there, log_joint)
-            surplus_BT = ratio.clamp_max(0).exp().mean(0) - self.ACCEPTED
+                backward = proposed[name] + hV[name] / 2 * at_proposed.slopes[name]  # mean of z given z'
+                quadratic = (proposed[name] - forward[name]).square() - (value - backward).square()
+                log_ratio = log_ratio + self._summed((quadratic / hV[name]).sum(-1) / 2)
+            log_ratio = log_ratio.nan_to_num(nan=-torch.inf)
+            accepted = random.uniform(log_ratio[..., None])[..., 0].log_() < log_ratio
+            z = {name: torch.where(accepted[..., None], proposed[name], value) for name, value in z.items()}
+            slopes = {n: torch.where(accepted[..., None], at_proposed.slopes[n], slope) for n, slope in slopes.items()}
+            log_joint = torch.where(accepted, log_joint_proposed, log_joint)
+            surplus_BT = log_ratio.clamp_max(0).exp().mean(0) - self.ACCEPTED
             log_step_BT = log_step_BT + max(move**-0.6, 0.05) * surplus_BT
         moved = _Adapted(z, moments, log_step_BT, state.moves + self.moves)
         return moved, first.likelihood.drawn(state.z, moments.q)
 
-    def final(self, target: Target, state: _Adapted, draws: Draws) -> SpeechLikelihood:
+    def final(self, target: Target, state: _Adapted, random: RandomNumbers) -> SpeechLikelihood:
         return target.likelihood(state.z).drawn(state.z, state.moments.with_draws(state.z).q)
 
-    def _log_joint(self, target: Target, at: Climb) -> Float[Tensor, "K B T"]:
+    def _log_joint(self, target: Target, at: Gradient) -> Float[Tensor, "K B T"]:
         return at.likelihood.log_prob(target.noisy_BTF) + at.log_prior
 
-    def _judged(self, values_KBT: Float[Tensor, "K B _T"]) -> Float[Tensor, "K B _"]:
-        """What is accepted together: a frame, or an utterance."""
+    def _summed(self, values_KBT: Float[Tensor, "K B _T"]) -> Float[Tensor, "K B _"]:
+        """Over the frames that are accepted together: one, or those of an utterance."""
         return values_KBT.sum(-1, keepdim=True) if self.whole else values_KBT
 
 
-def _require_frames(z: Latents, draws: Draws, name: str) -> None:
-    if whole := [latent for latent, value in z.items() if value.shape[-2] < max(draws.frames)]:
+def _require_frames(z: Latents, random: RandomNumbers, name: str) -> None:
+    if whole := [latent for latent, value in z.items() if value.shape[-2] < max(random.frames)]:
         raise UserError(
-            f"{name} moves frame by frame and {', '.join(whole)} is one for all of them: choose "
+            f"{name} moves frame by frame and {', '.join(whole)} is one latent for all frames: choose "
             "enhance.estep.name=langevin, free_gaussian or point, or mala with +enhance.estep.whole=true"
         )
 
@@ -235,5 +234,5 @@ def _total_variation_slope(z_KBTL: Tensor, frames: Sequence[int]) -> Tensor:
     rises = torch.diff(z_KBTL, dim=2).sign()
     for b, count in enumerate(frames):
         rises[:, b, count - 1 :] = 0
-    nothing = torch.zeros_like(z_KBTL[:, :, :1])
-    return torch.cat([nothing, rises], 2) - torch.cat([rises, nothing], 2)
+    zero = torch.zeros_like(z_KBTL[:, :, :1])
+    return torch.cat([zero, rises], 2) - torch.cat([rises, zero], 2)

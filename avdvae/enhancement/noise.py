@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from avdvae.enhancement.contract import Draws
+from avdvae.enhancement.contract import RandomNumbers
 from avdvae.probability.distributions import Components
 
 EPSILON = 1e-10
@@ -40,13 +40,13 @@ class Noise:
     smoothness: float = 0.0
 
     @classmethod
-    def drawn(cls, noisy_BTF: Tensor, rank: int, draws: Draws, smoothness: float = 0.0) -> Noise:
+    def drawn(cls, noisy_BTF: Tensor, rank: int, random: RandomNumbers, smoothness: float = 0.0) -> Noise:
         """W and H uniform in 0..1, g = 1."""
         frequencies = noisy_BTF.shape[2]
-        W = [torch.rand((frequencies, rank), generator=g, device=g.device) for g in draws.generators]
-        frames = torch.tensor(draws.frames, device=noisy_BTF.device)
+        W = [torch.rand((frequencies, rank), generator=g, device=g.device) for g in random.generators]
+        frames = torch.tensor(random.frames, device=noisy_BTF.device)
         present_BT = torch.arange(noisy_BTF.shape[1], device=noisy_BTF.device) < frames[:, None]
-        H_BTK = draws.uniform(noisy_BTF[..., :1].expand(-1, -1, rank)).clamp_min(EPSILON) * present_BT[..., None]
+        H_BTK = random.uniform(noisy_BTF[..., :1].expand(-1, -1, rank)).clamp_min(EPSILON) * present_BT[..., None]
         gain_BT1 = torch.ones_like(noisy_BTF[..., :1])
         return cls(torch.stack(W).to(noisy_BTF.device).clamp_min(EPSILON), H_BTK, gain_BT1, smoothness)
 

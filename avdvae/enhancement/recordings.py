@@ -54,15 +54,15 @@ class Enhancer:
     settings: Vem
     batch_size: int
     device: str
-    face_model: Path | None  # for models that look at their talker
+    face_model: Path | None  # finds the lips and the face; for models conditioned on them
     crop_size: int
-    face_size: int | None = None  # for models that look at the face
+    face_size: int | None = None  # for models conditioned on the face
 
     def run(self, job: Job, progress: Callable[[float], None]) -> float:
         """Write the output; returns the seconds of sound."""
         job.output.parent.mkdir(parents=True, exist_ok=True)  # fails before the work, if it must
         sound = read_sound(job.sound)
-        pictures = self.look(job, sound) if PICTURES & {*self.model.sees} else None
+        pictures = self._pictures(job, sound) if PICTURES & {*self.model.sees} else None
         channels = sound.samples.shape[1]
         for channel in sound.samples.T:  # views: each is replaced
             clean = separate_long(
@@ -72,17 +72,17 @@ class Enhancer:
                 self.settings,
                 pictures,
                 batch_size=self.batch_size,
-                progress=lambda share: progress(share / channels),
+                progress=lambda part: progress(part / channels),
             )
             channel[:] = resample_poly(clean.cpu().numpy(), sound.rate, RATE)[: len(channel)]
         write_sound(job.output, sound)
         return len(sound.samples) / sound.rate
 
-    def look(self, job: Job, sound: Sound) -> Pictures | None:
+    def _pictures(self, job: Job, sound: Sound) -> Pictures | None:
         if not job.video:
             if PICTURES & indispensable(self.model):
-                raise UserError("no video of this name shows its talker")
-            print(f"note       no video shows the talker of {job.sound}: it is enhanced by ear", flush=True)
+                raise UserError("it has no video, which the model needs: give one of the same name")
+            print(f"note       {job.sound} has no video: it is enhanced from the sound alone", flush=True)
             return None
         assert self.face_model
         try:
@@ -90,7 +90,7 @@ class Enhancer:
             track = extract_lips(film, self.face_model, self.crop_size, self.face_size)
         except UserError:
             raise
-        except Exception as error:  # whatever a decoder raises concerns its clip alone
+        except Exception as error:  # a decoder raises many kinds, and they concern this clip alone
             raise UserError(f"{job.video} is damaged: its lips cannot be found ({one_line(error)})") from error
         starts = sound.start - film.start if job.video.samefile(job.sound) else 0.0
         faces = track.face if self.face_size else None
@@ -106,7 +106,7 @@ def read_sound(path: Path) -> Sound:
             with soundfile.SoundFile(path) as file:
                 samples = file.read(dtype="float32", always_2d=True)
                 sound = Sound(samples, file.samplerate, more_than_16_bits=file.subtype in MORE_THAN_16_BITS)
-    except (soundfile.SoundFileError, ValueError, MemoryError) as error:  # as of a header that was damaged
+    except (soundfile.SoundFileError, ValueError, MemoryError) as error:  # as over a damaged header
         if isinstance(error, UserError):
             raise
         sound = decode_sound(path)
@@ -120,7 +120,7 @@ def read_sound(path: Path) -> Sound:
 
 
 def decode_sound(path: Path) -> Sound:
-    """The sound of a video, or of a file in a format that soundfile does not know."""
+    """The sound of a video, or of a file in a format that soundfile does not read."""
     pieces, start, rate = [], 0.0, 0
     try:
         with av.open(str(path), metadata_errors="replace") as container:
@@ -133,9 +133,9 @@ def decode_sound(path: Path) -> Sound:
                 pieces += [piece.to_ndarray().T for piece in resampler.resample(frame)]
     except UserError:
         raise
-    except Exception as error:  # of damaged files, PyAV raises what its reading happens to end in
-        said = error.strerror if isinstance(error, FFmpegError) else one_line(error)
-        raise UserError(f"it cannot be read as sound ({said}): give an undamaged sound or video file") from error
+    except Exception as error:  # PyAV raises many kinds over damaged files
+        reason = error.strerror if isinstance(error, FFmpegError) else one_line(error)
+        raise UserError(f"it cannot be read as sound ({reason}): give an undamaged sound or video file") from error
     return Sound(np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32), rate, start)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from avdvae.enhancement.contract import Draws, Start, Target, first_latents, followed
+from avdvae.enhancement.contract import RandomNumbers, Start, Target, backpropagated, first_latents
 from avdvae.errors import UserError
 from avdvae.probability.distributions import Gaussian, Mixture, SpeechLikelihood
 from avdvae.protocols import Batch, LatentModel, Latents
@@ -33,16 +33,16 @@ class PointEstimate:
     lr: float = 0.01
     begin: Start = "posterior"
 
-    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> _Point:
-        z, _ = first_latents(model, heard, self.begin)
-        if isinstance(model.decode(z, model.context(heard))["power"], Mixture):
+    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> _Point:
+        z, _ = first_latents(model, batch, self.begin)
+        if isinstance(model.decode(z, model.context(batch))["power"], Mixture):
             raise UserError(
-                f"{type(model).__name__} weighs its components by how wide their posteriors are, and a point has no "
-                "width: choose enhance.estep.name=free_gaussian, langevin, mala or metropolis_hastings"
+                f"{type(model).__name__} weights its components by the variances of their posteriors, and a point has "
+                "none: choose enhance.estep.name=free_gaussian, langevin, mala or metropolis_hastings"
             )
         return _Point(z, _adam(z.values(), self.lr))
 
-    def step(self, target: Target, state: _Point, draws: Draws) -> tuple[_Point, SpeechLikelihood]:
+    def step(self, target: Target, state: _Point, random: RandomNumbers) -> tuple[_Point, SpeechLikelihood]:
         for _ in range(self.steps):
             slopes, _, _ = target.gradient(state.z)
             for name, slope in slopes.items():
@@ -50,7 +50,7 @@ class PointEstimate:
             state.adam.step()
         return state, target.likelihood(state.z)
 
-    def final(self, target: Target, state: _Point, draws: Draws) -> SpeechLikelihood:
+    def final(self, target: Target, state: _Point, random: RandomNumbers) -> SpeechLikelihood:
         return target.likelihood(state.z)
 
 
@@ -59,9 +59,9 @@ class _Free(NamedTuple):
     log_var: dict[str, Tensor]
     adam: torch.optim.Adam
 
-    def sample(self, count: int, draws: Draws) -> Latents:
+    def sample(self, count: int, random: RandomNumbers) -> Latents:
         return {
-            name: mean + torch.exp(self.log_var[name] / 2) * draws.normal(mean.expand(count, -1, -1, -1))
+            name: mean + torch.exp(self.log_var[name] / 2) * random.normal(mean.expand(count, -1, -1, -1))
             for name, mean in self.mean.items()
         }
 
@@ -83,14 +83,14 @@ class FreeGaussian:
     final_draws: int = 10
     begin: Start = "posterior"
 
-    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> _Free:
-        mean, chosen = first_latents(model, heard, self.begin)
+    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> _Free:
+        mean, chosen = first_latents(model, batch, self.begin)
         log_var = {name: chosen[name].log_var.expand_as(z).clone() for name, z in mean.items()}
         return _Free(mean, log_var, _adam([*mean.values(), *log_var.values()], self.lr))
 
-    def step(self, target: Target, state: _Free, draws: Draws) -> tuple[_Free, SpeechLikelihood]:
+    def step(self, target: Target, state: _Free, random: RandomNumbers) -> tuple[_Free, SpeechLikelihood]:
         for _ in range(self.steps):
-            z = state.sample(self.draws, draws)
+            z = state.sample(self.draws, random)
             slopes, likelihood, _ = target.gradient(z)
             likelihood = likelihood.drawn(z, state.q)
             for name, slope in slopes.items():
@@ -100,24 +100,24 @@ class FreeGaussian:
             state.adam.step()
         return state, likelihood
 
-    def final(self, target: Target, state: _Free, draws: Draws) -> SpeechLikelihood:
-        z = state.sample(self.final_draws, draws)
+    def final(self, target: Target, state: _Free, random: RandomNumbers) -> SpeechLikelihood:
+        z = state.sample(self.final_draws, random)
         return target.likelihood(z).drawn(z, state.q)
 
 
 class _Tuned(NamedTuple):
     model: Any
-    heard: Batch
+    batch: Batch
     weights: list[nn.Parameter]
     adam: torch.optim.Adam
 
 
 @dataclass(frozen=True)
 class FineTunedEncoder:
-    """q stays what the encoder makes of the sound; the encoder learns it anew for every utterance. The VEM of S.
-    Leglaive et al., ICASSP 2020 (arXiv 1910.10942), and X. Bie et al., IEEE/ACM TASLP 30, 2022 (arXiv 2106.12271).
+    """q is the output of the encoder, which is fine-tuned on every utterance. The VEM of S. Leglaive et al., ICASSP
+    2020 (arXiv 1910.10942), and X. Bie et al., IEEE/ACM TASLP 30, 2022 (arXiv 2106.12271).
 
-    What it learns is what inference has for itself: not the layers that the decoder or the prior use too.
+    Only layers that belong to inference alone are trained: not those that the decoder or the prior share.
     """
 
     steps: int = 1
@@ -125,52 +125,52 @@ class FineTunedEncoder:
     draws: int = 1
     final_draws: int = 1
 
-    def start(self, model: LatentModel, heard: Batch, draws: Draws) -> _Tuned:
-        if len(heard.ids) > 1:
+    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> _Tuned:
+        if len(batch.ids) > 1:
             raise UserError(
-                f"enhance.estep.name=encoder adapts the encoder to one utterance and was given {len(heard.ids)}: give "
+                f"enhance.estep.name=encoder adapts the encoder to one utterance and was given {len(batch.ids)}: give "
                 "enhance.batch_size=1"
             )
-        own: Any = deepcopy(model)
-        own.requires_grad_(True)
-        with torch.enable_grad(), draws.of_torch(heard.mask.device):
-            z, context = own.infer(heard).z, own.context(heard)
-            found = {name: value.detach() for name, value in z.items()}
-            likely = own.decode(found, context)["power"].log_prob(heard.need("power", own))
-            generates = _depends(likely.sum() + own.log_prior(found, context).sum(), own)
-            infers = _depends(sum(value.sum() for value in z.values()), own)
-        own.requires_grad_(False)
-        tuned = [parameter.requires_grad_() for parameter in own.parameters() if parameter in infers - generates]
-        if not tuned:
+        copy: Any = deepcopy(model)
+        copy.requires_grad_(True)
+        with torch.enable_grad(), random.of_torch(batch.mask.device):
+            z, context = copy.infer(batch).z, copy.context(batch)
+            given = {name: value.detach() for name, value in z.items()}
+            log_prob = copy.decode(given, context)["power"].log_prob(batch.need("power", copy))
+            generative = _parameters_of(log_prob.sum() + copy.log_prior(given, context).sum(), copy)
+            inference = _parameters_of(sum(value.sum() for value in z.values()), copy)
+        copy.requires_grad_(False)
+        weights = [weight.requires_grad_() for weight in copy.parameters() if weight in inference - generative]
+        if not weights:
             raise UserError(
                 f"enhance.estep.name=encoder: {type(model).__name__} has no layers for inference alone: choose another"
             )
-        return _Tuned(own, heard, tuned, _adam(tuned, self.lr))
+        return _Tuned(copy, batch, weights, _adam(weights, self.lr))
 
-    def step(self, target: Target, state: _Tuned, draws: Draws) -> tuple[_Tuned, SpeechLikelihood]:
+    def step(self, target: Target, state: _Tuned, random: RandomNumbers) -> tuple[_Tuned, SpeechLikelihood]:
         for _ in range(self.steps):
-            with torch.enable_grad(), draws.of_torch(state.heard.mask.device):
-                inferred = state.model.infer(state.heard, self.draws)
+            with torch.enable_grad(), random.of_torch(state.batch.mask.device):
+                inferred = state.model.infer(state.batch, self.draws)
                 likelihood = target.likelihood(inferred.z)
-            slopes = likelihood.slopes(target.noisy_BTF, state.heard.mask / self.draws)
+            slopes = likelihood.slopes(target.noisy_BTF, state.batch.mask / self.draws)
             for name, q in inferred.q.items():
                 slopes += q.nearness(inferred.p[name])
-            for weight, slope in zip(state.weights, followed(slopes, state.weights), strict=True):
+            for weight, slope in zip(state.weights, backpropagated(slopes, state.weights), strict=True):
                 weight.grad = slope
             state.adam.step()
-        return state, self._draw(target, state, draws, self.draws)
+        return state, self._draw(target, state, random, self.draws)
 
-    def final(self, target: Target, state: _Tuned, draws: Draws) -> SpeechLikelihood:
-        return self._draw(target, state, draws, self.final_draws)
+    def final(self, target: Target, state: _Tuned, random: RandomNumbers) -> SpeechLikelihood:
+        return self._draw(target, state, random, self.final_draws)
 
-    def _draw(self, target: Target, state: _Tuned, draws: Draws, count: int) -> SpeechLikelihood:
-        """Anew, from what the encoder has become."""
-        with draws.of_torch(state.heard.mask.device):
-            inferred = state.model.infer(state.heard, count)
+    def _draw(self, target: Target, state: _Tuned, random: RandomNumbers, count: int) -> SpeechLikelihood:
+        """The likelihood at new draws from the encoder as it is now."""
+        with random.of_torch(state.batch.mask.device):
+            inferred = state.model.infer(state.batch, count)
         return target.likelihood(inferred.z).drawn(inferred.z, inferred.q)
 
 
-def _depends(value: Any, model: Any) -> set[Tensor]:
+def _parameters_of(value: Any, model: Any) -> set[Tensor]:
     """The parameters on which a value depends."""
     if not value.requires_grad:
         return set()

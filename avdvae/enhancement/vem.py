@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.enhancement.contract import Climb, Draws, EStep, followed
+from avdvae.enhancement.contract import EStep, Gradient, RandomNumbers, backpropagated
 from avdvae.enhancement.noise import Noise, StationaryNoise, weighted_mean
 from avdvae.errors import UserError, whole_numbers
 from avdvae.probability.distributions import Components, SpeechLikelihood
@@ -106,14 +106,14 @@ class NoisySpeech:
     def log_joint(self, z: Latents) -> Float[Tensor, "K B T"]:
         return self.likelihood(z).log_prob(self.noisy_BTF) + self.model.log_prior(z, self.context)
 
-    def gradient(self, z: Latents) -> Climb:
+    def gradient(self, z: Latents) -> Gradient:
         with torch.enable_grad():
             z = {name: value.detach().requires_grad_() for name, value in z.items()}
             likelihood, log_prior = self.likelihood(z), self.model.log_prior(z, self.context)
         present_BT = self.context.mask.float()
         slopes = [*likelihood.slopes(self.noisy_BTF, present_BT), (log_prior, present_BT.expand_as(log_prior))]
-        followed_back = dict(zip(z, followed(slopes, list(z.values())), strict=True))
-        return Climb(followed_back, likelihood, log_prior.detach())
+        gradients = dict(zip(z, backpropagated(slopes, list(z.values())), strict=True))
+        return Gradient(gradients, likelihood, log_prior.detach())
 
 
 @torch.no_grad()
@@ -157,8 +157,8 @@ def _run(
 ) -> Enhanced:
     """The EM from latents inferred from `start`."""
     frames = start.mask.sum(1)
-    draws = Draws([_generator(name, settings.seed) for name in start.ids], frames.tolist())
-    noise = Noise.drawn(noisy_BTF, settings.rank, draws, 0.0 if settings.paper else settings.smoothness)
+    random = RandomNumbers([_generator(name, settings.seed) for name in start.ids], frames.tolist())
+    noise = Noise.drawn(noisy_BTF, settings.rank, random, 0.0 if settings.paper else settings.smoothness)
     if level_B1F is not None:  # so that V is this level on average
         noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))
 
@@ -167,9 +167,9 @@ def _run(
 
     costs = []
     with _recurrent_layers_training(model):
-        state = settings.estep.start(model, start, draws)
+        state = settings.estep.start(model, start, random)
         for _ in range(settings.iterations):
-            state, likelihood = settings.estep.step(target(), state, draws)
+            state, likelihood = settings.estep.step(target(), state, random)
             likely = likelihood.components(noisy_BTF)
             if likely.switch and context.learns:
                 context = replace(context, switch=likely.switch.learned())
@@ -178,7 +178,7 @@ def _run(
                 past_BTF = _wiener(noise, likely).square().mul_(noisy_BTF).div_(noise.gain_BT1)
                 context = replace(context, past=past_BTF)
             progress()
-        likely = settings.estep.final(target(), state, draws).components(noisy_BTF)
+        likely = settings.estep.final(target(), state, random).components(noisy_BTF)
 
     cost_IB = (torch.stack(costs) * start.mask).sum(2) / (frames * noisy_BTF.shape[2])
     return Enhanced(_wiener(noise, likely), cost_IB, likely.switch and likely.switch.frames)

@@ -356,8 +356,8 @@ def test_it_enhances(speech_prior, batch):
     model, ends = speech_prior, []
 
     class Watched(FreeGaussian):
-        def final(self, target, state, draws):
-            ends.append((target, super().final(target, state, draws)))
+        def final(self, target, state, random):
+            ends.append((target, super().final(target, state, random)))
             return ends[-1][1]
 
     before = modes(model)

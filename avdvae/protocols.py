@@ -23,8 +23,9 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from avdvae.errors import UserError
-from avdvae.probability.distributions import Gaussian, SpeechLikelihood
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
+from avdvae.probability.spectrum import SpeechLikelihood
 
 
 @dataclass(frozen=True)

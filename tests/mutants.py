@@ -44,8 +44,7 @@ MODULES = (
     "avdvae/enhancement/*.py",
     "avdvae/latents/*.py",
     "avdvae/models/*.py",
-    "avdvae/probability/distributions.py",
-    "avdvae/probability/objectives.py",
+    "avdvae/probability/*.py",
     "avdvae/evaluation/results.py",
 )
 # Test files of what comes before a batch, and of programs, which run in processes of their own

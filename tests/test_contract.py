@@ -22,9 +22,11 @@ from avdvae.enhancement.variational import FreeGaussian
 from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
 from avdvae.latents.resynthesis import by_itself
-from avdvae.probability.distributions import VARIANCE_FLOOR, ComplexGaussian, Gaussian, Mixture, SpeechLikelihood
+from avdvae.probability.gaussian import VARIANCE_FLOOR, Gaussian
+from avdvae.probability.mixture import Mixture
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.probability.pcm import CODES
+from avdvae.probability.spectrum import ComplexGaussian, SpeechLikelihood
 from avdvae.protocols import (
     Autoregressive,
     Batch,

@@ -35,7 +35,7 @@ from avdvae.latents.control import (
 from avdvae.models.dsae import DSAE
 from avdvae.models.rvae import RVAE
 from avdvae.models.vae import VAE, encoder_input
-from avdvae.probability.distributions import Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.protocols import Batch
 from avdvae.signals.audio import Stft
 from avdvae.signals.metrics import NISQA, naturalness

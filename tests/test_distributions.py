@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from avdvae.probability.distributions import VARIANCE_FLOOR, ComplexGaussian, Gaussian, Picture, SpeechLikelihood
+from avdvae.probability.gaussian import VARIANCE_FLOOR, Gaussian
+from avdvae.probability.observed import Picture
+from avdvae.probability.spectrum import ComplexGaussian, SpeechLikelihood
 
 EXAMPLES = settings(deadline=None, max_examples=50)
 SEEDS = st.integers(0, 10_000)

@@ -25,7 +25,7 @@ from avdvae.models.vae import VAE
 from avdvae.models.vrnn import VRNN
 from avdvae.models.vrnn_wave import VRNNWave
 from avdvae.nn.blocks import Recurrent, reverse_frames
-from avdvae.probability.distributions import VARIANCE_FLOOR, Gaussian
+from avdvae.probability.gaussian import VARIANCE_FLOOR, Gaussian
 from avdvae.probability.objectives import Schedule
 from avdvae.protocols import Batch
 

@@ -25,8 +25,10 @@ from avdvae.evaluation.tasks.task import Evaluation, Subject
 from avdvae.latents.probes import Classes, Line, Speakers, correlation
 from avdvae.models.mdvae import MDVAE
 from avdvae.models.vae import VAE
-from avdvae.probability.distributions import ComplexGaussian, Gaussian, Picture
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
+from avdvae.probability.observed import Picture
+from avdvae.probability.spectrum import ComplexGaussian
 from avdvae.protocols import Batch, Context, Inferred, LatentSpec
 from avdvae.runs import build_model, open_run
 from avdvae.signals.audio import Stft

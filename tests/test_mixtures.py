@@ -21,8 +21,10 @@ from avdvae.models.sw_vae import SwVAE
 from avdvae.models.v_vae import VVAE
 from avdvae.models.vae import VAE
 from avdvae.models.vae_mm import VAEMM
-from avdvae.probability.distributions import ComplexGaussian, Gaussian, MarkovMixture, Mixture
+from avdvae.probability.gaussian import Gaussian
+from avdvae.probability.mixture import MarkovMixture, Mixture
 from avdvae.probability.objectives import Schedule, mixture_elbo, responsibilities
+from avdvae.probability.spectrum import ComplexGaussian
 from avdvae.protocols import Batch, Context
 
 SMALL: Any = {"frequencies": 33, "hidden": 12, "dim": 4}

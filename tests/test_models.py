@@ -30,8 +30,9 @@ from avdvae.models.vae import VAE
 from avdvae.models.vae_mm import VAEMM
 from avdvae.models.vrnn_wave import VRNNWave
 from avdvae.nn.blocks import standardised, zero_init
-from avdvae.probability.distributions import VARIANCE_FLOOR, ComplexGaussian, Gaussian
+from avdvae.probability.gaussian import VARIANCE_FLOOR, Gaussian
 from avdvae.probability.objectives import Schedule
+from avdvae.probability.spectrum import ComplexGaussian
 from avdvae.protocols import Batch, is_speech_prior, why_not_enhancing
 
 SIZES: Any = {"frequencies": 33, "pixels": 16, "hidden": 12, "dim": 4, "dropout": 0.0}

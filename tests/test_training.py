@@ -21,7 +21,7 @@ from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
 from avdvae.models.cvae import CVAE
 from avdvae.models.vae import VAE
-from avdvae.probability.distributions import Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.protocols import Batch
 from avdvae.randomness import stream

@@ -24,7 +24,8 @@ from avdvae.models.cvae import CVAE
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.rvae import RVAE
 from avdvae.models.vae import VAE
-from avdvae.probability.distributions import ComplexGaussian, Components, Gaussian, Slopes, SpeechLikelihood
+from avdvae.probability.gaussian import Gaussian, Slopes
+from avdvae.probability.spectrum import ComplexGaussian, Components, SpeechLikelihood
 from avdvae.protocols import Batch, Context, LatentModel, Latents, is_speech_prior
 from avdvae.signals.audio import Stft
 from avdvae.signals.metrics import si_sdr

@@ -19,7 +19,7 @@ from avdvae.models.vrnn_wave import VRNNWave
 from avdvae.models.wavenet import WaveNet
 from avdvae.nn.ladder import Block
 from avdvae.nn.sliding import Sliding, SlidingBack
-from avdvae.probability.distributions import Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Schedule, divergence
 from avdvae.protocols import Batch, Context
 

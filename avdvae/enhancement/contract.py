@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from avdvae.errors import UserError
-from avdvae.probability.distributions import Gaussian, Slopes, SpeechLikelihood
+from avdvae.probability.gaussian import Gaussian, Slopes
+from avdvae.probability.spectrum import SpeechLikelihood
 from avdvae.protocols import Batch, LatentModel, Latents
 
 Start = Literal["posterior", "prior"]

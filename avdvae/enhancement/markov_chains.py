@@ -12,7 +12,8 @@ from torch import Tensor
 
 from avdvae.enhancement.contract import Gradient, RandomNumbers, Start, Target, first_latents
 from avdvae.errors import UserError
-from avdvae.probability.distributions import VARIANCE_FLOOR, Gaussian, SpeechLikelihood
+from avdvae.probability.gaussian import VARIANCE_FLOOR, Gaussian
+from avdvae.probability.spectrum import SpeechLikelihood
 from avdvae.protocols import Batch, LatentModel, Latents
 
 Chains = dict[str, Tensor]  # z_KBTL by name

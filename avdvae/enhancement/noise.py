@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from avdvae.enhancement.contract import RandomNumbers
-from avdvae.probability.distributions import Components
+from avdvae.probability.spectrum import Components
 
 EPSILON = 1e-10
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from avdvae.enhancement.contract import RandomNumbers, Start, Target, backpropagated, first_latents
 from avdvae.errors import UserError
-from avdvae.probability.distributions import Gaussian, Mixture, SpeechLikelihood
+from avdvae.probability.gaussian import Gaussian
+from avdvae.probability.mixture import Mixture
+from avdvae.probability.spectrum import SpeechLikelihood
 from avdvae.protocols import Batch, LatentModel, Latents
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from avdvae.enhancement.contract import EStep, Gradient, RandomNumbers, backpropagated
 from avdvae.enhancement.noise import Noise, StationaryNoise, weighted_mean
 from avdvae.errors import UserError, whole_numbers
-from avdvae.probability.distributions import Components, SpeechLikelihood
+from avdvae.probability.spectrum import Components, SpeechLikelihood
 from avdvae.protocols import Batch, Context, Latents, SpeechPrior, indispensable
 
 

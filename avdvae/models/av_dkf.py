@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from avdvae.models.dkf import DKF, Combiner, GatedTransition
 from avdvae.models.dynamical_vae import DynamicalVAE, Path, Recursion, each_frame, stack_frames
 from avdvae.nn.blocks import LipEncoder, Recurrent, check_same_floor, mlp, shifted, zero_init
-from avdvae.probability.distributions import ComplexGaussian, Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
+from avdvae.probability.spectrum import ComplexGaussian
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
 
 

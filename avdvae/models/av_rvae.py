@@ -22,7 +22,7 @@ from torch import nn
 
 from avdvae.models.rvae import RVAE
 from avdvae.nn.blocks import GaussianHead, LipEncoder, Recurrent, check_same_floor, zero_init
-from avdvae.probability.distributions import Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
 
 

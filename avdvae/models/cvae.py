@@ -37,8 +37,9 @@ from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.vae import VAE
 from avdvae.nn.blocks import GaussianHead, LipEncoder, check_same_floor, encoder_input, mlp, zero_init
-from avdvae.probability.distributions import ComplexGaussian, Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
+from avdvae.probability.spectrum import ComplexGaussian
 from avdvae.protocols import Batch, Context, Latents
 
 

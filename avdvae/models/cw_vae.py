@@ -37,7 +37,7 @@ from avdvae.models.waveform import CodeHead, Waveforms
 from avdvae.nn.blocks import GaussianHead, concat_features, mlp, shifted
 from avdvae.nn.fused_path import fused_path
 from avdvae.nn.ladder import BLOCKS, Ladder
-from avdvae.probability.distributions import Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.probability.pcm import DMoL
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec

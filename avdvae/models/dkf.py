@@ -28,7 +28,7 @@ from torch.nn.functional import linear, softplus
 
 from avdvae.models.dynamical_vae import DynamicalVAE, Path, Recursion, each_frame, sample_path, stack_frames
 from avdvae.nn.blocks import GaussianHead, Recurrent, mlp, shifted
-from avdvae.probability.distributions import Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.protocols import Context, Latents, Observed
 
 

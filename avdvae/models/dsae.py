@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from avdvae.models.dynamical_vae import DynamicalVAE, Path, Recursion, each_frame, stack_frames
 from avdvae.nn.blocks import GaussianHead, Recurrent, concat_features, final_states, mlp, run_rnn, shifted
-from avdvae.probability.distributions import Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.protocols import Context, Latents, Observed
 
 

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from avdvae.errors import UserError
 from avdvae.nn.blocks import check_floor, check_same_floor, encoder_input, keep_given, shifted
-from avdvae.probability.distributions import Gaussian, likelihood_of
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
+from avdvae.probability.observed import likelihood_of
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
 

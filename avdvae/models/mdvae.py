@@ -54,8 +54,10 @@ from avdvae.nn.blocks import (
     shifted,
     split_net,
 )
-from avdvae.probability.distributions import ComplexGaussian, Gaussian, Picture
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
+from avdvae.probability.observed import Picture
+from avdvae.probability.spectrum import ComplexGaussian
 from avdvae.protocols import Batch, Context, Latents, LatentSpec
 
 

@@ -38,8 +38,9 @@ from avdvae.models.mixture_vae import MixtureVAE
 from avdvae.models.v_vae import VVAE
 from avdvae.models.vae import VAE
 from avdvae.nn.blocks import GaussianHead, LipEncoder, check_floor, check_same_floor, encoder_input, mlp
-from avdvae.probability.distributions import ComplexGaussian, Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule, Terms, mixture_elbo, responsibilities
+from avdvae.probability.spectrum import ComplexGaussian
 from avdvae.protocols import Batch, Context, LatentSpec
 
 

@@ -19,7 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.nn.blocks import keep_given
-from avdvae.probability.distributions import ComplexGaussian, Gaussian, Mixture
+from avdvae.probability.gaussian import Gaussian
+from avdvae.probability.mixture import Mixture
+from avdvae.probability.spectrum import ComplexGaussian
 from avdvae.protocols import Batch, Context, Inferred, Latents, Observed
 
 

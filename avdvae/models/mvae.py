@@ -34,8 +34,9 @@ from torch import Tensor, nn
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.nn.blocks import GaussianHead, LipEncoder, check_floor, encoder_input, mlp, standardised
-from avdvae.probability.distributions import ComplexGaussian, Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
+from avdvae.probability.spectrum import ComplexGaussian
 from avdvae.protocols import Batch, Context, Latents
 
 SUBSETS = {"poe": ("both",), "moe": ("sound", "lips"), "mopoe": ("sound", "lips", "both")}

@@ -24,7 +24,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.models.frame_vae import FrameVAE
-from avdvae.probability.distributions import ComplexGaussian, Gaussian
+from avdvae.probability.gaussian import Gaussian
+from avdvae.probability.spectrum import ComplexGaussian
 from avdvae.protocols import Batch, Context, Latents
 
 TINY = 1e-8

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from avdvae.models.waveform import CodeHead, Waveforms
 from avdvae.nn.blocks import CausalConv, GatedLayer, concat_features, keep_given, mlp, shifted
-from avdvae.probability.distributions import Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.probability.pcm import DMoL
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, Recursion, each_frame, stack_frames
 from avdvae.nn.blocks import GaussianHead, Recurrent, concat_features, mlp, run_rnn
-from avdvae.probability.distributions import Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.protocols import Context, Latents, Observed
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.vae_mm import VAEMM
-from avdvae.probability.distributions import MarkovMixture
+from avdvae.probability.mixture import MarkovMixture
 from avdvae.protocols import Batch, Context
 
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.vae import VAE
 from avdvae.nn.blocks import GaussianHead, LipEncoder, mlp
-from avdvae.probability.distributions import ComplexGaussian, Gaussian
+from avdvae.probability.gaussian import Gaussian
+from avdvae.probability.spectrum import ComplexGaussian
 from avdvae.protocols import Batch, Context, Latents
 
 

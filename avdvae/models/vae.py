@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.nn.blocks import GaussianHead, check_floor, check_same_floor, encoder_input, mlp
-from avdvae.probability.distributions import Gaussian, likelihood_of
+from avdvae.probability.gaussian import Gaussian
+from avdvae.probability.observed import likelihood_of
 from avdvae.protocols import Batch, Context, Latents, Observed
 
 

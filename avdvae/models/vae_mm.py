@@ -28,8 +28,9 @@ from avdvae.errors import UserError
 from avdvae.models.frame_vae import FrameVAE
 from avdvae.models.mixture_vae import MixtureVAE
 from avdvae.nn.blocks import check_same_floor
-from avdvae.probability.distributions import ComplexGaussian, Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule, mixture_elbo, responsibilities
+from avdvae.probability.spectrum import ComplexGaussian
 from avdvae.protocols import Batch, Context, LatentSpec
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from avdvae.models.mdvae import Multimodal
 from avdvae.models.vqvae import VQVAE, sum_over_processes
 from avdvae.nn.frame_cache import FrameCache
-from avdvae.probability.distributions import Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.protocols import Batch, Context, Latents
 
 

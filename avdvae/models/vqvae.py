@@ -27,8 +27,9 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from avdvae.nn.blocks import FaceDecoder, FaceEncoder, Residual
-from avdvae.probability.distributions import ComplexGaussian, Picture
 from avdvae.probability.objectives import Elbo, Schedule
+from avdvae.probability.observed import Picture
+from avdvae.probability.spectrum import ComplexGaussian
 from avdvae.protocols import Batch
 
 POWER_FLOOR = 1e-6  # of |s|^2 in the logarithm; the rounding noise of 16-bit samples is below

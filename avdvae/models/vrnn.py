@@ -29,7 +29,7 @@ from torch.nn.functional import pad
 
 from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, Recursion, each_frame, sample_path, stack_frames
 from avdvae.nn.blocks import GaussianHead, concat_features, mlp, run_rnn, split_net, split_rnn
-from avdvae.probability.distributions import Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.protocols import Context, Latents, Observed
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from avdvae.errors import UserError
 from avdvae.models.dynamical_vae import AutoregressiveVAE
-from avdvae.probability.distributions import Gaussian
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule, divergence
 from avdvae.probability.pcm import Coding, DMoL, Scoring, compand
 from avdvae.protocols import Batch, Context, LatentSpec, Observed

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from avdvae.errors import UserError
-from avdvae.probability.distributions import Gaussian
+from avdvae.probability.gaussian import Gaussian
 
 
 def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:

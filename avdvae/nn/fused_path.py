@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from avdvae.probability.distributions import Gaussian
+from avdvae.probability.gaussian import Gaussian
 
 
 def fused_path(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from avdvae.probability.distributions import Gaussian
+from avdvae.probability.gaussian import Gaussian
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from avdvae.evaluation.tasks.task import Measured, Part, Subject, file_name
 from avdvae.latents.resynthesis import move_again
 from avdvae.pictures.films import stick_figures
 from avdvae.pictures.stills import pose_strip, write_png
-from avdvae.probability.distributions import Joints
+from avdvae.probability.observed import Joints
 from avdvae.protocols import Autoregressive
 from avdvae.signals.video import write_mp4
 

@@ -1,0 +1,52 @@
+"""Likelihoods of poses and of faces, and the likelihood of each modality that a network outputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from avdvae.probability.spectrum import ComplexGaussian
+
+
+@dataclass(frozen=True)
+class Joints:
+    """Places of joints in space, in metres, each off by a distance that is as probable in every direction:
+
+        p(x) = exp(-|x - m| / b) / (8 pi b^3)        b = 1 cm
+
+    To make this large is to make the mean distance, MPJPE, small. In published code the reconstruction of a frame
+    weighs as its MPJPE in mm, a b of J mm for J joints; this weighs J / 10 times as much, 3.2 at 32 joints, as if beta
+    were 0.31 there. train.beta = J / 10 gives the published weighting: its slopes are J / 10 times the published ones,
+    and Adam does not depend on a factor of all slopes.
+    """
+
+    expected: Float[Tensor, "*draws B T D"]
+    SPREAD = 0.01
+
+    def log_prob(self, pose: Float[Tensor, "B T D"]) -> Float[Tensor, "*draws B T"]:
+        constant = pose.shape[-1] // 3 * math.log(8 * math.pi * self.SPREAD**3)
+        return -self.distances(pose).sum(-1) / self.SPREAD - constant
+
+    def distances(self, pose: Float[Tensor, "B T D"]) -> Float[Tensor, "*draws B T J"]:
+        """Of each joint from its expected place."""
+        return (pose - self.expected.float()).unflatten(-1, (-1, 3)).norm(dim=-1)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Coloured pixels, each a Gaussian about its expected value, where 0 is black and 1 white, of deviation 0.1."""
+
+    expected: Float[Tensor, "*draws B T H W 3"]
+    SPREAD = 0.1
+
+    def log_prob(self, face: UInt8[Tensor, "B T H W 3"]) -> Float[Tensor, "*draws B T"]:
+        off = (face / 255 - self.expected.float()).flatten(-3) / self.SPREAD
+        return -0.5 * off.square().sum(-1) - off.shape[-1] * math.log(self.SPREAD * math.sqrt(2 * math.pi))
+
+
+def likelihood_of(modality: str, output: Float[Tensor, "*draws B T D"]) -> ComplexGaussian | Joints:
+    """From the output of a network."""
+    return ComplexGaussian(output) if modality == "power" else Joints(output)

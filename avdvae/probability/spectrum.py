@@ -1,0 +1,167 @@
+"""Likelihoods of power spectra: complex Gaussians, and what the EM stage requires of them and of mixtures.
+
+Suffix R: weighted variances of speech, of all draws and components.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from avdvae.probability.gaussian import VARIANCE_FLOOR, Gaussian, Slopes
+
+PRIOR_FRAMES = 0.1
+
+
+@dataclass(frozen=True)
+class Switch:
+    """Which of M components is on in a frame; its prior is learned as if each had been seen in PRIOR_FRAMES before.
+
+    frames   r(m_t)            B T M
+    pairs    r(m_{t-1}, m_t)   B T-1 M M, where the switch has a memory
+    """
+
+    frames: Float[Tensor, "B T M"]
+    mask: Bool[Tensor, "B T"]
+    pairs: Float[Tensor, "B T-1 M M"] | None = None
+
+    def learned(self) -> Float[Tensor, "B S M"]:
+        """pi, or lambda above the rows of tau, as the utterance itself suggests them."""
+        if self.pairs is None:
+            shares_BSM = (self.frames * self.mask[..., None]).sum(1, keepdim=True)
+        else:
+            moves_BMM = (self.pairs * self.mask[:, 1:, None, None]).sum(1)
+            shares_BSM = torch.cat([self.frames[:, :1], moves_BMM], 1)
+        shares_BSM = shares_BSM + PRIOR_FRAMES  # a component that had no share at all would never return
+        return shares_BSM / shares_BSM.sum(-1, keepdim=True)
+
+
+class Components(NamedTuple):
+    """What a likelihood averages over, in the light of the power observed.
+
+    speech     R B T F   variances of speech, gain and noise aside
+    precision  R B T F   the inverse of what they are with gain and noise
+    weight     R B T 1   None: all alike
+    switch               which component of a mixture made each frame; None: there is but one
+    """
+
+    speech: Float[Tensor, "R B T F"]
+    precision: Float[Tensor, "R B T F"]
+    weight: Float[Tensor, "R B T 1"] | None = None
+    switch: Switch | None = None
+
+    def mean(self) -> Float[Tensor, "B T F"]:
+        return self.speech.mean(0) if self.weight is None else (self.weight * self.speech).sum(0)
+
+
+@runtime_checkable
+class SpeechLikelihood(Protocol):
+    """What the EM stage asks of a model's likelihood of the power spectrum."""
+
+    def log_prob(self, power: Tensor) -> Tensor:
+        """What the latents are to make large, K B T."""
+        ...
+
+    def slopes(self, power: Tensor, weight: Tensor) -> Slopes:
+        """What log_prob is made of, and the slopes of its sum over draws and frames, which count by their weight, B T:
+        for those who can do without its value."""
+        ...
+
+    def add_noise(self, gain: Tensor, noise: Tensor) -> SpeechLikelihood: ...
+
+    def drawn(self, z: Mapping[str, Tensor], q: Mapping[str, Gaussian]) -> SpeechLikelihood:
+        """The same, where it is known of which distributions its latents were drawn."""
+        ...
+
+    def components(self, power: Tensor) -> Components: ...
+
+
+@dataclass(frozen=True)
+class ComplexGaussian:
+    """Circular complex Gaussians of mean zero, one a time-frequency bin, told by the power |s|^2 alone.
+
+    The variance is gain * (exp(log_var) + 1e-10) + noise, and without the two that of clean speech. Up to what depends
+    on the data alone, -log_prob is the Itakura-Saito divergence from the power to the variance.
+    """
+
+    log_var: Float[Tensor, "*draws B T F"]
+    gain: Float[Tensor, "B T 1"] | None = None
+    noise: Float[Tensor, "B T F"] | None = None
+
+    @property
+    def speech(self) -> Float[Tensor, "*draws B T F"]:
+        """The variance of speech, before the floor. It is worked out once, but without the lock of cached_property, at
+        which torch.compile would stop."""
+        if "_speech" not in self.__dict__:
+            self.__dict__["_speech"] = self.log_var.float().exp()
+        return self.__dict__["_speech"]
+
+    @property
+    def precision(self) -> Float[Tensor, "*draws B T F"]:
+        """The inverse of the variance, worked out once, too; it has no slopes."""
+        if "_precision" not in self.__dict__:
+            self.__dict__["_precision"] = _variance(self.speech.detach(), self.gain, self.noise).reciprocal_()
+        return self.__dict__["_precision"]
+
+    @property
+    def expected(self) -> Float[Tensor, "*draws B T F"]:
+        """The mean of the power of clean speech."""
+        return self.speech
+
+    def add_noise(self, gain: Float[Tensor, "B T 1"], noise: Float[Tensor, "B T F"]) -> ComplexGaussian:
+        """The likelihood of sqrt(gain) * speech + Gaussian noise of this variance."""
+        return replace(self, gain=gain, noise=noise)
+
+    def drawn(self, z: Mapping[str, Tensor], q: Mapping[str, Gaussian]) -> ComplexGaussian:
+        return self
+
+    def log_prob(self, power: Float[Tensor, "B T F"]) -> Float[Tensor, "*draws B T"]:
+        """The density of the complex spectrum, summed over the frequencies."""
+        log_prob = _LogProb.apply(self.log_var, self.speech.detach(), self.gain, self.noise, power)
+        return log_prob - self.log_var.shape[-1] * math.log(math.pi)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def slopes(self, power: Float[Tensor, "B T F"], weight: Float[Tensor, "B T"]) -> Slopes:
+        scale_BT1 = weight[..., None] if self.gain is None else weight[..., None] * self.gain
+        slope = (power * self.precision).sub_(1).mul_(self.speech).mul_(self.precision)
+        return [(self.log_var, slope.mul_(scale_BT1))]
+
+    def components(self, power: Float[Tensor, "B T F"]) -> Components:
+        return Components(self.speech.flatten(end_dim=-4), self.precision.flatten(end_dim=-4))
+
+
+def _variance(speech: Tensor, gain: Tensor | None, noise: Tensor | None) -> Tensor:
+    if gain is None or noise is None:
+        return speech + VARIANCE_FLOOR
+    return torch.addcmul(noise, gain, speech).add_(gain, alpha=VARIANCE_FLOOR)
+
+
+class _LogProb(torch.autograd.Function):
+    """sum_f -ln v - P / v for v = g (s + 1e-10) + b, differentiable in log_var, of which s is the exponential.
+
+    The derivative, g s / v * (P / v - 1), is written out because this is the innermost loop of training and of the EM
+    stage: autograd would make three times as many passes over the spectra.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, log_var: Tensor, speech: Tensor, gain: Tensor | None, noise: Tensor | None, power: Tensor
+    ) -> Tensor:
+        variance = _variance(speech, gain, noise)
+        ratio = power / variance
+        total = ratio.sum(-1)
+        if ctx.needs_input_grad[0]:  # in place throughout: new memory costs more than what is done with it
+            ctx.save_for_backward(ratio.sub_(1).mul_(speech).div_(variance), gain)
+        return -total.add_(variance.log_().sum(-1))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        slope, gain = ctx.saved_tensors
+        scale = grads[0][..., None]
+        return slope * (scale if gain is None else scale * gain), None, None, None, None

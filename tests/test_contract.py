@@ -21,7 +21,7 @@ from torch import Tensor
 from avdvae.enhancement.variational import FreeGaussian
 from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
-from avdvae.latents.resynthesis import by_itself
+from avdvae.latents.resynthesis import decode_free_running
 from avdvae.probability.gaussian import VARIANCE_FLOOR, Gaussian
 from avdvae.probability.mixture import Mixture
 from avdvae.probability.objectives import Elbo, Schedule
@@ -326,7 +326,7 @@ def test_the_past_may_be_the_own_one(autoregressive, batch):
 def test_decoding_gives_a_likelihood_of_what_the_model_observes(latent_model, batch):
     model, observed = latent_model, batch.need(latent_model.observes, latent_model)
     z, context = model.infer(batch, 3).z, model.context(batch)
-    true, own = model.decode(z, context), by_itself(model, z, context)
+    true, own = model.decode(z, context), decode_free_running(model, z, context)
     fed = model.decode(z, replace(context, past=None), feedback=context.past)
     values = [_log_prob(likelihoods[model.observes], observed) for likelihoods in (true, fed, own)]
     assert values[0].shape == (3, *observed.shape[:2]) and values[0].isfinite().all() and torch.equal(*values[:2])
@@ -483,7 +483,7 @@ def test_a_step_changes_no_mode(model, batch, training):
 
 def test_inference_changes_no_mode(latent_model, batch):
     before = modes(latent_model)
-    by_itself(latent_model, latent_model.infer(batch).z, latent_model.context(batch))
+    decode_free_running(latent_model, latent_model.infer(batch).z, latent_model.context(batch))
     latent_model.sample_prior(latent_model.context(batch))
     assert modes(latent_model) == before
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file that takes the place of `path` once it is complete and on the disk, and vanishes on failure."""
+    """A new file that replaces `path` once it is complete and on the disk; deleted on failure."""
     new = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         yield new

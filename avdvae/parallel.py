@@ -1,4 +1,4 @@
-"""Work on many items in many processes, with a progress bar, that stops cleanly."""
+"""Work on many items in several processes, with a progress bar and a clean stop."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from avdvae.progress import progress_bar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_CONTEXT = multiprocessing.get_context("spawn")  # decoders and landmarkers run threads, which a fork would break
-_AHEAD = 4  # items a worker that are handed over: enough to keep it busy, few to try again where one is killed
-_HOPELESS = 3  # items whose workers were killed, and none that was done: it is not the items
+_CONTEXT = multiprocessing.get_context("spawn")  # decoders and landmarkers use threads, which do not survive a fork
+_AHEAD = 4  # items submitted per worker: enough to keep it busy, few to repeat if one is killed
+_HOPELESS = 3  # killed workers without a finished item: the cause is not the items
 
 
-_work: Callable[[Any], Any]  # of a worker: sent once to each, for it may hold a model
+_work: Callable[[Any], Any]  # of a worker: sent once to each, because it may contain a model
 
 
 def _start_worker(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
-    torch.set_flush_denormal(True)  # as in the parent's process, errors.as_a_program
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_flush_denormal(True)  # as errors.as_a_program in the parent process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -55,11 +55,11 @@ def in_parallel(
     label: str,
     killed: Callable[[Item], Result] | None = None,
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield (item, work(item)) as they come, in any order. The first exception of a worker ends it all. A single worker
+    """Yield (item, work(item)) as they finish, in any order. The first exception of a worker stops all. A single worker
     is this process.
 
-    Where a worker is killed, as by a system that has no memory left, what was being worked on is tried again, an item
-    at a time. Of an item that is killed alone, too, `killed` says what is yielded; without it, it ends all.
+    If a worker is killed, for example for lack of memory, the items under way are repeated one at a time. For an item
+    whose worker is killed again, `killed(item)` is yielded; without `killed`, all stops.
     """
     if not items:
         return
@@ -105,7 +105,7 @@ def in_parallel(
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Processes spawned meanwhile find it in their environment before they load a library of linear algebra."""
+    """Processes spawned within use one thread each: the variable is set before they load a linear algebra library."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:

@@ -1,10 +1,10 @@
-"""How far long work has come, in the terminal."""
+"""Progress of long work, in the terminal."""
 
 from __future__ import annotations
 
 
 def progress_bar(percent: bool = False, shown: bool = True):
-    """A bar with the time that is left; `percent` in place of counts, for work whose parts take unlike times."""
+    """A bar with the remaining time; `percent` instead of counts, for parts of unequal durations."""
     from rich import progress
 
     return progress.Progress(

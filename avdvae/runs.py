@@ -1,11 +1,11 @@
-"""The directory of a run: what was asked for, the weights, and the way back from there to a model.
+"""The directory of a run: its configuration and weights, and how to load its model.
 
-config.yaml           the resolved configuration, enough to rebuild everything
-weights.safetensors   best weights              last/             what resumption needs
+config.yaml           the resolved configuration
+weights.safetensors   best weights              last/             state of the training, to resume it
 metrics.jsonl         training curve            tensorboard/      the same, with pictures and sound
 results.csv           every value               summary.json      means with intervals
-report.html           to look at                audio/, figures/  what it shows
-run.json              sizes, times and the command, and those that it was resumed by
+report.html           the report                audio/, figures/  its examples
+run.json              sizes, times, and the commands that started and resumed it
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import nn
 
 from avdvae.enhancement.esteps import build_estep
 from avdvae.enhancement.vem import Vem
-from avdvae.errors import UserError, check_settings, known_settings, reading, said_of, whole_numbers
+from avdvae.errors import UserError, check_settings, in_file, known_settings, reading, whole_numbers
 from avdvae.files import replacing
 from avdvae.nn.weights import WEIGHTS, load_weights
 from avdvae.protocols import SpeechPrior, why_not_enhancing
@@ -34,7 +34,7 @@ from avdvae.signals.audio import Stft
 
 @dataclass(frozen=True)
 class Configuration:
-    """What configs/config.yaml holds, and of which kind it is; the sections are checked by those that they are for."""
+    """Keys and types of configs/config.yaml. The users of a section check its content."""
 
     exp: str
     data: Mapping
@@ -53,7 +53,7 @@ class Configuration:
     models: Sequence[str] = ()
     compare: Sequence[str] = ()
 
-    # What is read of a section before those that it is for have checked it.
+    # Keys of sections that are read before the sections are checked.
     WITHIN: ClassVar[Mapping[str, Sequence[str]]] = {
         "data": ("reader", "root"),
         "model": ("target",),
@@ -64,7 +64,7 @@ class Configuration:
 
     @classmethod
     def check(cls, config: Mapping[str, Any]) -> None:
-        """What else it holds is the user's own."""
+        """Unknown top-level keys are allowed: the user may add some."""
         check_settings(cls, "", **{name: value for name, value in config.items() if name in cls.__dataclass_fields__})
         if missing := [field.name for field in fields(cls) if field.default is NO_DEFAULT and field.name not in config]:
             raise UserError(f"the configuration lacks {', '.join(missing)}")
@@ -72,12 +72,12 @@ class Configuration:
             raise UserError(f"the configuration lacks {', '.join(missing)}")
 
 
-MISSING = "???"  # what Hydra writes for a key that has no value: unlike null, which is one
+MISSING = "???"  # of Hydra, for a key without a value; null is a value
 
 
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with the values of `changes` that are not MISSING, however deep; where a `name` changes, the settings
-    that stood beside the old one go with it."""
+    """`config` with the values of `changes` that are not MISSING, recursively; a section whose `name` changes loses its
+    other settings."""
     if changes.get("name", MISSING) not in (MISSING, config.get("name")):
         config = {}
     new = dict(config)
@@ -100,16 +100,16 @@ class Run:
 
     @property
     def device(self) -> str:
-        """Where its model works once it is trained."""
+        """The device of the trained model."""
         return "cuda" if torch.cuda.is_available() and self.config["train"]["accelerator"] != "cpu" else "cpu"
 
     @property
     def noted(self) -> dict[str, Any]:
-        """What run.json holds."""
+        """The content of run.json."""
         path = self.path / "run.json"
         if not path.exists():
             return {}
-        with reading(path, "notes of a run", f"delete it, and resume={self.path} notes anew what it can"):
+        with reading(path, "notes of a run", f"delete it; resume={self.path} then writes a new one"):
             noted = json.loads(path.read_text())
             if not (isinstance(noted, dict) and isinstance(noted.get("seconds", {}), dict)):
                 raise ValueError("it has no names with values")
@@ -117,25 +117,25 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether there is a training to go on with."""
+        """Whether there is a training to resume."""
         return (self.path / "last" / "state.pt").exists()
 
     @property
     def trained(self) -> bool:
-        """To the end."""
+        """Whether its training is complete."""
         noted = self.noted
         return "train" in noted.get("seconds", {}) and not noted.get("unfinished")
 
     def build_model(self) -> nn.Module:
-        """Untrained."""
-        with said_of(self.path / "config.yaml"):
+        """The untrained model."""
+        with in_file(self.path / "config.yaml"):
             return build_model(self.config["model"])
 
     def load_model(self, device: str = "cpu") -> nn.Module:
-        """The best weights, ready for inference."""
+        """The model with its best weights, for inference."""
         weights = self.path / WEIGHTS
         if not weights.exists():
-            raise UserError(f"{self.path} holds no weights yet: finish its training with resume={self.path}")
+            raise UserError(f"{self.path} has no weights yet: finish its training with resume={self.path}")
         model = self.build_model()
         load_weights(model, weights)
         return model.to(device).eval().requires_grad_(False)
@@ -155,15 +155,15 @@ class Run:
             new.write_text(json.dumps(known, indent=1))
 
     @contextmanager
-    def freed_unless(self, begun: str) -> Iterator[None]:
-        """Of a run made just now: its folder is free for another where an error is told before this file is there."""
+    def undone_unless(self, begun: str) -> Iterator[None]:
+        """Undo the creation if a UserError is raised before `begun` exists."""
         try:
             yield
         except UserError:
             if not (self.path / begun).exists():
                 for name in ("config.yaml", "run.json"):
                     (self.path / name).unlink(missing_ok=True)
-                with suppress(OSError):  # the user's own files may lie there
+                with suppress(OSError):  # the folder may contain files of the user
                     self.path.rmdir()
             raise
 
@@ -177,7 +177,7 @@ def create_run(path: Path, config: dict[str, Any]) -> Run:
 
 def open_run(path: Path) -> Run:
     if not (path / "config.yaml").is_file():
-        raise UserError(f"{path} is no run, for it has no config.yaml: give a folder that experiments/run.py has made")
+        raise UserError(f"{path} is no run, for it has no config.yaml: give a folder made by experiments/run.py")
     file, remedy = path / "config.yaml", "restore it from a copy, or train the run anew"
     with reading(file, "configuration of a run", remedy):
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -191,15 +191,15 @@ def open_run(path: Path) -> Run:
 
 
 def find_runs(root: Path, config: dict[str, Any]) -> list[Run]:
-    """Those below `root` whose training, begun or done, ends in the weights that this configuration would end in."""
+    """The runs below `root` whose training, complete or not, gives the same weights as this configuration."""
     found = []
     for path in sorted(root.rglob("last/state.pt")):
         try:
             run = open_run(path.parent.parent)
         except UserError as error:
-            print(f"passed over {error}", flush=True)
+            print(f"skipped {error}", flush=True)
             continue
-        if _what_decides(run.config) == _what_decides(config):
+        if _deciding_settings(run.config) == _deciding_settings(config):
             found.append(run)
     return found
 
@@ -207,10 +207,10 @@ def find_runs(root: Path, config: dict[str, Any]) -> list[Run]:
 NO_MATTER = ("accelerator", "compile", "devices", "nodes", "strategy", "workers", "log_every", "save_every")
 
 
-def _what_decides(config: dict[str, Any]) -> dict[str, Any]:
-    """What the weights depend on, rounding aside."""
+def _deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings on which the weights depend, apart from rounding."""
     names, parts = ("data", "prepared", "hop", "start", "seed"), ("model", "train", "lips")
-    # What is null may be missing from a run that is older than the setting.
+    # A setting that is null may be missing from the configuration of an older run.
     sections = {
         part: {k: v for k, v in config.get(part, {}).items() if k not in NO_MATTER and v is not None} for part in parts
     }
@@ -218,7 +218,7 @@ def _what_decides(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_model(config: Mapping[str, Any]) -> nn.Module:
-    """The class that `target` names, made with the rest of `config`, in which there may be models again."""
+    """An instance of the class `target` with the other settings as arguments, which may contain models."""
     arguments: dict[str, Any] = {
         k: build_model(v) if isinstance(v, Mapping) and "target" in v else v for k, v in config.items()
     }
@@ -228,20 +228,21 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"model.target={config['target']} cannot be found ({error}): give module.Class") from error
     given = ", ".join(f"{k}={v}" for k, v in arguments.items() if not isinstance(v, nn.Module)) or "nothing"
-    sizes = (ValueError, IndexError, RuntimeError) if module.startswith("avdvae.") else ()  # else a fault to be traced
+    # errors in models of other packages keep their traceback
+    sizes = (ValueError, IndexError, RuntimeError) if module.startswith("avdvae.") else ()
     try:
         made = model(**arguments)
     except UserError:
         raise
     except (TypeError, *sizes) as error:
-        raise UserError(f"{name} cannot be made of {given}: {error}") from error
+        raise UserError(f"{name} cannot be built with {given}: {error}") from error
     if any(not parameter.numel() for parameter in made.parameters()):
-        raise UserError(f"{name} made of {given} has layers of no size: give sizes of 1 or more")
+        raise UserError(f"{name} with {given} has layers without units: give sizes of 1 or more")
     return made
 
 
 def build_vem(config: Mapping[str, Any]) -> Vem:
-    """The EM stage of a run's `enhance`."""
+    """The EM settings of a run's `enhance` section."""
     if not isinstance(config["estep"], Mapping):
         raise UserError(f"enhance.estep={config['estep']}: write enhance.estep.name={config['estep']}")
     whole_numbers("enhance.", {"batch_size": 1, **config}, batch_size=1)

@@ -27,7 +27,8 @@ from torch import Tensor
 from avdvae.data.talker.vowels import FACTORS
 from avdvae.errors import UserError, as_a_program
 from avdvae.files import replacing
-from avdvae.latents.control import Controller, nearest
+from avdvae.latents.control import Controller
+from avdvae.latents.subspaces import nearest
 from avdvae.pictures.stills import triptych
 from avdvae.protocols import is_speech_prior
 from avdvae.runs import open_run
@@ -81,7 +82,7 @@ def control(config: Mapping[str, Any]) -> None:
     if wave_N is None:
         seconds_T = torch.arange(run.stft.frames(int(config["seconds"] * RATE))) * run.stft.hop / RATE
         targets = {factor: read_target(factor, value, seconds_T, None) for factor, value in asked.items()}
-        changed_N = controller.say(controller.generate(targets))
+        changed_N = controller.synthesise(controller.generate(targets))
         changed_N *= 0.9 / changed_N.abs().max()
     else:
         encoded = controller.encode(wave_N)
@@ -98,7 +99,7 @@ def control(config: Mapping[str, Any]) -> None:
             targets["f0"] = torch.zeros_like(seconds_T)
         targets = {factor: target_T.where(voiced_T, torch.nan) for factor, target_T in targets.items()}
         keep_phase = "f0" not in targets if config["phase"] is None else config["phase"] == "input"
-        changed_N = controller.say(controller.move(encoded, targets), encoded, griffin_lim=not keep_phase)
+        changed_N = controller.synthesise(controller.move(encoded, targets), encoded, griffin_lim=not keep_phase)
         signals["before"] = wave_N.numpy()
         print(
             f"moved      {', '.join(targets)} in {100 * voiced_T.float().mean():.0f} % of the frames, the voiced ones"

@@ -81,8 +81,8 @@ class Demo:
         find_latents(self.stage.model, latents)
         source, target = self._clip("source", source_id, source_file), self._clip("target", target_id, target_file)
         made = transfer(self.stage.model, source, target, latents, percent / 100)
-        result = self.stage.made(made, source, phase)
-        scenes = {"source": self.stage.true(source), "target": self.stage.true(target), "result": result}
+        result = self.stage.render(made, source, phase)
+        scenes = {"source": self.stage.original(source), "target": self.stage.original(target), "result": result}
         out = Path(tempfile.mkdtemp(dir=self.folder))
         self.stage.write(out, [scenes])
         names = ("film.mp4", "strip.png", "source.wav", "target.wav", "result.wav")
@@ -140,18 +140,18 @@ def build_page(demo: Demo) -> Any:
                 for role, first in (("source", ids[0]), ("target", ids[-1])):
                     with gr.Column():
                         pickers.append(gr.Dropdown(ids, value=first, label=role, elem_id=role))
-                        if not stage.moves:
+                        if not stage.of_poses:
                             label = f"{role}: your own file, used instead if given, {demo.limits}"
                             pickers.append(gr.File(label=label, file_types=suffixes, elem_id=f"{role}_file"))
                         else:
                             pickers.append(gr.State(None))
             latents = gr.CheckboxGroup(own, value=own[:1], label="latents taken from the target", elem_id="latents")
             percent = gr.Slider(0, 100, 100, step=5, label="from source to target, in %", elem_id="percent")
-            phase = gr.Radio(PHASES, value=PHASES[0], label="phase of the result", visible=not stage.moves)
+            phase = gr.Radio(PHASES, value=PHASES[0], label="phase of the result", visible=not stage.of_poses)
             make = gr.Button("Transfer", variant="primary", elem_id="make")
             film = gr.Video(show_label=False, buttons=["download"], elem_id="film")
             sounds = []
-            with gr.Row(visible=not stage.moves):
+            with gr.Row(visible=not stage.of_poses):
                 sounds = [
                     gr.Audio(label=role, buttons=["download"], elem_id=f"{role}_sound")
                     for role in ("source", "target", "result")

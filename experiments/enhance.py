@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.enhancement.recordings import Enhancer, Job
-from avdvae.errors import UserError, as_a_program, said_of
+from avdvae.errors import UserError, as_a_program, in_file
 from avdvae.latents.stage import build_enhancer
 from avdvae.progress import progress_bar
 from avdvae.protocols import PICTURES, indispensable
@@ -84,7 +84,7 @@ def enhance(config: Mapping[str, Any]) -> None:
     run = open_run(Path(str(config["run"])))
     if isinstance(estep := config["enhance"]["estep"], str):
         raise UserError(f"enhance.estep={estep}: write enhance.estep.name={estep}")
-    with said_of(run.path / "config.yaml"):
+    with in_file(run.path / "config.yaml"):
         build_vem(run.config["enhance"])
     settings = changed(run.config["enhance"], config["enhance"])
     video = Path(str(config["video"])) if config["video"] is not None else None

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.data.corpora import find_corpus
-from avdvae.errors import UserError, as_a_program, check_settings, said_of
+from avdvae.errors import UserError, as_a_program, check_settings, in_file
 from avdvae.evaluation.measure import evaluate_run, find_other_runs, settings_of
 from avdvae.evaluation.tasks.task import Evaluation
 from avdvae.runs import Configuration, Run, build_vem, changed, create_run, open_run
@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
         if given["run"] is None:
             raise UserError("run= is missing: give the folder of a run of experiments/run.py")
         trained = open_run(Path(str(given["run"])))
-        with said_of(trained.path / "config.yaml"):
+        with in_file(trained.path / "config.yaml"):
             check_settings(Evaluation, "evaluate", **trained.config["evaluate"])
             build_vem(trained.config["enhance"])
         now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -48,7 +48,7 @@ def main(config: DictConfig) -> None:
         find_other_runs(given["compare"])
         prepared = find_corpus(asked)
         evaluation = create_run(out, asked)
-        with nullcontext() if begun else evaluation.freed_unless("results.csv"):
+        with nullcontext() if begun else evaluation.undone_unless("results.csv"):
             evaluate_run(Run(trained.path, asked), out, prepared, given["compare"])
         print(f"report     {out / 'report.html'}\nevaluation {out}")
 

@@ -41,7 +41,7 @@ def generate_clips(config: Mapping[str, Any]) -> None:
     torch.manual_seed(config["seed"])
     scenes = stage.generate(source, config["analysis"] or 0, config["seconds"], draws)
     begun = config["analysis"] if source else None
-    ends = {"source": stage.true(source)} if source else {}
+    ends = {"source": stage.original(source)} if source else {}
     takes = [ends | {f"draw {number}": scene} for number, scene in enumerate(scenes, start=1)]
     label = re.sub(r"[^\w-]+", "_", source.ids[0]) if source else "prior"
     out = Path(config["out"] or stage.run.path / "generate" / label)

@@ -33,10 +33,10 @@ def interpolate_clips(config: Mapping[str, Any]) -> None:
     stage, names = Stage(open_run(Path(config["run"]))), [str(name) for name in config["latents"]]
     find_latents(stage.model, names)
     source, target = (stage.clip(role, str(config[role])) for role in ("source", "target"))
-    ends, takes = {"source": stage.true(source), "target": stage.true(target)}, []
+    ends, takes = {"source": stage.original(source), "target": stage.original(target)}, []
     for step in range(steps):
         made = transfer(stage.model, source, target, names, share=step / (steps - 1))
-        takes.append(ends | {f"at {100 * step / (steps - 1):.0f} %": stage.made(made, source, config["phase"])})
+        takes.append(ends | {f"at {100 * step / (steps - 1):.0f} %": stage.render(made, source, config["phase"])})
     label = re.sub(r"[^\w,-]+", "_", f"{source.ids[0]}_{target.ids[0]}_{','.join(names)}")
     out = Path(config["out"] or stage.run.path / "interpolate" / label)
     stage.write(out, takes)

@@ -31,7 +31,7 @@ from torch import nn
 
 from avdvae.data.corpora import find_corpus
 from avdvae.data.shards import PreparedCorpus
-from avdvae.errors import UserError, as_a_program, known_settings, said_of
+from avdvae.errors import UserError, as_a_program, in_file, known_settings
 from avdvae.evaluation.measure import (
     check_tasks,
     evaluate_run,
@@ -257,7 +257,7 @@ def train_run(run: Run, splits: dict[str, PreparedCorpus], starts: Sequence[Run]
         run.note(model=run.config["exp"], parameters=parameters)
         if "command" not in run.noted:
             run.note(command=shlex.join(sys.argv))
-    with run.freed_unless("last/state.pt") if new else nullcontext():
+    with run.undone_unless("last/state.pt") if new else nullcontext():
         trained = train(model, splits["train"], splits["valid"], run.stft, settings, run.path, resume=run.begun)
     if MAIN:
         run.note(seconds={"train": trained.seconds}, corpus=splits["train"].utterances[0].corpus, unfinished=False)
@@ -294,7 +294,7 @@ def in_words(metric: str, item: Mapping[str, Any]) -> str:
 
 def run_experiment(given: dict[str, Any]) -> None:
     asked = resumed(given) if given["resume"] else given
-    with said_of(Path(given["resume"], "config.yaml")) if given["resume"] else nullcontext():
+    with in_file(Path(given["resume"], "config.yaml")) if given["resume"] else nullcontext():
         untrained = check(asked)
     if given["resume"] and "imported" in open_run(Path(given["resume"])).noted:
         raise UserError(

@@ -34,8 +34,8 @@ def transfer_clips(config: Mapping[str, Any]) -> None:
     find_latents(stage.model, names)
     source, target = (stage.clip(role, str(config[role])) for role in ("source", "target"))
     made = transfer(stage.model, source, target, names)
-    result = stage.made(made, source, config["phase"])
-    scenes = {"source": stage.true(source), "target": stage.true(target), "result": result}
+    result = stage.render(made, source, config["phase"])
+    scenes = {"source": stage.original(source), "target": stage.original(target), "result": result}
     label = re.sub(r"[^\w,-]+", "_", f"{source.ids[0]}_{target.ids[0]}_{','.join(names)}")
     out = Path(config["out"] or stage.run.path / "transfer" / label)
     stage.write(out, [scenes])

@@ -21,7 +21,7 @@ from torch import Tensor
 from avdvae.enhancement.variational import FreeGaussian
 from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
-from avdvae.latents.resynthesis import by_itself
+from avdvae.latents.resynthesis import decode_free_running
 from avdvae.probability.gaussian import VARIANCE_FLOOR, Gaussian
 from avdvae.probability.mixture import Mixture
 from avdvae.probability.objectives import Elbo, Schedule
@@ -326,11 +326,16 @@ def test_the_past_may_be_the_own_one(autoregressive, batch):
 def test_decoding_gives_a_likelihood_of_what_the_model_observes(latent_model, batch):
     model, observed = latent_model, batch.need(latent_model.observes, latent_model)
     z, context = model.infer(batch, 3).z, model.context(batch)
-    true, own = model.decode(z, context), by_itself(model, z, context)
+    true, own = model.decode(z, context), decode_free_running(model, z, context)
     fed = model.decode(z, replace(context, past=None), feedback=context.past)
-    assert own[model.observes].log_prob(observed).isfinite().all()
-    values = [likelihoods[model.observes].log_prob(observed) for likelihoods in (true, fed)]
-    assert values[0].shape == (3, *observed.shape[:2]) and values[0].isfinite().all() and torch.equal(*values)
+    values = [_log_prob(likelihoods[model.observes], observed) for likelihoods in (true, fed, own)]
+    assert values[0].shape == (3, *observed.shape[:2]) and values[0].isfinite().all() and torch.equal(*values[:2])
+    assert values[2].isfinite().all()
+
+
+def _log_prob(likelihood, observed):
+    """Of a mixture, its potential."""
+    return (likelihood.log_potential if isinstance(likelihood, Mixture) else likelihood.log_prob)(observed)
 
 
 def test_decoding_gives_a_likelihood_that_can_take_noise(speech_prior, batch):
@@ -345,11 +350,11 @@ def test_decoding_gives_a_likelihood_that_can_take_noise(speech_prior, batch):
         assert weights.shape == (len(variance), *power.shape[:2], 1)
         torch.testing.assert_close(weights.sum(0), torch.ones_like(weights[0]))
     noisy = likelihood.add_noise(torch.ones_like(power[..., :1]), torch.full_like(power, 1e8))
-    for value in (likelihood.log_prob(power), noisy.log_prob(power)):
+    for value in (likelihood.log_potential(power), noisy.log_potential(power)):
         assert value.shape == (3, 2, 12) and value.isfinite().all()
     drowned = ComplexGaussian(torch.full((3, *power.shape), 1e8).log()).log_prob(power)
     components = len(likelihood.parts) if isinstance(likelihood, Mixture) else 1
-    torch.testing.assert_close(noisy.log_prob(power), components * drowned, rtol=1e-3, atol=0)
+    torch.testing.assert_close(noisy.log_potential(power), components * drowned, rtol=1e-3, atol=0)
     assert isinstance(likelihood, SpeechLikelihood)
 
 
@@ -421,7 +426,7 @@ def found_of_latents(model: Any, batch: Batch, b: int) -> dict[str, Tensor]:
         found[spec.name] = inferred.z[spec.name][:, b, :steps]
     found["prior"] = model.log_prior(inferred.z, context)[:, b, : int(context.mask[b].sum())]
     for modality, likelihood in model.decode(inferred.z, context).items():
-        log_p = likelihood.log_prob(batch.need(modality, model))
+        log_p = _log_prob(likelihood, batch.need(modality, model))
         found[modality] = log_p[:, b, : samples if modality == "waveform" else frames]
     return found
 
@@ -478,7 +483,7 @@ def test_a_step_changes_no_mode(model, batch, training):
 
 def test_inference_changes_no_mode(latent_model, batch):
     before = modes(latent_model)
-    by_itself(latent_model, latent_model.infer(batch).z, latent_model.context(batch))
+    decode_free_running(latent_model, latent_model.infer(batch).z, latent_model.context(batch))
     latent_model.sample_prior(latent_model.context(batch))
     assert modes(latent_model) == before
 

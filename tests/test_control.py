@@ -1,4 +1,4 @@
-"""Factors are found in latents, moved there and heard from there: in spaces made up for it, and end to end."""
+"""Factors are found in latents, moved and synthesised: in constructed spaces, and end to end."""
 
 import os
 import subprocess
@@ -19,19 +19,8 @@ from avdvae.errors import UserError
 from avdvae.evaluation.results import read_results
 from avdvae.evaluation.tasks.control import Control
 from avdvae.evaluation.tasks.f0 import errors
-from avdvae.latents.control import (
-    LEVEL,
-    Controller,
-    Encoded,
-    Space,
-    Subspace,
-    fit_subspace,
-    hats,
-    latents_of,
-    nearest,
-    principal_angles,
-    vowels_of,
-)
+from avdvae.latents.control import LEVEL, Controller, Encoded, Space, latents_of, vowels_of
+from avdvae.latents.subspaces import Subspace, fit_subspace, hats, nearest, principal_angles
 from avdvae.models.dsae import DSAE
 from avdvae.models.rvae import RVAE
 from avdvae.models.vae import VAE, encoder_input
@@ -191,15 +180,16 @@ def test_any_model_with_a_latent_a_frame_can_be_controlled(model, monkeypatch) -
     batch = Batch(("",), torch.ones(power.shape[:2], dtype=torch.bool), power=power)
     as_it_is = model.decode(model.infer(batch, mode="mean").z, model.context(batch))["power"].components(power).mean()
     torch.testing.assert_close(controller.decode(encoded.z, encoded.others), as_it_is[0])  # all its latents are kept
-    again = controller.say(controller.move(encoded, {"f2": torch.full((len(encoded.z),), 1800.0)}), encoded, False)
+    moved = controller.move(encoded, {"f2": torch.full((len(encoded.z),), 1800.0)})
+    again = controller.synthesise(moved, encoded, False)
     assert again.shape == wave.shape and again.isfinite().all()
-    louder = controller.say(controller.encode(2 * wave).z, controller.encode(2 * wave), False)
-    torch.testing.assert_close(louder, 2 * controller.say(encoded.z, encoded, False), rtol=1e-3, atol=1e-3)
+    louder = controller.synthesise(controller.encode(2 * wave).z, controller.encode(2 * wave), False)
+    torch.testing.assert_close(louder, 2 * controller.synthesise(encoded.z, encoded, False), rtol=1e-3, atol=1e-3)
     targets = {factor: torch.full((9,), float(GRIDS[factor][3])) for factor in GRIDS}
     made = controller.generate(targets)
     for factor, subspace in controller.space().subspaces.items():
         torch.testing.assert_close(subspace.of(made), subspace.at(targets[factor]), atol=1e-2, rtol=0)
-    assert controller.say(made).shape == (8 * 256,)
+    assert controller.synthesise(made).shape == (8 * 256,)
 
 
 def test_frames_whose_source_lies_off_the_grid_are_left_out() -> None:

@@ -143,7 +143,7 @@ def test_gaussians_are_those_of_torch(seed):
 
 @EXAMPLES
 @given(seed=SEEDS, alike=st.sampled_from(["q", "p", "widths", "nothing"]))
-def test_the_slopes_of_nearness_are_those_of_the_divergence(seed, alike):
+def test_the_slopes_of_minus_the_kl_are_those_of_autograd(seed, alike):
     """Where one of the two is the same for all draws, or all variances are one, too."""
     q_mean, q_log_var, p_mean, p_log_var = torch.randn((4, 3, 2, 4, 5), generator=seeded(seed), dtype=torch.float64)
     if alike == "q":
@@ -155,12 +155,12 @@ def test_the_slopes_of_nearness_are_those_of_the_divergence(seed, alike):
     made_of = [value.clone().requires_grad_() for value in (q_mean, q_log_var, p_mean, p_log_var)]
     q, p = Gaussian(*made_of[:2]), Gaussian(*made_of[2:])
     expected = torch.autograd.grad(-q.kl(p).sum() / 3, made_of)
-    values, slopes = zip(*q.nearness(p), strict=True)
+    values, slopes = zip(*q.minus_kl_slopes(p), strict=True)
     assert [id(value) for value in values] == [id(value) for value in made_of]
     torch.testing.assert_close(slopes, expected)
     fixed = Gaussian(p.mean.detach(), p.log_var.detach())
-    torch.testing.assert_close([slope for _, slope in q.nearness(fixed)], list(expected[:2]))
-    assert len(q.nearness(Gaussian(fixed.mean, p.log_var))) == 4  # whose width alone is learned
+    torch.testing.assert_close([slope for _, slope in q.minus_kl_slopes(fixed)], list(expected[:2]))
+    assert len(q.minus_kl_slopes(Gaussian(fixed.mean, p.log_var))) == 4  # whose width alone is learned
 
 
 def test_the_divergence_is_what_draws_say():

@@ -10,7 +10,7 @@ from torch import Tensor
 from avdvae.enhancement.esteps import build_estep
 from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
-from avdvae.latents.resynthesis import move_again
+from avdvae.latents.resynthesis import reconstruct_poses
 from avdvae.models import dkf, rvae, srnn, vrnn
 from avdvae.models.av_dkf import AVDKF
 from avdvae.models.av_rvae import AVRVAE
@@ -335,7 +335,7 @@ def test_each_learns_a_pose(kind):
     batch = Batch(("a",), torch.ones(1, 12, dtype=torch.bool), pose=pose)
 
     def error() -> float:
-        return (move_again(model, batch, true_past=True) - pose).unflatten(-1, (3, 3)).norm(dim=-1).mean().item()
+        return (reconstruct_poses(model, batch, true_past=True) - pose).unflatten(-1, (3, 3)).norm(dim=-1).mean().item()
 
     before = error()
     learn(model, batch, 150)

@@ -82,9 +82,9 @@ def test_a_task_that_a_model_or_a_corpus_is_not_made_for_is_refused(subject: Sub
 @pytest.mark.parametrize(
     ("said", "made"),
     [
-        ("evaluate.snrs=loud: give a list in brackets, each of it a number", lambda: settings_of({"snrs": "loud"})),
+        ("evaluate.snrs=loud: give a list in brackets, each item a number", lambda: settings_of({"snrs": "loud"})),
         ("evaluate.snrs=['0']: give a list", lambda: settings_of({"snrs": ["0"]})),
-        ("evaluate.tasks=f0: give a list in brackets, each of it a word", lambda: settings_of({"tasks": "f0"})),
+        ("evaluate.tasks=f0: give a list in brackets, each item a word", lambda: settings_of({"tasks": "f0"})),
         ("evaluate.workers=2.5: give a whole number, or null", lambda: settings_of({"workers": 2.5})),
         ("evaluate.per_speaker=0: give 1 or more", lambda: settings_of({"per_speaker": 0})),
         ("evaluate.trim_db=-3: give a number above 0, or null", lambda: settings_of({"trim_db": -3})),
@@ -94,13 +94,13 @@ def test_a_task_that_a_model_or_a_corpus_is_not_made_for_is_refused(subject: Sub
         ("no metric is called loudness: choose from si_sdr", lambda: settings_of({"metrics": ["loudness"]})),
         ("enhance.batch_size=0", lambda: build_vem({"estep": {"name": "point"}, "batch_size": 0})),
         ("compare=runs/a: give a list", lambda: Configuration.check({"compare": "runs/a"})),
-        ("lips=67: give settings of it", lambda: Configuration.check({"lips": 67})),
-        ("RVAE cannot be made of hidden=0: hidden_size must be", lambda: build_model(RVAE_CONFIG | {"hidden": 0})),
+        ("lips=67: give its settings", lambda: Configuration.check({"lips": 67})),
+        ("RVAE cannot be built with hidden=0: hidden_size must be", lambda: build_model(RVAE_CONFIG | {"hidden": 0})),
         (
-            "VAE made of hidden=0 has layers of no size",
+            "VAE with hidden=0 has layers without units",
             lambda: build_model({"target": "avdvae.models.vae.VAE", "hidden": 0}),
         ),
-        ("RVAE cannot be made of dim=wide: ", lambda: build_model(RVAE_CONFIG | {"dim": "wide"})),
+        ("RVAE cannot be built with dim=wide: ", lambda: build_model(RVAE_CONFIG | {"dim": "wide"})),
     ],
 )
 def test_settings_are_refused_before_anything_is_done(said, made):

@@ -197,8 +197,8 @@ def test_what_is_wrong_is_said_in_a_sentence_and_nothing_is_written(runs, clip, 
     for run, asked, words in (
         ("srnn", {"source": A, "analysis": 9}, "analysis=9: the source lasts .* s, so give less"),
         ("srnn", {"source": A, "analysis": 0.5, "seconds": 0.4}, "longer than its analysis"),
-        ("cvae", {}, "CVAE looks at the lips, also of what it says on its own: give source="),
-        ("cvae", {"source": A, "seconds": 30}, "CVAE looks at lips, and those of the source last"),
+        ("cvae", {}, "CVAE is conditioned on lips, in generation, too: give source="),
+        ("cvae", {"source": A, "seconds": 30}, "CVAE is conditioned on lips, which the source has for"),
         ("srnn", {"draws": 0}, "draws=0: give 1 to 20"),
     ):
         with pytest.raises(UserError, match=words):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from avdvae.errors import UserError
-from avdvae.latents.transfer import find_latents, generate, has_latents, transfer
+from avdvae.latents.transfer import find_latents, generate, require_latents, transfer
 from avdvae.models.av_dkf import AVDKF
 from avdvae.models.cvae import CVAE
 from avdvae.models.dkf import DKF
@@ -45,14 +45,14 @@ def clip(seed: int, frames: int = T) -> Batch:
 def test_all_latents_carry_all_that_the_lips_do_not(kind):
     model, source, target = small(kind), clip(0), clip(1)
     names = [spec.name for spec in model.latents]
-    whole = transfer(model, source, target, names).said["power"].expected
-    there = transfer(model, replace(target, lips=source.lips), source, names, share=0).said["power"].expected
+    whole = transfer(model, source, target, names).likelihoods["power"].expected
+    there = transfer(model, replace(target, lips=source.lips), source, names, share=0).likelihoods["power"].expected
     if "lips" not in model.sees:
         torch.testing.assert_close(whole, there)
-    nothing = transfer(model, source, target, names, share=0).said["power"].expected
-    half = transfer(model, source, target, names, share=0.5).said["power"].expected
+    nothing = transfer(model, source, target, names, share=0).likelihoods["power"].expected
+    half = transfer(model, source, target, names, share=0.5).likelihoods["power"].expected
     assert not torch.allclose(whole, nothing) and not torch.allclose(half, whole) and not torch.allclose(half, nothing)
-    itself = transfer(model, source, source, names).said["power"].expected
+    itself = transfer(model, source, source, names).likelihoods["power"].expected
     torch.testing.assert_close(itself, nothing)
 
 
@@ -61,21 +61,21 @@ def test_only_what_is_named_is_taken():
     own, others = (model.infer(batch, mode="mean").z for batch in (source, target))
     made = transfer(model, source, target, ["v"])
     torch.testing.assert_close(made.z, {"v": others["v"], "z": own["z"]})
-    assert made.said["power"].expected.shape == (1, 1, T, 17) and made.mask.all()
+    assert made.likelihoods["power"].expected.shape == (1, 1, T, 17) and made.mask.all()
     torch.testing.assert_close(
         transfer(model, source, target, ["v"], share=0.25).z["v"], own["v"].lerp(others["v"], 0.25)
     )
     made = transfer(model, source, target, ["z"])
     kept = model.infer(source.first(T - 3), mode="mean").z["v"]
     torch.testing.assert_close(made.z, {"v": kept, "z": others["z"]})
-    assert made.said["power"].expected.shape == (1, 1, T - 3, 17)
+    assert made.likelihoods["power"].expected.shape == (1, 1, T - 3, 17)
 
 
 def test_what_a_model_sees_is_that_of_the_source():
     model, source, target = small(CVAE), clip(0), clip(1)
     made = transfer(model, source, target, ["z"])
     expected = model.decode(model.infer(target, mode="mean").z, model.context(source))["power"].expected
-    assert torch.equal(made.said["power"].expected, expected)
+    assert torch.equal(made.likelihoods["power"].expected, expected)
 
 
 def test_what_pads_one_clip_counts_in_neither():
@@ -84,7 +84,7 @@ def test_what_pads_one_clip_counts_in_neither():
     made = transfer(model, source, padded, ["z"])
     assert made.mask.tolist() == [[True] * 6 + [False] * 3]
     alone = transfer(model, source.first(6), target.first(6), ["z"])
-    torch.testing.assert_close(made.said["power"].expected[:, :, :6], alone.said["power"].expected)
+    torch.testing.assert_close(made.likelihoods["power"].expected[:, :, :6], alone.likelihoods["power"].expected)
 
 
 @pytest.mark.parametrize("kind", [VAE, CVAE, VAEMM, RVAE, DKF, AVDKF, DSAE, VRNN, SRNN, STORN])
@@ -95,14 +95,14 @@ def test_what_goes_on_is_what_was_analysed_and_then_the_models_own(kind):
     made = generate(model, around, source.first(4), k=2)
     for name, z in model.infer(source.first(4), mode="mean").z.items():
         torch.testing.assert_close(made.z[name][:, :, :4], z.expand(2, -1, -1, -1)[:, :, :4])
-    speech = made.said["power"].expected
+    speech = made.likelihoods["power"].expected
     assert speech.shape == (2, 1, T, 17) and speech.isfinite().all() and (speech[0] != speech[1]).any()
     if isinstance(model, Autoregressive):  # it hears the analysis, and then itself
         for draw, z in enumerate(made.z["z"]):
             past = torch.cat([source.need("power", model)[:, :4], speech[draw, :, 4:]], 1)
             again = model.decode({"z": z[None]}, model.context(replace(source, power=past)))["power"].expected
             torch.testing.assert_close(again[0], speech[draw])
-    assert generate(model, around, k=3).said["power"].expected.shape == (3, 1, T, 17)
+    assert generate(model, around, k=3).likelihoods["power"].expected.shape == (3, 1, T, 17)
 
 
 def test_what_cannot_be_is_said_in_a_sentence():
@@ -113,7 +113,7 @@ def test_what_cannot_be_is_said_in_a_sentence():
     ):
         with pytest.raises(UserError, match=words):
             find_latents(model, names)
-    with pytest.raises(UserError, match="Linear has no latents to show"):
-        has_latents(nn.Linear(1, 1))
+    with pytest.raises(UserError, match="Linear has no latents"):
+        require_latents(nn.Linear(1, 1))
     with pytest.raises(UserError, match="9 frames of analysis do not fit into 4"):
         generate(model, clip(0).first(4), clip(1))

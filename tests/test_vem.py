@@ -123,7 +123,7 @@ class Seen:
     mean: Tensor
     sigma: float
 
-    def log_prob(self, power: Tensor) -> Tensor:
+    def log_potential(self, power: Tensor) -> Tensor:
         return -0.5 * ((power - self.mean) / self.sigma).square().sum(-1)
 
     def slopes(self, power: Tensor, weight: Tensor) -> Slopes:

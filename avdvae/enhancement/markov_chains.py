@@ -215,7 +215,7 @@ class MetropolisLangevin:
         return target.likelihood(state.z).drawn(state.z, state.moments.with_draws(state.z).q)
 
     def _log_joint(self, target: Target, at: Gradient) -> Float[Tensor, "K B T"]:
-        return at.likelihood.log_prob(target.noisy_BTF) + at.log_prior
+        return at.likelihood.log_potential(target.noisy_BTF) + at.log_prior
 
     def _summed(self, values_KBT: Float[Tensor, "K B _T"]) -> Float[Tensor, "K B _"]:
         """Over the frames that are accepted together: one, or those of an utterance."""

@@ -138,8 +138,8 @@ class FineTunedEncoder:
         with torch.enable_grad(), random.of_torch(batch.mask.device):
             z, context = copy.infer(batch).z, copy.context(batch)
             given = {name: value.detach() for name, value in z.items()}
-            log_prob = copy.decode(given, context)["power"].log_prob(batch.need("power", copy))
-            generative = _parameters_of(log_prob.sum() + copy.log_prior(given, context).sum(), copy)
+            log_potential = copy.decode(given, context)["power"].log_potential(batch.need("power", copy))
+            generative = _parameters_of(log_potential.sum() + copy.log_prior(given, context).sum(), copy)
             inference = _parameters_of(sum(value.sum() for value in z.values()), copy)
         copy.requires_grad_(False)
         weights = [weight.requires_grad_() for weight in copy.parameters() if weight in inference - generative]
@@ -156,7 +156,7 @@ class FineTunedEncoder:
                 likelihood = target.likelihood(inferred.z)
             slopes = likelihood.slopes(target.noisy_BTF, state.batch.mask / self.draws)
             for name, q in inferred.q.items():
-                slopes += q.nearness(inferred.p[name])
+                slopes += q.minus_kl_slopes(inferred.p[name])
             for weight, slope in zip(state.weights, backpropagated(slopes, state.weights), strict=True):
                 weight.grad = slope
             state.adam.step()

@@ -104,7 +104,7 @@ class NoisySpeech:
         return self.model.decode(z, self.context)["power"].add_noise(self.gain_BT1, self.noise_BTF)
 
     def log_joint(self, z: Latents) -> Float[Tensor, "K B T"]:
-        return self.likelihood(z).log_prob(self.noisy_BTF) + self.model.log_prior(z, self.context)
+        return self.likelihood(z).log_potential(self.noisy_BTF) + self.model.log_prior(z, self.context)
 
     def gradient(self, z: Latents) -> Gradient:
         with torch.enable_grad():

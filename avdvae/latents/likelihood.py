@@ -1,5 +1,5 @@
-"""Code lengths of 16-bit recordings, in bits of a whole recording: by a model's bound, by one mixture for all samples,
-by FLAC at libsndfile's highest compression, without the headers of the file.
+"""Code lengths of 16-bit recordings, in bits per recording: by a model's bound, by one mixture of logistics for all
+samples, and by FLAC at libsndfile's highest compression without file headers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from avdvae.probability.objectives import Schedule
 from avdvae.probability.pcm import CODES, DMoL
 from avdvae.protocols import Batch, LatentModel, WaveformModel
 
-PIECE = 65_536  # samples that a causal model takes at a time
+PIECE = 65_536  # samples of a piece for a causal model
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def bound_bits(model: WaveformModel, batch: Batch) -> Float[Tensor, " B"]:
 
 @torch.no_grad()
 def importance_bits(model: LatentModel, batch: Batch, draws: int) -> Float[Tensor, " B"]:
-    """Minus log2 (1/K sum_k p(x, z_k) / q(z_k | x)), an upper bound that more draws tighten."""
+    """Minus log2 (1/K sum_k p(x, z_k) / q(z_k | x)), an upper bound, tighter with more draws."""
     waveform_BN = batch.need("waveform", model)
     assert batch.lengths is not None
     samples_N = torch.arange(waveform_BN.shape[1], device=waveform_BN.device)
@@ -56,7 +56,7 @@ def importance_bits(model: LatentModel, batch: Batch, draws: int) -> Float[Tenso
 
 
 def fitted_dmol(recordings: Sequence[Int16[np.ndarray, " _"]], components: int = 2) -> Float[np.ndarray, " codes"]:
-    """The bits of each code by one mixture of logistics for all samples, fitted to these recordings."""
+    """The bits of each code under one mixture of logistics for all samples, fitted to these recordings."""
     counts = np.bincount(np.concatenate(recordings).astype(np.int32) + CODES, minlength=2 * CODES)
     present = torch.from_numpy(np.flatnonzero(counts))
     frequency = torch.from_numpy(counts[present] / counts.sum())
@@ -72,13 +72,13 @@ def fitted_dmol(recordings: Sequence[Int16[np.ndarray, " _"]], components: int =
         value.backward()
         return value
 
-    optimiser.step(loss)  # type: ignore[arg-type]  # it returns a tensor, as it should
+    optimiser.step(loss)  # type: ignore[arg-type]
     with torch.no_grad():
         return -DMoL.of(output.expand(2 * CODES, -1), "mu-law", "exact").log_prob(code).numpy() / math.log(2)
 
 
 def flac_bits(codes: Int16[np.ndarray, " N"], rate: int) -> int:
-    """Of FLAC's frames, without the marker and the metadata blocks before them."""
+    """The size of FLAC's frames, without the marker and the metadata blocks before them."""
     import soundfile
 
     file = io.BytesIO()

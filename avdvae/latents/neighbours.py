@@ -1,7 +1,7 @@
-"""What latents know of a label: nearest neighbours after linear discriminants, fitted without what is asked about.
+"""Prediction of labels from latents by nearest neighbours after linear discriminants, leaving one group out.
 
-For each group of points (one phoneme, or all utterances of a speaker) the discriminants are fitted to the other groups,
-and neighbours are sought among these. Fitted to all points, as is common, they would know the answer.
+For each group of points (one phoneme, or all utterances of a speaker), discriminants and neighbours come from the other
+groups. Discriminants fitted to all points, as is common, would use the labels that are predicted.
 
     x   N points of D features      labels, groups   N numbers      d   discriminants
 """
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-WIDEST = 64  # of more features, the principal components are asked
-SHRINKAGE = 1e-2  # of the scatter within the classes, towards its mean variance
+WIDEST = 64  # principal components, if there are more features
+SHRINKAGE = 1e-2  # of the within-class scatter towards its mean variance
 
 
 def neighbours_right(
@@ -24,25 +24,26 @@ def neighbours_right(
     dims: int,
     ks: Sequence[int],
 ) -> Bool[np.ndarray, "K N"]:
-    """Whether most of the k nearest points of other groups have a point's label, for each k; the nearer wins a tie."""
+    """Whether the majority label of the k nearest points of other groups is a point's own, for each k; ties go to the
+    nearer."""
     x = _principal((x - x.mean(0)) / (x.std(0) + 1e-9))
     right = np.zeros((len(ks), len(x)), bool)
     for group in np.unique(groups):
-        mine = groups == group
-        others, known = x[~mine], labels[~mine]
-        turned = discriminants(others, known, dims)
-        points, asked = others @ turned, x[mine] @ turned
-        distances = np.square(asked[:, None] - points).sum(-1)
+        held_out = groups == group
+        others, known = x[~held_out], labels[~held_out]
+        projection = discriminants(others, known, dims)
+        points, queries = others @ projection, x[held_out] @ projection
+        distances = np.square(queries[:, None] - points).sum(-1)
         nearest = known[np.argsort(distances, axis=1)[:, : max(ks)]]
         for number, k in enumerate(ks):
             votes = (nearest[:, :k, None] == nearest[:, None, :k]).sum(2) - np.arange(k)[: nearest.shape[1]] / (k + 1)
-            right[number, mine] = nearest[np.arange(len(asked)), votes.argmax(1)] == labels[mine]
+            right[number, held_out] = nearest[np.arange(len(queries)), votes.argmax(1)] == labels[held_out]
     return right
 
 
 def discriminants(x: Float[np.ndarray, "N D"], labels: Int64[np.ndarray, " N"], dims: int) -> Float[np.ndarray, "D d"]:
-    """Directions along which the classes lie apart the most, in units of their spread: at most classes - 1, or any one
-    where a single class is left."""
+    """Directions of the largest between-class scatter in units of the within-class scatter: at most classes - 1, or any
+    one for a single class."""
     from scipy.linalg import eigh
 
     _, label, counts = np.unique(labels, return_inverse=True, return_counts=True)

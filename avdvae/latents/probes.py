@@ -1,5 +1,5 @@
-"""Readers of recordings: who speaks, in which mood, how far the mouth is open. They are fitted to real recordings, so
-that what a model makes is read as real ones are.
+"""Predictors of the speaker, the emotion and the opening of the mouth, fitted to real recordings and applied to decoded
+ones.
 
 Letters: N examples of M features, T frames, F frequencies, C classes.
 """
@@ -30,7 +30,7 @@ class Classes:
 
     @classmethod
     def fit(cls, x_NM: Float[Tensor, "N M"], labels: Sequence[str], penalty: float = 0.01) -> Classes:
-        """On features brought to mean 0 and variance 1, with a penalty on the squares of the weights."""
+        """On features normalised to mean 0 and variance 1, with an L2 penalty on the weights."""
         names = tuple(sorted(set(labels)))
         target_N = torch.tensor([names.index(label) for label in labels])
         mean_M, scale_M = x_NM.mean(0), x_NM.std(0) + 1e-3
@@ -58,9 +58,9 @@ class Classes:
 
 @dataclass(frozen=True)
 class Speakers:
-    """Probabilistic linear discriminants (S. Ioffe, ECCV 2006): a clip is its speaker plus what differs from clip to
-    clip, both normal. Their covariances are those of many speakers; then a clip or more of others can be `enrolled`,
-    and further clips of these be named.
+    """Probabilistic linear discriminant analysis (S. Ioffe, ECCV 2006): the features of a clip are a speaker variable
+    plus a clip variable, both normal. Their covariances are fitted to many speakers; then other speakers are `enrolled`
+    with one or more clips, and further clips of them identified.
 
         x = mean + A (speaker + clip)        speaker ~ N(0, diag between_D), clip ~ N(0, I), in D dimensions
     """
@@ -71,25 +71,25 @@ class Speakers:
 
     @classmethod
     def fit(cls, x_NM: Float[Tensor, "N M"], speakers: Sequence[str], dims: int = 10) -> Speakers:
-        """To speakers, many of whom have two clips or more."""
+        """To speakers of whom many have two clips or more."""
         clips = _by_speaker(x_NM, speakers)
         means_SM = torch.stack([clips_NM.mean(0) for clips_NM in clips.values()])
         rest_NM = torch.cat([clips_NM - clips_NM.mean(0) for clips_NM in clips.values()])
         within_MM = rest_NM.T @ rest_NM / (len(x_NM) - len(clips))
         within_MM += torch.diag(1e-3 * within_MM.diag() + 1e-6)
-        means_MM = torch.cov(means_SM.T) - within_MM * len(clips) / len(x_NM)  # of means, in which clips are left
+        means_MM = torch.cov(means_SM.T) - within_MM * len(clips) / len(x_NM)  # without the variance of clips
         whitening_MM = torch.linalg.inv(torch.linalg.cholesky(within_MM))
         between_M, vectors_MM = torch.linalg.eigh(whitening_MM @ means_MM @ whitening_MM.T)
         discriminants_MD = whitening_MM.T @ vectors_MM[:, -dims:]
         return cls(means_SM.mean(0), discriminants_MD, between_M[-dims:].clamp_min(1e-3))
 
     def enrolled(self, x_NM: Float[Tensor, "N M"], speakers: Sequence[str]) -> Callable[[Float[Tensor, " M"]], str]:
-        """Names the most probable speaker of these."""
+        """A function that returns the most probable of these speakers."""
         clips = _by_speaker((x_NM - self.mean_M) @ self.discriminants_MD, speakers)
         counts_S1 = torch.tensor([[float(len(clips_ND))] for clips_ND in clips.values()])
-        share_SD = counts_S1 * self.between_D / (1 + counts_S1 * self.between_D)
-        expected_SD = share_SD * torch.stack([clips_ND.mean(0) for clips_ND in clips.values()])
-        variance_SD = 1 + self.between_D * (1 - share_SD)
+        gain_SD = counts_S1 * self.between_D / (1 + counts_S1 * self.between_D)
+        expected_SD = gain_SD * torch.stack([clips_ND.mean(0) for clips_ND in clips.values()])
+        variance_SD = 1 + self.between_D * (1 - gain_SD)
 
         def name(x_M: Float[Tensor, " M"]) -> str:
             z_D = (x_M - self.mean_M) @ self.discriminants_MD
@@ -112,7 +112,7 @@ class Line:
 
     @classmethod
     def fit(cls, x_NM: Float[Tensor, "N M"], y_N: Float[Tensor, " N"], penalty: float = 1.0) -> Line:
-        """Of what has mean 0, with a penalty on the squares of the weights."""
+        """Of centred variables, with an L2 penalty on the weights."""
         x_NM, y_N = x_NM.double(), y_N.double()
         gram_MM = x_NM.t() @ x_NM + penalty * torch.eye(x_NM.shape[1], dtype=torch.double)
         return cls(torch.linalg.solve(gram_MM, x_NM.t() @ y_N).float())
@@ -122,25 +122,25 @@ class Line:
 
 
 def voice_of(power_TF: Float[Tensor, "T F"]) -> Float[Tensor, " M"]:
-    """Mean and deviation of the loudness in bands."""
+    """Mean and deviation of the log-energies in mel bands."""
     return torch.cat([*torch.std_mean(loudness(power_TF), 0)])
 
 
 def face_of(face_THW3: Shaped[Tensor, "T H W 3"]) -> Float[Tensor, " M"]:
-    """The mean face in coarse pixels; pictures of 0..1, or 0..255 where they are bytes."""
+    """The mean face at 8 x 8 pixels; pictures in 0..1, or bytes in 0..255."""
     return nn.functional.avg_pool2d(_pixels(face_THW3).mean(0), 8).flatten()
 
 
 def mouth_of(face_THW3: Shaped[Tensor, "T H W 3"]) -> Float[Tensor, "T M"]:
-    """How the mouth differs from its mean over the clip, in pixels: `Line` makes an opening of it."""
+    """Pixels of the mouth minus their mean over the clip: `Line` predicts the opening from them."""
     mouth_TP = nn.functional.avg_pool2d(_pixels(face_THW3)[:, :, *MOUTH], 2).flatten(1)
     return mouth_TP - mouth_TP.mean(0)
 
 
 def cepstra_of(power_TF: Float[Tensor, "T F"]) -> Float[Tensor, "T C"]:
-    """The shape of the spectrum without its details, frame by frame: what tells one phoneme from another."""
-    place = torch.arange(BANDS) + 0.5
-    cosine_MC = torch.cos(torch.pi / BANDS * place[:, None] * torch.arange(1, CEPSTRA + 1))
+    """Cepstral coefficients without the energy: the spectral envelope, which depends on the phoneme."""
+    centre = torch.arange(BANDS) + 0.5
+    cosine_MC = torch.cos(torch.pi / BANDS * centre[:, None] * torch.arange(1, CEPSTRA + 1))
     return loudness(power_TF) @ cosine_MC
 
 
@@ -161,7 +161,7 @@ def _pixels(face_THW3: Shaped[Tensor, "T H W 3"]) -> Float[Tensor, "T 3 H W"]:
 
 
 def correlation(x_TC: Float[Tensor, "T C"], y_TC: Float[Tensor, "T C"]) -> float:
-    """Over the frames, averaged over what they have."""
+    """Over the frames, averaged over the features."""
     x_TC, y_TC = x_TC - x_TC.mean(0), y_TC - y_TC.mean(0)
     norms_C = (x_TC.square().sum(0) * y_TC.square().sum(0)).sqrt()
     return float(((x_TC * y_TC).sum(0) / norms_C.clamp_min(1e-9)).mean())

@@ -1,7 +1,7 @@
-"""Analysis-resynthesis: what of clean speech, or of a motion, passes through a model's latents.
+"""Analysis-resynthesis: clean speech, or a motion, is encoded, and a draw of the latents decoded.
 
-A draw of the latents is decoded. A model that hears the past hears what it said itself or, if so asked, the true past,
-with which it hardly needs latents.
+The past of an autoregressive model is its own output (free-running) or, if `true_past`, the observed one, with which it
+hardly needs latents.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from avdvae.signals.audio import Stft
 
 @torch.no_grad()
 def resynthesise(model: LatentModel, batch: Batch, stft: Stft, true_past: bool = False) -> Float[Tensor, "B N"]:
-    """The standard deviation that the model gives each bin, with the phase of the original."""
+    """The square root of the decoded power, with the phase of the original."""
     waveform_BN = batch.need("waveform", model)
-    inferred, said = _decoded(model, batch, true_past)
-    likelihood = said["power"].drawn(inferred.z, inferred.q)
+    inferred, likelihoods = _decoded(model, batch, true_past)
+    likelihood = likelihoods["power"].drawn(inferred.z, inferred.q)
     power_BTF = likelihood.components(batch.need("power", model)).mean()
     speech_BN = torch.zeros_like(waveform_BN)
     assert batch.lengths is not None
@@ -34,20 +34,20 @@ def resynthesise(model: LatentModel, batch: Batch, stft: Stft, true_past: bool =
 
 
 @torch.no_grad()
-def move_again(model: LatentModel, batch: Batch, true_past: bool = False) -> Float[Tensor, "B T D"]:
-    """The poses that the model expects."""
+def reconstruct_poses(model: LatentModel, batch: Batch, true_past: bool = False) -> Float[Tensor, "B T D"]:
+    """The expected poses."""
     return _decoded(model, batch, true_past)[1]["pose"].expected[0]
 
 
 def _decoded(model: LatentModel, batch: Batch, true_past: bool) -> tuple[Inferred, Mapping[str, Any]]:
     inferred, context = model.infer(batch), model.context(batch)
-    decode = model.decode if true_past else partial(by_itself, model)
+    decode = model.decode if true_past else partial(decode_free_running, model)
     return inferred, decode(inferred.z, context)
 
 
-def by_itself(model: LatentModel, z: Latents, context: Context, heard: int = 0) -> Mapping[str, Any]:
-    """What the model makes of latents; one that hears the past hears itself, after the frames that it has `heard`."""
+def decode_free_running(model: LatentModel, z: Latents, context: Context, observed: int = 0) -> Mapping[str, Any]:
+    """The likelihoods; the past of an autoregressive model is its own output after the first `observed` frames."""
     past = None
     if isinstance(model, Autoregressive):
-        past = model.own_past(z, context, [t >= heard for t in range(context.mask.shape[1])])
+        past = model.own_past(z, context, [t >= observed for t in range(context.mask.shape[1])])
     return model.decode(z, context, feedback=past)

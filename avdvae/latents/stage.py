@@ -1,8 +1,8 @@
-"""A run's model on stage: clips come on, and what the model makes of their latents is heard and seen.
+"""Clips as inputs of a run's model, and rendering of what it decodes.
 
-A clip is one of the run's prepared corpus, or a file of sound or video, which goes the way of a corpus's clips; a
-scene is what there is to hear and to see of one, true or made. Scenes are written as wavs, a strip of pictures
-(strip.png) and a film (film.mp4), in which they stand beside each other and the last is heard.
+A clip is one of the run's prepared corpus, or a sound or video file, prepared like a corpus. A scene is the sound and
+the pictures of one, original or decoded. Scenes are written as wavs, a strip of pictures (strip.png) and a film
+(film.mp4) that shows them side by side, with the sound of the last.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.data.shards import PreparedCorpus
 from avdvae.enhancement.recordings import Enhancer
 from avdvae.errors import UserError
-from avdvae.latents.transfer import Made, generate, has_latents
+from avdvae.latents.transfer import Decoded, generate, require_latents
 from avdvae.pictures.films import film_of_clips, stick_figures
 from avdvae.pictures.stills import pose_strip, triptych, write_png
 from avdvae.protocols import PICTURES, Batch
@@ -42,7 +42,7 @@ from avdvae.signals.faces import find_face_model
 from avdvae.signals.video import write_mp4
 
 PHASES = ("griffin_lim", "source")
-FILM_FPS = 30  # about: a film has every picture of its clips, or every second one
+FILM_FPS = 30  # about: a film has every picture of its clips, or every n-th
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,13 @@ Scenes = Mapping[str, Scene]
 
 
 class Stage:
+    """A run's model, its clips, and the writer of scenes."""
+
     def __init__(self, run: Run):
         self.run, self.stft, self.device = run, run.stft, run.device
-        self.model = has_latents(run.load_model(self.device))
-        self.moves, self.waves = (self.model.observes == kind for kind in ("pose", "waveform"))
-        self.frame_rate = FPS if self.moves else RATE / self.stft.hop
+        self.model = require_latents(run.load_model(self.device))
+        self.of_poses, self.of_waveforms = (self.model.observes == kind for kind in ("pose", "waveform"))
+        self.frame_rate = FPS if self.of_poses else RATE / self.stft.hop
 
     @cached_property
     def corpus(self) -> PreparedCorpus:
@@ -70,7 +72,7 @@ class Stage:
         return PreparedCorpus(find_corpus(self.run.config), verify=False)
 
     def clip(self, role: str, name: str) -> Batch:
-        """A clip of the corpus by its id, or a file, as a batch of one; `role` is what the user calls it."""
+        """A clip of the corpus by its id, or a file, as a batch of one; `role` is the user's name for it."""
         if not (path := Path(name)).is_file():
             return self._load(self._find(role, name))
         with tempfile.TemporaryDirectory() as folder:
@@ -92,55 +94,61 @@ class Stage:
         return chosen
 
     def _prepare(self, path: Path, folder: Path) -> PreparedCorpus:
-        suffix, looks = path.suffix.lower(), PICTURES & set(self.model.sees)
-        if self.moves:
+        suffix, pictures = path.suffix.lower(), PICTURES & set(self.model.sees)
+        if self.of_poses:
             raise UserError("a model of motion takes ids of its corpus, and no files")
         if suffix not in SOUNDS + VIDEOS:
             raise UserError(f"neither sound nor video by its name: give {', '.join(SOUNDS + VIDEOS)}")
-        seen = looks and suffix in VIDEOS
-        clip = Clip(path.stem, "own", "test", "own", path if seen else None, None if seen else path)
+        has_film = pictures and suffix in VIDEOS
+        clip = Clip(path.stem, "own", "test", "own", path if has_film else None, None if has_film else path)
         lips = self.run.config["lips"]
         return prepare_alone(clip, folder, lips["size"], lips.get("face"))
 
     def _load(self, corpus: PreparedCorpus) -> Batch:
-        how = {"trim_db": self.run.config["train"]["trim_db"], "faces": "face" in self.model.sees, "pcm": self.waves}
+        how = {
+            "trim_db": self.run.config["train"]["trim_db"],
+            "faces": "face" in self.model.sees,
+            "pcm": self.of_waveforms,
+        }
         return next(iter(Loader(corpus, self.stft, None, 1, 0, shuffle=False, device=self.device, **how)))
 
     def generate(self, source: Batch | None, analysis: float, seconds: float | None, draws: int) -> list[Scene]:
-        """What goes on after the first seconds of a clip, if there is one, in each draw."""
-        name, looks = type(self.model).__name__, "lips" in self.model.sees
+        """Draws that continue the first `analysis` seconds of a clip or, without one, whole sequences."""
+        name, needs_lips = type(self.model).__name__, "lips" in self.model.sees
         lasts = 0.0 if source is None else source.mask.shape[1] / self.frame_rate
-        if looks and source is None:
-            raise UserError(f"{name} looks at the lips, also of what it says on its own: give source=")
-        seconds = seconds or (lasts if looks else 2.5)
-        if looks and seconds > lasts:
-            raise UserError(f"seconds={seconds:g}: {name} looks at lips, and those of the source last {lasts:.2f} s")
+        if needs_lips and source is None:
+            raise UserError(f"{name} is conditioned on lips, in generation, too: give source=")
+        seconds = seconds or (lasts if needs_lips else 2.5)
+        if needs_lips and seconds > lasts:
+            raise UserError(
+                f"seconds={seconds:g}: {name} is conditioned on lips, which the source has for {lasts:.2f} s"
+            )
         if source and analysis > lasts:
             raise UserError(f"analysis={analysis:g}: the source lasts {lasts:.2f} s, so give less")
         frames, analysed = (round(length * self.frame_rate) for length in (seconds, analysis if source else 0))
         if frames < 1 or analysed >= frames:
             raise UserError(f"seconds={seconds:g}, analysis={analysis:g}: the whole must be longer than its analysis")
-        if self.waves:
-            return self._go_on(source, analysis if source else 0.0, seconds, draws)
+        if self.of_waveforms:
+            return self._continue(source, analysis if source else 0.0, seconds, draws)
         begun = source.first(analysed) if source and analysed else None
-        if looks and source:
+        if needs_lips and source:
             around = source.first(frames).only("lips", "sure")
         else:
             around = Batch(("free",), torch.ones(1, frames, dtype=torch.bool)).to(self.device)
-        made = generate(self.model, around, begun, draws)
-        return [self.made(made, draw=draw) for draw in range(draws)]
+        decoded = generate(self.model, around, begun, draws)
+        return [self.render(decoded, draw=draw) for draw in range(draws)]
 
-    def _go_on(self, source: Batch | None, analysis: float, seconds: float, draws: int) -> list[Scene]:
-        """By a model of waveforms: whole stacks of the clip's samples, and then its own, one after another."""
+    def _continue(self, source: Batch | None, analysis: float, seconds: float, draws: int) -> list[Scene]:
+        """By a model of waveforms: whole stacks of the clip's samples, then generated samples."""
         model: Any = self.model
-        begun_KN = torch.zeros(draws, 0, device=self.device)
+        given_KN = torch.zeros(draws, 0, device=self.device)
         if source is not None:
-            begun_KN = source.need("waveform", model)[:, : round(analysis * RATE) // model.stride * model.stride]
-            begun_KN = begun_KN.expand(draws, -1)
-        more_KN = model.generate(begun_KN, round(seconds * RATE) - begun_KN.shape[1])
-        return [Scene(sound_N.cpu().numpy()) for sound_N in torch.cat([begun_KN, more_KN], 1)]
+            given_KN = source.need("waveform", model)[:, : round(analysis * RATE) // model.stride * model.stride]
+            given_KN = given_KN.expand(draws, -1)
+        generated_KN = model.generate(given_KN, round(seconds * RATE) - given_KN.shape[1])
+        return [Scene(sound_N.cpu().numpy()) for sound_N in torch.cat([given_KN, generated_KN], 1)]
 
-    def true(self, batch: Batch) -> Scene:
+    def original(self, batch: Batch) -> Scene:
         if batch.pose is not None:
             return Scene(poses=_figure(batch.pose[0]))
         if batch.waveform is None:
@@ -149,14 +157,17 @@ class Stage:
         shown = batch.face if batch.face is not None else lips
         return Scene(batch.waveform[0].cpu().numpy(), None if shown is None else shown[0].cpu().numpy())
 
-    def made(self, made: Made, source: Batch | None = None, phase: str = "griffin_lim", draw: int = 0) -> Scene:
-        """What is heard and seen of a draw; `phase` may be that of the source, whose frames these then are."""
-        if "pose" in made.said:
-            return Scene(poses=_figure(made.said["pose"].expected[draw, 0]))
-        if "power" not in made.said:
-            makes = ", ".join(made.said)
-            raise UserError(f"{type(self.model).__name__} makes {makes}, which is neither heard here nor seen")
-        power_1TF = made.said["power"].expected[draw]
+    def render(self, decoded: Decoded, source: Batch | None = None, phase: str = "griffin_lim", draw: int = 0) -> Scene:
+        """Sound and pictures of a draw. With phase="source", the frames are those of the source."""
+        if "pose" in decoded.likelihoods:
+            return Scene(poses=_figure(decoded.likelihoods["pose"].expected[draw, 0]))
+        if "power" not in decoded.likelihoods:
+            modalities = ", ".join(decoded.likelihoods)
+            raise UserError(
+                f"{type(self.model).__name__} decodes {modalities}, which cannot be rendered: choose a model of "
+                "power spectra or poses"
+            )
+        power_1TF = decoded.likelihoods["power"].expected[draw]
         samples = power_1TF.shape[1] * self.stft.hop - 1
         if phase == "source":
             assert source is not None and source.waveform is not None
@@ -165,17 +176,17 @@ class Stage:
         else:
             ends = [source.waveform.shape[1]] if source and source.waveform is not None else []
             sound_1N = self.stft.griffin_lim(power_1TF, min(samples, *ends) if ends else samples)
-        face = made.said.get("face")
+        face = decoded.likelihoods.get("face")
         pictures = None if face is None else (255 * face.expected[draw, 0].clamp(0, 1)).round().byte().cpu().numpy()
         return Scene(sound_1N[0].cpu().numpy(), pictures)
 
     def write(self, out: Path, takes: Sequence[Scenes], begun: float | None = None) -> list[Path]:
-        """The scenes of several takes, whose films follow each other; `begun`: a moment, in seconds, that is marked."""
+        """The scenes of several takes, whose films are joined; `begun`: a time in seconds that is marked."""
         if out.exists() and not out.is_dir():
             raise UserError(f"out={out} is a file: give a folder")
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as folder:
-            (self._write_figures if self.moves else self._write_sounds)(Path(folder), takes, begun)
+            (self._write_figures if self.of_poses else self._write_sounds)(Path(folder), takes, begun)
             out.mkdir(exist_ok=True)
             return [file.replace(out / file.name) for file in sorted(Path(folder).iterdir())]
 
@@ -202,19 +213,19 @@ class Stage:
         figure.savefig(folder / "strip.png", dpi=100)
         every = max(1, round(self.frame_rate / FILM_FPS))
         powers = {n: self.stft.power(torch.from_numpy(sound[None]))[0].numpy() for n, sound in sounds.items()}
-        films, heard = [], []
+        films, tracks = [], []
         for take in takes:
             columns = {name: (pictures[name], powers[name]) for name in take}
             films.append(film_of_clips(columns, every, None if begun is None else begun * self.frame_rate))
             *_, last = take
             shown = -(-len(powers[last]) // every) * every * self.stft.hop  # samples: the next film begins there
-            heard.append(np.pad(sounds[last], (0, max(0, shown - len(sounds[last]))))[:shown])
-        sound = np.rint(np.concatenate(heard) * 32767).astype(np.int16)
+            tracks.append(np.pad(sounds[last], (0, max(0, shown - len(sounds[last]))))[:shown])
+        sound = np.rint(np.concatenate(tracks) * 32767).astype(np.int16)
         write_mp4(folder / "film.mp4", chain(*films), Fraction(RATE, self.stft.hop * every), sound, RATE)
 
 
 def build_enhancer(run: Run, settings: Mapping[str, Any], films: bool) -> Enhancer:
-    """A run's model as an enhancer of files; `films`: whether some of these show their talkers."""
+    """A run's model as an enhancer of files; `films`: whether some of these are videos."""
     model, vem = run.load_speech_prior(run.device), build_vem(settings)
     face_model = find_face_model() if films and PICTURES & {*model.sees} else None
     size, face = run.config["lips"]["size"], run.config["lips"].get("face") if "face" in model.sees else None
@@ -231,7 +242,7 @@ def _figure(pose_TD: torch.Tensor) -> Float[np.ndarray, "T J 3"]:
 
 
 def _held(frames: np.ndarray, count: int) -> np.ndarray:
-    """So many frames; what is too short holds its last."""
+    """`count` frames; a shorter sequence repeats its last."""
     return frames[np.arange(count).clip(max=len(frames) - 1)]
 
 

@@ -1,7 +1,7 @@
-"""Latents that change hands: some of a clip's exchanged for another's, walked from one to the other, or drawn anew.
+"""Transfer of latents from one clip to another, interpolation between two clips, and generation from the prior.
 
-Every model that declares latents will do, for nothing is asked of it but the verbs of LatentModel, and `own_past` of
-one that hears the past: it hears itself. What a model is conditioned on, as the lips, is the source's.
+It works for every LatentModel. Autoregressive models are free-running: their past is their own output. The conditions
+of a model, such as the lips, are those of the source.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from avdvae.errors import UserError
-from avdvae.latents.resynthesis import by_itself
+from avdvae.latents.resynthesis import decode_free_running
 from avdvae.protocols import Batch, LatentModel, Latents, LatentSpec
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a model made of latents.
+class Decoded:
+    """Latents and what they decode to.
 
-    z      the latents, by name
-    said   a likelihood for each modality, whose `expected` is what one sees and hears
-    mask   B T: true where a frame holds data
+    z             the latents, by name
+    likelihoods   one for each modality, whose `expected` is rendered
+    mask          B T: true where a frame holds data
     """
 
     z: Latents
-    said: Mapping[str, Any]
+    likelihoods: Mapping[str, Any]
     mask: Bool[Tensor, "B T"]
 
 
-def has_latents(model: nn.Module) -> LatentModel:
+def require_latents(model: nn.Module) -> LatentModel:
     if not isinstance(model, LatentModel):
-        raise UserError(f"{type(model).__name__} has no latents to show: give a run of a model that has, such as a VAE")
+        raise UserError(f"{type(model).__name__} has no latents: give a run of a model that has some, such as a VAE")
     return model
 
 
@@ -58,37 +58,37 @@ def transfer(
     latents: Sequence[str],
     share: float = 1.0,
     mode: Literal["mean", "sample"] = "mean",
-) -> Made:
-    """The source with the named latents of the target; with a share below 1, on the straight line from its own to them.
+) -> Decoded:
+    """The source with the named latents of the target; with a share below 1, interpolated linearly from its own.
 
-    A latent of a whole utterance serves all frames of the source. Where one that moves is taken, too, both clips are
-    cut to the frames of the shorter before anything is inferred.
+    A static latent is used for all frames of the source. If a dynamic one is taken, both clips are cut to the length of
+    the shorter before inference.
     """
-    moving = any(spec.rate is not None for spec in find_latents(model, latents))
+    dynamic = any(spec.rate is not None for spec in find_latents(model, latents))
     frames = [batch.mask.shape[1] for batch in (source, target)]
-    if moving and frames[0] != frames[1]:
+    if dynamic and frames[0] != frames[1]:
         source, target = source.first(min(frames)), target.first(min(frames))
     own, others = model.infer(source, 1, mode).z, model.infer(target, 1, mode).z
     z = {name: torch.lerp(value, others[name], share) if name in latents else value for name, value in own.items()}
-    mask = source.mask & target.mask if moving else source.mask
-    return Made(z, by_itself(model, z, model.context(replace(source, mask=mask))), mask)
+    mask = source.mask & target.mask if dynamic else source.mask
+    return Decoded(z, decode_free_running(model, z, model.context(replace(source, mask=mask))), mask)
 
 
 @torch.no_grad()
 def generate(
     model: LatentModel, around: Batch, begun: Batch | None = None, k: int = 1, mode: Literal["mean", "sample"] = "mean"
-) -> Made:
-    """K draws that go on where `begun` ends, or begin where there is none.
+) -> Decoded:
+    """K draws of a continuation of `begun` or, without it, of a whole sequence.
 
-    `around` has the frames of the whole, and what the model is conditioned on. Latents of `begun`, of which every frame
-    holds data, are inferred from it alone; those of a whole utterance are kept, and the prior gives what follows.
+    `around` has all frames and the conditions of the model. Latents of `begun`, which has no padding, are inferred from
+    it alone; static ones are kept, and dynamic ones of later frames are drawn from the prior.
     """
-    context, given, heard = model.context(around), None, 0
+    context, given, observed = model.context(around), None, 0
     if begun is not None:
-        heard = begun.mask.shape[1]
-        if heard > around.mask.shape[1] or not begun.mask.all():
-            raise UserError(f"{heard} frames of analysis do not fit into {around.mask.shape[1]}: give fewer, or more")
+        observed = begun.mask.shape[1]
+        if observed > around.mask.shape[1] or not begun.mask.all():
+            raise UserError(f"{observed} frames of analysis do not fit into {around.mask.shape[1]}: give fewer")
         given = model.infer(begun, 1, mode).z
         context = replace(context, past=model.context(begun).past)
     z = model.sample_prior(context, k, given)
-    return Made(z, by_itself(model, z, context, heard), around.mask)
+    return Decoded(z, decode_free_running(model, z, context, observed), around.mask)

@@ -16,7 +16,7 @@ from avdvae.signals.metrics import ALL_NOISES, INPUT, Look
 if TYPE_CHECKING:
     import matplotlib.figure
 
-    from avdvae.latents.control import Relation, Subspace
+    from avdvae.latents.subspaces import Relation, Subspace
 
 
 def metric_curves(summary: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:

@@ -40,7 +40,7 @@ class Gaussian:
         return self.moved(torch.randn((k, *self.mean.shape), device=self.mean.device))
 
     def moved(self, noise: Float[Tensor, "*some L"]) -> Float[Tensor, "*some L"]:
-        """What standard normal noise becomes."""
+        """mean + deviation * noise, for standard normal noise."""
         return torch.addcmul(self.mean, noise, torch.exp(self.log_var / 2))
 
     def log_prob(self, z: Float[Tensor, "*draws L"]) -> Float[Tensor, "*_draws"]:
@@ -58,15 +58,15 @@ class Gaussian:
         moved = (self.mean - other.mean).square() * torch.exp(-other.log_var)
         return 0.5 * (ratio.exp() + moved - 1 - ratio)
 
-    def nearness(self, other: Gaussian) -> Slopes:
-        """What -KL(self || other), summed over all but averaged over draws, is made of, and its slopes."""
-        off = other.mean - self.mean
-        share = 1 / off.shape[:-3].numel()
-        pull = off * torch.exp(-other.log_var).mul_(share)
-        widen = (1 - torch.exp(self.log_var - other.log_var)).mul_(share / 2)
+    def minus_kl_slopes(self, other: Gaussian) -> Slopes:
+        """Gradients of -KL(self || other), averaged over draws and summed over the other axes."""
+        difference = other.mean - self.mean
+        per_draw = 1 / difference.shape[:-3].numel()
+        pull = difference * torch.exp(-other.log_var).mul_(per_draw)
+        widen = (1 - torch.exp(self.log_var - other.log_var)).mul_(per_draw / 2)
         slopes = [(self.mean, pull), (self.log_var, widen)]
         if other.mean.requires_grad or other.log_var.requires_grad:
-            slopes += [(other.mean, -pull), (other.log_var, off * pull / 2 - widen)]
+            slopes += [(other.mean, -pull), (other.log_var, difference * pull / 2 - widen)]
         return [(value, slope.sum_to_size(value.shape)) for value, slope in slopes]
 
     def times(self, other: Gaussian) -> Gaussian:

@@ -1,4 +1,4 @@
-"""What training maximises: the evidence lower bound by its parts, and how its weights change over the epochs."""
+"""What training maximises: the evidence lower bound by its parts, and the weights of a step."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Schedule:
     """The weights of one step.
 
     beta   weight of the KL terms
-    coin   uniform in 0..1, drawn anew for each step, the same in every process: for choices that a whole batch shares
-    own    share of the frames in which a model that hears the past is given what it said itself
-    free   nats of KL that cost no more than none would, of each step of a latent: free nats
-    epoch  how many have gone before
+    coin   uniform in 0..1, drawn for each step, the same in every process: for random choices for a whole batch
+    own    probability that a frame's past is the model's own output (scheduled sampling)
+    free   free bits, in nats for each step of a latent: a KL below it is not reduced further
+    epoch  number of completed epochs
     """
 
     beta: float = 1.0
@@ -36,9 +36,9 @@ class Elbo:
 
     recon  expected log-likelihoods, by modality
     kl     divergences of the posterior from the prior, by latent; that of a switch between components is "switch"
-    n      how many frames (or samples) of the utterance the parts sum over
-    aux    what training adds to the bound for reasons of its own
-    noted  what is worth a curve and no part of the loss: times n, for curves are means over the frames
+    n      number of frames (or samples) that the parts sum over
+    aux    auxiliary terms of the training objective, added to the bound
+    noted  logged, not part of the loss: multiplied by n, because curves are means over frames
     """
 
     recon: Mapping[str, Float[Tensor, " B"]]
@@ -49,19 +49,19 @@ class Elbo:
 
     @property
     def bound(self) -> Float[Tensor, " B"]:
-        """The bound itself: no weights, nothing added."""
+        """The bound itself, without weights and auxiliary terms."""
         return self._total(self.recon) - self._total(self.kl)
 
     def loss(self, schedule: Schedule) -> Float[Tensor, " B"]:
-        """What training minimises, in nats per utterance."""
+        """The training loss, in nats per utterance."""
         return schedule.beta * self._total(self.kl) - self._total(self.recon) - self._total(self.aux)
 
     def shared_with(self, alone_B: Float[Tensor, " B"], alpha: float, schedule: Schedule) -> Elbo:
-        """Training on alpha times this loss, and for the rest on what the lips `alone` explain."""
+        """The loss becomes alpha * loss - (1 - alpha) * `alone_B`, the log-likelihood given the lips alone."""
         return replace(self, aux={**self.aux, "from_lips": (1 - alpha) * (alone_B + self.loss(schedule))})
 
     def parts(self) -> dict[str, Float[Tensor, " B"]]:
-        """Every part under a name of its own, for the training curve."""
+        """Every part by its name, for the training curve."""
         return {
             "bound": self.bound,
             **{f"recon_{name}": value for name, value in self.recon.items()},
@@ -76,12 +76,12 @@ class Elbo:
 def divergence(
     q: Gaussian, p: Gaussian, mask: Bool[Tensor, "B T"], schedule: Schedule, share: float = 1.0
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """KL(q || p) of a latent of each utterance, and what makes its free nats free, for `Elbo.aux`: each dimension is
-    charged its part of them at least, so that below it nothing pulls it down. `share` scales them."""
+    """KL(q || p) of a latent of each utterance, and the free-bits correction, for `Elbo.aux`: the KL floored per
+    dimension, at its part of `schedule.free`, which `share` scales."""
     kl_BTL = q.divergences(p).mean(0)
-    least_BTL = kl_BTL.clamp_min(share * schedule.free / kl_BTL.shape[-1])
-    charged_B, kl_B = ((value.sum(-1) * mask).sum(1) for value in (least_BTL, kl_BTL))
-    return kl_B, schedule.beta * (kl_B - charged_B)
+    floored_BTL = kl_BTL.clamp_min(share * schedule.free / kl_BTL.shape[-1])
+    floored_B, kl_B = ((value.sum(-1) * mask).sum(1) for value in (floored_BTL, kl_BTL))
+    return kl_B, schedule.beta * (kl_B - floored_B)
 
 
 # The two terms of the bound of each component of a mixture, E[ln p(s | z)] and KL(q(z) || p(z)), frame by frame.
@@ -89,28 +89,28 @@ Terms = Sequence[tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]]
 
 
 @torch.no_grad()
-def responsibilities(terms: Terms, log_pi: Float[Tensor, "... M"]) -> Float[Tensor, "B T M"]:
-    """r(m_t) that makes the bound of the mixture the highest."""
+def responsibilities(terms: Terms, log_pi: Float[Tensor, "... C"]) -> Float[Tensor, "B T C"]:
+    """r(m_t) that maximises the bound of the mixture."""
     return (torch.stack([recon_BT - kl_BT for recon_BT, kl_BT in terms], -1) + log_pi).softmax(-1)
 
 
 def mixture_elbo(
     latents: Sequence[str],
     terms: Terms,
-    r_BTM: Float[Tensor, "B T M"],
-    log_pi: Float[Tensor, "... M"],
+    r_BTC: Float[Tensor, "B T C"],
+    log_pi: Float[Tensor, "... C"],
     mask: Bool[Tensor, "B T"],
 ) -> Elbo:
     """sum_m r_m (ln pi_m - ln r_m + ELBO_m) by its parts; `latents` names that of each component.
 
-    At the best r this is ln sum_m pi_m exp ELBO_m, in value and in gradient, though r is held fixed.
+    At the optimal r this is ln sum_m pi_m exp ELBO_m, in value and in gradient, though r is held fixed.
     """
-    share_MBT = (r_BTM * mask[..., None]).movedim(-1, 0)
+    weight_CBT = (r_BTC * mask[..., None]).movedim(-1, 0)
     n_B = mask.sum(1).float()
     recon_B, kl = torch.zeros_like(n_B), {latent: torch.zeros_like(n_B) for latent in latents}
-    for latent, share_BT, (recon_BT, kl_BT) in zip(latents, share_MBT, terms, strict=True):
-        recon_B = recon_B + (share_BT * recon_BT).sum(1)
-        kl[latent] = kl[latent] + (share_BT * kl_BT).sum(1)
-    surprise_BTM = torch.xlogy(r_BTM, r_BTM) - torch.where(r_BTM > 0, r_BTM * log_pi, 0)
-    kl["switch"] = (surprise_BTM.sum(-1) * mask).sum(1)
+    for latent, weight_BT, (recon_BT, kl_BT) in zip(latents, weight_CBT, terms, strict=True):
+        recon_B = recon_B + (weight_BT * recon_BT).sum(1)
+        kl[latent] = kl[latent] + (weight_BT * kl_BT).sum(1)
+    kl_BTC = torch.xlogy(r_BTC, r_BTC) - torch.where(r_BTC > 0, r_BTC * log_pi, 0)
+    kl["switch"] = (kl_BTC.sum(-1) * mask).sum(1)
     return Elbo(recon={"power": recon_B}, kl=kl, n=n_B)

@@ -1,4 +1,4 @@
-"""Likelihoods of poses and of faces, and the likelihood of each modality that a network outputs."""
+"""Likelihoods of poses and faces, and the choice of a likelihood by modality."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from avdvae.probability.spectrum import ComplexGaussian
 
 @dataclass(frozen=True)
 class Joints:
-    """Places of joints in space, in metres, each off by a distance that is as probable in every direction:
+    """Positions of joints in metres, each with an isotropic Laplace-like density of its distance from the expected one:
 
         p(x) = exp(-|x - m| / b) / (8 pi b^3)        b = 1 cm
 
-    To make this large is to make the mean distance, MPJPE, small. In published code the reconstruction of a frame
-    weighs as its MPJPE in mm, a b of J mm for J joints; this weighs J / 10 times as much, 3.2 at 32 joints, as if beta
-    were 0.31 there. train.beta = J / 10 gives the published weighting: its slopes are J / 10 times the published ones,
-    and Adam does not depend on a factor of all slopes.
+    Maximising it minimises the mean distance, MPJPE. Published code takes the MPJPE of a frame in mm as reconstruction
+    loss: b = J mm for J joints. Here it is J / 10 times as large, 3.2 at 32 joints, as if beta were 0.31 there.
+    train.beta = J / 10 gives the published weighting: all gradients are then J / 10 times the published ones, and Adam
+    is invariant to a common factor.
     """
 
     expected: Float[Tensor, "*draws B T D"]
@@ -31,13 +31,13 @@ class Joints:
         return -self.distances(pose).sum(-1) / self.SPREAD - constant
 
     def distances(self, pose: Float[Tensor, "B T D"]) -> Float[Tensor, "*draws B T J"]:
-        """Of each joint from its expected place."""
+        """Of each joint from its expected position."""
         return (pose - self.expected.float()).unflatten(-1, (-1, 3)).norm(dim=-1)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Coloured pixels, each a Gaussian about its expected value, where 0 is black and 1 white, of deviation 0.1."""
+    """RGB pixels in 0..1, each a Gaussian of its expected value and deviation 0.1."""
 
     expected: Float[Tensor, "*draws B T H W 3"]
     SPREAD = 0.1

@@ -1,8 +1,8 @@
-"""Likelihoods of waveforms of 16 bits, sample by sample.
+"""Likelihoods of 16-bit waveforms, sample by sample.
 
 A. van den Oord et al., "WaveNet", 2016 (arXiv 1609.03499), for the mu-law; T. Salimans et al., "PixelCNN++", ICLR 2017
 (arXiv 1701.05517), for mixtures of logistics; J. D. Havtorn et al., 2022 (arXiv 2202.12707), for both together.
-Shapes: N samples, M logistics of each.
+Shapes: N samples, C logistics of each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 CODES = 2**15  # PCM codes k = -CODES..CODES - 1 stand for the samples k / CODES
-LOGISTIC_SCALES = (-14.0, 14.0)  # of ln s: at -14, all of the mass can lie on one code
+LOGISTIC_SCALES = (-14.0, 14.0)  # of ln s: at -14, one code can have all of the mass
 Coding = Literal["linear", "mu-law"]
 Scoring = Literal["exact", "paper"]
 
@@ -52,24 +52,24 @@ def _log1mexp(u: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DMoL:
-    """Samples of 16 bits, each from a mixture of M logistics on a line that is cut into one cell for each PCM code.
+    """Discretised mixture of logistics: each 16-bit sample has C logistics on a line with one cell for each PCM code.
 
-    coding    the line is that of the samples themselves, or companded by the mu-law
+    coding    linear: the line of the samples; mu-law: the companded line
     scoring   exact: the mass of the cell of the code, sigma((upper - loc) / s) - sigma((lower - loc) / s), so that the
-              codes sum to 1 and -log2 is a number of bits. paper: as Havtorn et al. publish it, with s >= e^-7 and
-              cells 1 / 32768 wide also on the companded line, where codes do not lie so; bits are then no code length
+              probabilities sum to 1 and -log2 is a code length. paper: as Havtorn et al. publish it, with s >= e^-7,
+              and cells 1 / 32768 wide on the companded line, too, unlike the cells of the codes: no code length
 
-    It may hold more samples than the waveform, which fill the last stack: those at the end are left out.
+    It may have more samples than the waveform, to fill the last stack: those at the end are ignored.
     """
 
-    logits: Float[Tensor, "*draws N M"]
-    loc: Float[Tensor, "*draws N M"]
-    log_scale: Float[Tensor, "*draws N M"]
+    logits: Float[Tensor, "*draws N C"]
+    loc: Float[Tensor, "*draws N C"]
+    log_scale: Float[Tensor, "*draws N C"]
     coding: Coding = "mu-law"
     scoring: Scoring = "exact"
 
     @classmethod
-    def of(cls, output: Float[Tensor, "*draws N M3"], coding: Coding, scoring: Scoring) -> DMoL:
+    def of(cls, output: Float[Tensor, "*draws N C3"], coding: Coding, scoring: Scoring) -> DMoL:
         """From the output of a network."""
         output = output if output.dtype == torch.float64 else output.float()
         logits, loc, log_scale = output.chunk(3, -1)
@@ -83,7 +83,7 @@ class DMoL:
         return (score(waveform, loc, log_scale) + logits.log_softmax(-1)).logsumexp(-1)
 
     def _exact(self, waveform: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
-        """ln(sigma(b) - sigma(a)) = ln sigma(b) + ln sigma(-a) + ln(1 - exp(a - b)), where nothing cancels."""
+        """ln(sigma(b) - sigma(a)) = ln sigma(b) + ln sigma(-a) + ln(1 - exp(a - b)), without cancellation."""
         code = (waveform * CODES).round().long().clamp(-CODES, CODES - 1)[..., None] + CODES
         low, high, width = (edges[code] for edges in _cells(self.coding, loc.device, loc.dtype))
         per_scale = torch.exp(-log_scale.clamp(*LOGISTIC_SCALES))

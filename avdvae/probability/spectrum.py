@@ -21,34 +21,34 @@ PRIOR_FRAMES = 0.1
 
 @dataclass(frozen=True)
 class Switch:
-    """Which of M components is on in a frame; its prior is learned as if each had been seen in PRIOR_FRAMES before.
+    """Posterior of the component of each frame, for C of them. PRIOR_FRAMES are the pseudo-counts of its prior.
 
-    frames   r(m_t)            B T M
-    pairs    r(m_{t-1}, m_t)   B T-1 M M, where the switch has a memory
+    frames   r(m_t)            B T C
+    pairs    r(m_{t-1}, m_t)   B T-1 C C, of a Markov chain
     """
 
-    frames: Float[Tensor, "B T M"]
+    frames: Float[Tensor, "B T C"]
     mask: Bool[Tensor, "B T"]
-    pairs: Float[Tensor, "B T-1 M M"] | None = None
+    pairs: Float[Tensor, "B T-1 C C"] | None = None
 
-    def learned(self) -> Float[Tensor, "B S M"]:
-        """pi, or lambda above the rows of tau, as the utterance itself suggests them."""
+    def learned(self) -> Float[Tensor, "B S C"]:
+        """pi, or lambda above the rows of tau, re-estimated from the utterance."""
         if self.pairs is None:
-            shares_BSM = (self.frames * self.mask[..., None]).sum(1, keepdim=True)
+            counts_BSC = (self.frames * self.mask[..., None]).sum(1, keepdim=True)
         else:
-            moves_BMM = (self.pairs * self.mask[:, 1:, None, None]).sum(1)
-            shares_BSM = torch.cat([self.frames[:, :1], moves_BMM], 1)
-        shares_BSM = shares_BSM + PRIOR_FRAMES  # a component that had no share at all would never return
-        return shares_BSM / shares_BSM.sum(-1, keepdim=True)
+            transitions_BCC = (self.pairs * self.mask[:, 1:, None, None]).sum(1)
+            counts_BSC = torch.cat([self.frames[:, :1], transitions_BCC], 1)
+        counts_BSC = counts_BSC + PRIOR_FRAMES  # a weight of exactly 0 would stay 0
+        return counts_BSC / counts_BSC.sum(-1, keepdim=True)
 
 
 class Components(NamedTuple):
-    """What a likelihood averages over, in the light of the power observed.
+    """The weighted speech variances that a likelihood averages over, given the observed power.
 
-    speech     R B T F   variances of speech, gain and noise aside
-    precision  R B T F   the inverse of what they are with gain and noise
-    weight     R B T 1   None: all alike
-    switch               which component of a mixture made each frame; None: there is but one
+    speech     R B T F   variances of speech, without gain and noise
+    precision  R B T F   inverse variances with gain and noise
+    weight     R B T 1   None: uniform
+    switch               posterior of the components of a mixture; None: there is only one component
     """
 
     speech: Float[Tensor, "R B T F"]
@@ -62,21 +62,22 @@ class Components(NamedTuple):
 
 @runtime_checkable
 class SpeechLikelihood(Protocol):
-    """What the EM stage asks of a model's likelihood of the power spectrum."""
+    """What the EM stage requires of a model's likelihood of the power spectrum."""
 
-    def log_prob(self, power: Tensor) -> Tensor:
-        """What the latents are to make large, K B T."""
+    def log_potential(self, power: Tensor) -> Tensor:
+        """The term of the E-step's log-density of the latents that depends on the power, K B T, up to a constant.
+
+        ln p(power | z) of a single component; of a mixture, the sum over its components."""
         ...
 
     def slopes(self, power: Tensor, weight: Tensor) -> Slopes:
-        """What log_prob is made of, and the slopes of its sum over draws and frames, which count by their weight, B T:
-        for those who can do without its value."""
+        """Gradients of the sum of log_potential over draws and frames, weighted by `weight`, B T."""
         ...
 
     def add_noise(self, gain: Tensor, noise: Tensor) -> SpeechLikelihood: ...
 
     def drawn(self, z: Mapping[str, Tensor], q: Mapping[str, Gaussian]) -> SpeechLikelihood:
-        """The same, where it is known of which distributions its latents were drawn."""
+        """With the posterior q that z was drawn from; mixtures weigh components by it."""
         ...
 
     def components(self, power: Tensor) -> Components: ...
@@ -84,10 +85,10 @@ class SpeechLikelihood(Protocol):
 
 @dataclass(frozen=True)
 class ComplexGaussian:
-    """Circular complex Gaussians of mean zero, one a time-frequency bin, told by the power |s|^2 alone.
+    """Circular complex Gaussians of mean zero, one a time-frequency bin, whose density depends on |s|^2 alone.
 
-    The variance is gain * (exp(log_var) + 1e-10) + noise, and without the two that of clean speech. Up to what depends
-    on the data alone, -log_prob is the Itakura-Saito divergence from the power to the variance.
+    The variance is gain * (exp(log_var) + 1e-10) + noise; without gain and noise, that of clean speech. Up to a term
+    of the data alone, -log_prob is the Itakura-Saito divergence from the power to the variance.
     """
 
     log_var: Float[Tensor, "*draws B T F"]
@@ -96,15 +97,15 @@ class ComplexGaussian:
 
     @property
     def speech(self) -> Float[Tensor, "*draws B T F"]:
-        """The variance of speech, before the floor. It is worked out once, but without the lock of cached_property, at
-        which torch.compile would stop."""
+        """The variance of speech, before the floor. Computed once, but not by cached_property, whose lock torch.compile
+        cannot trace."""
         if "_speech" not in self.__dict__:
             self.__dict__["_speech"] = self.log_var.float().exp()
         return self.__dict__["_speech"]
 
     @property
     def precision(self) -> Float[Tensor, "*draws B T F"]:
-        """The inverse of the variance, worked out once, too; it has no slopes."""
+        """The inverse of the variance, computed once, without gradients."""
         if "_precision" not in self.__dict__:
             self.__dict__["_precision"] = _variance(self.speech.detach(), self.gain, self.noise).reciprocal_()
         return self.__dict__["_precision"]
@@ -122,9 +123,11 @@ class ComplexGaussian:
         return self
 
     def log_prob(self, power: Float[Tensor, "B T F"]) -> Float[Tensor, "*draws B T"]:
-        """The density of the complex spectrum, summed over the frequencies."""
+        """The log-density of the complex spectrum, summed over the frequencies."""
         log_prob = _LogProb.apply(self.log_var, self.speech.detach(), self.gain, self.noise, power)
         return log_prob - self.log_var.shape[-1] * math.log(math.pi)  # type: ignore[operator]
+
+    log_potential = log_prob
 
     @torch.no_grad()
     def slopes(self, power: Float[Tensor, "B T F"], weight: Float[Tensor, "B T"]) -> Slopes:
@@ -156,7 +159,7 @@ class _LogProb(torch.autograd.Function):
         variance = _variance(speech, gain, noise)
         ratio = power / variance
         total = ratio.sum(-1)
-        if ctx.needs_input_grad[0]:  # in place throughout: new memory costs more than what is done with it
+        if ctx.needs_input_grad[0]:  # in place throughout: allocation costs more than arithmetic
             ctx.save_for_backward(ratio.sub_(1).mul_(speech).div_(variance), gain)
         return -total.add_(variance.log_().sum(-1))
 

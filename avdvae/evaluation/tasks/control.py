@@ -37,7 +37,8 @@ from jaxtyping import Bool, Float
 from avdvae.data.talker.vowels import FACTORS, GRIDS
 from avdvae.errors import UserError
 from avdvae.evaluation.tasks.task import Measured, Part, Subject
-from avdvae.latents.control import LEVEL, Controller, encode_factors, relations
+from avdvae.latents.control import LEVEL, Controller, encode_factors
+from avdvae.latents.subspaces import relations
 from avdvae.pictures.figures import factor_relations, latent_trajectories, variance_curves
 from avdvae.protocols import is_speech_prior
 from avdvae.signals.clock import RATE
@@ -137,7 +138,7 @@ class Control:
             (name, controller.move(encoded, {self.factor: target_T})),
             (f"{name} translated", controller.translate(encoded, self.factor, source_T, target_T)),
         ):
-            yield method, controller.say(z_TL, encoded, griffin_lim=self.factor == "f0").cpu().numpy()
+            yield method, controller.synthesise(z_TL, encoded, griffin_lim=self.factor == "f0").cpu().numpy()
         if self.factor == "f0":
             contour_N = np.full(len(wave_N), float(target))
             yield "WORLD", move_by_world(wave_N, contour_N)
@@ -160,7 +161,7 @@ class Control:
         signals = {"before": wave_N}
         for name, hertz in {**{f"{hertz} Hz": float(hertz) for hertz in SHOWN}, "whispered": 0.0}.items():
             target_T = torch.full((len(voiced_T),), hertz).where(voiced_T, torch.nan)
-            signals[name] = controller.say(controller.move(encoded, {"f0": target_T}), encoded).cpu().numpy()
+            signals[name] = controller.synthesise(controller.move(encoded, {"f0": target_T}), encoded).cpu().numpy()
         return subject.example(part, item, "", signals, {})
 
 

@@ -11,7 +11,7 @@ import torch
 from avdvae.data.poses import FPS, SKELETONS
 from avdvae.errors import UserError
 from avdvae.evaluation.tasks.task import Measured, Part, Subject, file_name
-from avdvae.latents.resynthesis import move_again
+from avdvae.latents.resynthesis import reconstruct_poses
 from avdvae.pictures.films import stick_figures
 from avdvae.pictures.stills import pose_strip, write_png
 from avdvae.probability.observed import Joints
@@ -39,7 +39,7 @@ class Motion:
         torch.manual_seed(subject.settings.seed)
         for batch in subject.loader(subject.items(part)):
             pose_BTD = batch.need("pose", subject.model)
-            again_BTD = move_again(subject.model, batch, self.true_past)
+            again_BTD = reconstruct_poses(subject.model, batch, self.true_past)
             errors_BT = Joints(again_BTD).distances(pose_BTD).mean(-1) * 1000
             for b, item in enumerate(batch.ids):
                 mask_T = batch.mask[b]

@@ -39,7 +39,7 @@ from avdvae.latents.probes import (
     mouth_of,
     voice_of,
 )
-from avdvae.latents.transfer import Made, transfer
+from avdvae.latents.transfer import Decoded, transfer
 from avdvae.protocols import Batch, is_speech_prior
 
 WINDOW = 30  # frames that a classifier is fitted to
@@ -118,10 +118,10 @@ def _donors(others: Sequence[Utterance], source: Utterance) -> list[Utterance]:
     return list(firsts.values())[:DONORS]
 
 
-def _expected(made: Made) -> tuple[Tensor, Tensor | None]:
+def _expected(decoded: Decoded) -> tuple[Tensor, Tensor | None]:
     """Power and face of the result."""
-    face = made.said["face"].expected[0, 0].cpu() if "face" in made.said else None
-    return made.said["power"].expected[0, 0].cpu(), face
+    face = decoded.likelihoods["face"].expected[0, 0].cpu() if "face" in decoded.likelihoods else None
+    return decoded.likelihoods["power"].expected[0, 0].cpu(), face
 
 
 def exchange_moments(source: Batch, donor: Batch) -> tuple[Tensor, Tensor | None]:

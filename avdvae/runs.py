@@ -27,6 +27,7 @@ from avdvae.enhancement.esteps import build_estep
 from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError, check_settings, in_file, known_settings, reading, whole_numbers
 from avdvae.files import replacing
+from avdvae.nn.former_names import name_now
 from avdvae.nn.weights import WEIGHTS, load_weights
 from avdvae.protocols import SpeechPrior, why_not_enhancing
 from avdvae.signals.audio import Stft
@@ -214,6 +215,10 @@ def _deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
     sections = {
         part: {k: v for k, v in config.get(part, {}).items() if k not in NO_MATTER and v is not None} for part in parts
     }
+    if frozen := sections["train"].get("freeze"):  # perhaps by the names that an older run has for them
+        with torch.device("meta"):
+            model = build_model(config["model"])
+        sections["train"]["freeze"] = [name_now(name, model) for name in frozen]
     return {**{name: config.get(name) for name in names}, **sections}
 
 

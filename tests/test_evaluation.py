@@ -23,6 +23,7 @@ from avdvae.evaluation.tasks.task import Evaluation, Part, Subject
 from avdvae.models.cvae import CVAE
 from avdvae.models.vae import VAE
 from avdvae.models.vae_mm import VAEMM
+from avdvae.models.vqvae import SoundVQ
 from avdvae.runs import Configuration, build_model, build_vem
 from avdvae.signals.audio import Stft
 
@@ -74,8 +75,8 @@ def test_a_task_that_a_model_or_a_corpus_is_not_made_for_is_refused(subject: Sub
     motion = replace(subject, settings=replace(subject.settings, tasks=["motion"]))
     with pytest.raises(UserError, match=r"tasks=motion: .* holds sound, so choose from enhancement, resynthesis"):
         measure(motion)
-    with pytest.raises(UserError, match="Linear cannot enhance, for it has no latents to infer"):
-        measure(replace(subject, model=torch.nn.Linear(1, 1)))
+    with pytest.raises(UserError, match="SoundVQ cannot enhance, for it has no latents to infer"):
+        measure(replace(subject, model=SoundVQ()))
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

@@ -32,20 +32,20 @@ from avdvae.probability.spectrum import SpeechLikelihood
 class Batch:
     """Utterances, or windows of them, at the frames of the STFT; or sequences of poses. An absent modality is None.
 
-    ids       B names of utterances
-    mask      B T      true where a frame holds data, false where it pads
-    waveform  B N      clean speech
-    mixture   B N      the same speech in noise
-    power     B T F    |STFT|^2 of the clean speech
-    noisy     B T F    |STFT|^2 of the mixture
-    lips      B T H W  grey mouth crops: for each STFT frame the picture nearest in time to its centre
-    sure      B T      confidence of the lips in 0..1; 0 where no face was found
-    face      B T R C 3  RGB crops of the whole face, of the same pictures
-    mouth     B T 2    opening and width of the lips, in distances of the outer corners of the eyes; with faces
-    pose      B T D    poses in metres: of each joint right, forward and up of the hips; see data/poses.py
-    lengths   B        samples of waveform and mixture that hold data; the rest pads
-    starts    B        index of the first frame in its utterance; None if augmented, so features must not be cached
-    labels    B dicts  speaker, sex, emotion, ... as the corpus has them
+    ids         B names    of utterances
+    mask        B T        true where a frame holds data, false where it pads
+    waveform    B N        clean speech
+    mixture     B N        the same speech in noise
+    power       B T F      |STFT|^2 of the clean speech
+    noisy       B T F      |STFT|^2 of the mixture
+    lips        B T H W    grey mouth crops: for each STFT frame the picture nearest in time to its centre
+    confidence  B T        of the lips, in 0..1; 0 where no face was found
+    face        B T R C 3  RGB crops of the whole face, of the same pictures
+    mouth       B T 2      opening and width of the lips, in distances of the outer corners of the eyes; with faces
+    pose        B T D      poses in metres: of each joint right, forward and up of the hips; see data/poses.py
+    lengths     B          samples of waveform and mixture that hold data; the rest pads
+    starts      B          index of the first frame in its utterance; None if augmented: do not cache features
+    labels      B dicts    speaker, sex, emotion, ... as the corpus has them
     """
 
     ids: tuple[str, ...]
@@ -55,7 +55,7 @@ class Batch:
     power: Float[Tensor, "B T F"] | None = None
     noisy: Float[Tensor, "B T F"] | None = None
     lips: UInt8[Tensor, "B T H W"] | None = None
-    sure: Float[Tensor, "B T"] | None = None
+    confidence: Float[Tensor, "B T"] | None = None
     face: UInt8[Tensor, "B T R C 3"] | None = None
     mouth: Float[Tensor, "B T 2"] | None = None
     pose: Float[Tensor, "B T D"] | None = None
@@ -63,7 +63,7 @@ class Batch:
     starts: Int64[Tensor, " B"] | None = None
     labels: tuple[dict[str, Any], ...] = ()
 
-    MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "sure", "face", "mouth", "pose")
+    MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "confidence", "face", "mouth", "pose")
 
     @property
     def present(self) -> frozenset[str]:
@@ -174,7 +174,7 @@ class LatentModel(Model, Protocol):
     def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred: ...
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> Mapping[str, Any]:
-        """The likelihood of each modality, by its name. `feedback`, a power spectrum B T F, replaces the past of
+        """The likelihood of each modality, by its name. `feedback` replaces `context.past` of
         autoregressive models."""
         ...
 

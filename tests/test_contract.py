@@ -104,7 +104,7 @@ def utterances(*samples: int, frames: int | None = None) -> Batch:
         "power": torch.zeros(len(samples), count, 513),
         "noisy": torch.zeros(len(samples), count, 513),
         "lips": torch.zeros(len(samples), count, 67, 67, dtype=torch.uint8),
-        "sure": torch.zeros(len(samples), count),
+        "confidence": torch.zeros(len(samples), count),
         "face": torch.zeros(len(samples), count, 64, 64, 3, dtype=torch.uint8),
         "lengths": torch.tensor(samples),
     }
@@ -117,7 +117,7 @@ def utterances(*samples: int, frames: int | None = None) -> Batch:
             tensors[spectrum][b, :t] = STFT.power(tensors[sound][b : b + 1, :n])[0]
         tensors["mask"][b, :t] = True
         tensors["lips"][b, :t] = torch.randint(0, 256, (t, 67, 67), generator=g)
-        tensors["sure"][b, :t] = torch.rand(t, generator=g)
+        tensors["confidence"][b, :t] = torch.rand(t, generator=g)
         tensors["face"][b, :t] = torch.randint(0, 256, (t, 64, 64, 3), generator=g)
     labels = tuple({"speaker": f"speaker {n}"} for n in samples)
     return Batch(ids=tuple(map(str, samples)), labels=labels, **tensors)

@@ -140,7 +140,7 @@ def test_each_frame_sees_the_picture_nearest_in_time(heard, seconds, sound_start
         away = np.abs(times[:, None] - np.arange(count) / 25)
         seen = batch.lips[b, present, 0, 0].numpy()
         np.testing.assert_allclose(away[np.arange(len(times)), seen], away.min(1))
-        np.testing.assert_allclose(batch.sure[b, present] * 255, seen, atol=1e-4)
+        np.testing.assert_allclose(batch.confidence[b, present] * 255, seen, atol=1e-4)
         assert not batch.lips[b, ~present].any()
 
 

@@ -74,7 +74,7 @@ def assert_same(one: list[Batch], two: list[Batch]) -> None:
     assert len(one) == len(two) > 0
     for a, b in zip(one, two, strict=True):
         assert a.ids == b.ids and a.labels == b.labels
-        for name in ("mask", "lengths", "waveform", "power", "lips", "sure", "pose"):
+        for name in ("mask", "lengths", "waveform", "power", "lips", "confidence", "pose"):
             one, two = getattr(a, name), getattr(b, name)
             assert one is two is None or torch.equal(one, two), name
 
@@ -98,11 +98,11 @@ def test_windows_are_pieces_of_the_whole(corpus, hop, frames, shuffle):
         torch.testing.assert_close(batch.power[b, :real], whole[first : first + real], atol=1e-5, rtol=1e-5)
         heard = waveform[first * hop : (first + frames) * hop]
         assert batch.lengths[b] == len(heard) and torch.equal(batch.waveform[b, : len(heard)], heard)
-        torch.testing.assert_close(batch.sure[b, :real], torch.full((real,), (255 - utterance) / 255))
+        torch.testing.assert_close(batch.confidence[b, :real], torch.full((real,), (255 - utterance) / 255))
         for padding in (
             batch.power[b, real:],
             batch.lips[b, real:],
-            batch.sure[b, real:],
+            batch.confidence[b, real:],
             batch.waveform[b, len(heard) :],
         ):
             assert not padding.any()
@@ -278,7 +278,7 @@ def test_mere_sound_gives_the_same_batches_without_lips(corpus, tmp_path, frames
 
     for settings in ({"trim_db": 30}, {"workers": 1}, *([{"condition": condition}] if frames is None else [])):
         for one, two in zip(load(corpus, 533, frames, **settings), load(deaf, 533, frames, **settings), strict=True):
-            assert one.lips is not None and two.lips is None and two.sure is None
+            assert one.lips is not None and two.lips is None and two.confidence is None
             assert_same([one.only("waveform", "power")], [two])
             if "condition" in settings:
                 assert torch.equal(two.mixture, -two.waveform)
@@ -350,7 +350,7 @@ def test_company_changes_nothing(corpus):
         frames, samples = single.mask.shape[1], single.waveform.shape[1]
         assert together.mask[b].sum() == frames == 1 + samples // 533 and together.lengths[b] == samples
         torch.testing.assert_close(together.power[b, :frames], single.power[0], atol=1e-5, rtol=1e-5)
-        for field, length in (("waveform", samples), ("lips", frames), ("sure", frames), ("power", frames)):
+        for field, length in (("waveform", samples), ("lips", frames), ("confidence", frames), ("power", frames)):
             if field != "power":
                 assert torch.equal(getattr(together, field)[b, :length], getattr(single, field)[0])
             assert not getattr(together, field)[b, length:].any()
@@ -459,7 +459,7 @@ def test_faces_come_with_the_lips_where_asked_for(tmp_path, corpus):
 def test_what_a_model_does_not_use_is_not_gathered(corpus):
     everything, sound = (list(load(corpus, frames=7, **seen_by(model))) for model in (CVAE(hidden=4), VAE(hidden=4)))
     for one, other in zip(everything, sound, strict=True):
-        assert one.lips is not None and other.lips is other.sure is other.face is None
+        assert one.lips is not None and other.lips is other.confidence is other.face is None
         assert torch.equal(one.power, other.power) and one.ids == other.ids
 
 

@@ -103,12 +103,12 @@ class Cutter(Dataset[Batch]):
         # The samples from the centre of the first frame to the last frame's end or the next one's centre.
         width = MARGIN + max((count - 1) * self.hop + WINDOW - MARGIN, count * self.hop)
         waveform_BN = self._gather_sound(utterance, first * self.hop - MARGIN, width)
-        picture_BT = lips_BTHW = sure_BT = face_BTHW3 = mouth_BT2 = None
+        picture_BT = lips_BTHW = confidence_BT = face_BTHW3 = mouth_BT2 = None
         if self.pictures is not None:
             picture_BT = self.pictures[self.edges[utterance, None] + frame_BT * mask_BT]
             if self.lips:
                 lips_BTHW = self._gather_pictures("lips", utterance, picture_BT)
-                sure_BT = self._gather_pictures("confidence", utterance, picture_BT) * mask_BT / np.float32(255)
+                confidence_BT = self._gather_pictures("confidence", utterance, picture_BT) * mask_BT / np.float32(255)
             if self.faces:
                 face_BTHW3 = self._gather_pictures("face", utterance, picture_BT)
                 face_BTHW3[~mask_BT] = 0
@@ -124,7 +124,7 @@ class Cutter(Dataset[Batch]):
             waveform=torch.from_numpy(waveform_BN),
             mixture=_tensor(mixture_BN),
             lips=_tensor(lips_BTHW),
-            sure=_tensor(sure_BT),
+            confidence=_tensor(confidence_BT),
             face=_tensor(face_BTHW3),
             mouth=_tensor(mouth_BT2),
             labels=tuple(self.labels[utterance]),

@@ -92,7 +92,7 @@ class Pictures:
     def at(self, seconds: np.ndarray) -> dict[str, Tensor]:
         """The pictures nearest to each time of the sound, by modality of a Batch."""
         nearest = nearest_frames(self.sound_starts + seconds, self.fps, len(self.crops))
-        seen = {"lips": self.crops[nearest], "sure": self.confidence[nearest] / np.float32(255)}
+        seen = {"lips": self.crops[nearest], "confidence": self.confidence[nearest] / np.float32(255)}
         seen |= {} if self.faces is None else {"face": self.faces[nearest]}
         return {name: torch.from_numpy(values) for name, values in seen.items()}
 
@@ -157,6 +157,6 @@ def _windows(
         mixture=pad_sequence(pieces, batch_first=True),
         lengths=torch.tensor([len(piece) for piece in pieces]),
         lips=seen.get("lips"),
-        sure=seen.get("sure"),
+        confidence=seen.get("confidence"),
         face=seen.get("face"),
     ).to(waveform_N.device)

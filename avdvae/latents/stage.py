@@ -132,7 +132,7 @@ class Stage:
             return self._continue(source, analysis if source else 0.0, seconds, draws)
         begun = source.first(analysed) if source and analysed else None
         if needs_lips and source:
-            around = source.first(frames).only("lips", "sure")
+            around = source.first(frames).only("lips", "confidence")
         else:
             around = Batch(("free",), torch.ones(1, frames, dtype=torch.bool)).to(self.device)
         decoded = generate(self.model, around, begun, draws)

@@ -93,7 +93,7 @@ def random_batch(utterances: int, frames: int, pixels: int, hop: int, device: to
         mask=torch.ones(utterances, frames, dtype=torch.bool),
         power=torch.rand(utterances, frames, 513),
         lips=torch.randint(0, 256, (utterances, frames, pixels, pixels), dtype=torch.uint8),
-        sure=torch.ones(utterances, frames),
+        confidence=torch.ones(utterances, frames),
         waveform=torch.randint(-3000, 3000, (utterances, frames * hop)) / CODES,
         lengths=torch.full((utterances,), frames * hop),
     ).to(device)

@@ -130,8 +130,11 @@ def _panels(
 ) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
     """The lips and the switch of an utterance, for its picture."""
     mask_T, panels = batch.mask[b], {}
-    if "lips" in subject.model.sees and batch.lips is not None and batch.sure is not None:
-        panels |= {"lips_THW": batch.lips[b][mask_T].cpu().numpy(), "confidence_T": batch.sure[b][mask_T].cpu().numpy()}
+    if "lips" in subject.model.sees and batch.lips is not None and batch.confidence is not None:
+        panels |= {
+            "lips_THW": batch.lips[b][mask_T].cpu().numpy(),
+            "confidence_T": batch.confidence[b][mask_T].cpu().numpy(),
+        }
     if corrupted_BT is not None:
         panels["corrupted_T"] = corrupted_BT[b][mask_T].cpu().numpy()
     if separated.switch is not None:

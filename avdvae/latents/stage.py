@@ -196,7 +196,8 @@ class Stage:
             poses = {name: scene.poses for name, scene in take.items() if scene.poses is not None}
             *_, last = poses.values()
             skeleton = next(s for s in SKELETONS.values() if len(s.joints) == last.shape[1])
-            films.append(stick_figures({name: _held(figure, len(last)) for name, figure in poses.items()}, skeleton))
+            figures = {name: _held(figure, len(last)) for name, figure in poses.items()}
+            films.append(stick_figures(figures, skeleton.joints, skeleton.bones))
         write_mp4(folder / "film.mp4", chain(*films), Fraction(FPS))
         write_png(folder / "strip.png", np.concatenate([pose_strip(film) for film in films]))
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -11,9 +10,6 @@ from jaxtyping import Float, UInt8
 
 from avdvae.pictures.stills import decibels
 from avdvae.pictures.style import COLOURS, FAINT, INK, PAPER, RANGE_DB, RIGHT
-
-if TYPE_CHECKING:
-    from avdvae.data.poses import Skeleton
 
 
 def film_of_clips(
@@ -56,7 +52,10 @@ def film_of_clips(
 
 
 def stick_figures(
-    figures: Mapping[str, Float[np.ndarray, "T J 3"]], skeleton: Skeleton, side: int = 320
+    figures: Mapping[str, Float[np.ndarray, "T J 3"]],
+    joints: Sequence[str],
+    bones: Sequence[tuple[int, int]],
+    side: int = 320,
 ) -> UInt8[np.ndarray, "T h w 3"]:
     """A film of figures beside each other, from the front and a little from the side; right limbs are red."""
     everything = np.concatenate(list(figures.values()))
@@ -68,10 +67,10 @@ def stick_figures(
         flat_TJ2 = np.stack([poses_TJ3 @ across, -(poses_TJ3 @ up)], -1)
         pixels_TJ2 = np.rint((flat_TJ2 / reach + 1) * side / 2).astype(int)
         column = np.full((len(poses_TJ3), side, side, 3), PAPER, np.uint8)
-        for picture, joints in zip(column, pixels_TJ2, strict=True):
-            for parent, child in skeleton.bones:
-                right = skeleton.joints[child].startswith("right")
-                cv2.line(picture, tuple(joints[parent]), tuple(joints[child]), RIGHT if right else INK, 2, cv2.LINE_AA)
+        for picture, places in zip(column, pixels_TJ2, strict=True):
+            for parent, child in bones:
+                colour = RIGHT if joints[child].startswith("right") else INK
+                cv2.line(picture, tuple(places[parent]), tuple(places[child]), colour, 2, cv2.LINE_AA)
             cv2.putText(picture, name, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, FAINT, 1, cv2.LINE_AA)
         columns.append(column)
     return np.concatenate(columns, 2)

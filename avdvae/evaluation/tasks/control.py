@@ -38,8 +38,8 @@ from avdvae.data.talker.vowels import FACTORS, GRIDS
 from avdvae.errors import UserError
 from avdvae.evaluation.tasks.task import Measured, Part, Subject
 from avdvae.latents.control import LEVEL, Controller, encode_factors
+from avdvae.latents.subspace_figures import factor_relations, latent_trajectories, variance_curves
 from avdvae.latents.subspaces import relations
-from avdvae.pictures.figures import factor_relations, latent_trajectories, variance_curves
 from avdvae.protocols import is_speech_prior
 from avdvae.signals.clock import RATE
 from avdvae.signals.metrics import INPUT, naturalness

@@ -51,7 +51,8 @@ class Motion:
                         name: pose_TD[mask_T].unflatten(-1, (-1, 3)).cpu().numpy()
                         for name, pose_TD in (("true", pose_BTD[b]), ("resynthesised", again_BTD[b]))
                     }
-                    pictures = stick_figures(figures, SKELETONS[subject.corpus.utterances[0].corpus])
+                    skeleton = SKELETONS[subject.corpus.utterances[0].corpus]
+                    pictures = stick_figures(figures, skeleton.joints, skeleton.bones)
                     write_mp4(subject.out / f"videos/{key}.mp4", pictures, Fraction(FPS))
                     write_png(subject.out / f"figures/{key}.png", pose_strip(pictures))
                     example = {"key": key, "title": f"{item}, {part.task.replace('_', ' ')}", "audio": {}}

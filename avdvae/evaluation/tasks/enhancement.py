@@ -23,7 +23,7 @@ from avdvae.data.twins import NoisyTwins
 from avdvae.enhancement.separation import Separated, separate
 from avdvae.errors import UserError
 from avdvae.evaluation.tasks.task import Measured, Part, Subject
-from avdvae.protocols import Batch, indispensable, why_not_enhancing
+from avdvae.protocols import Batch, MixtureModel, indispensable, why_not_enhancing
 from avdvae.signals.clock import RATE
 from avdvae.signals.metrics import FAILED, INPUT, failed, score
 
@@ -137,7 +137,7 @@ def _panels(
         }
     if corrupted_BT is not None:
         panels["corrupted_T"] = corrupted_BT[b][mask_T].cpu().numpy()
-    if separated.switch is not None:
+    if separated.switch is not None and isinstance(subject.model, MixtureModel):
         weights_CT = separated.switch[b][mask_T].cpu().numpy().T
         panels["weights"] = dict(zip(subject.model.components, weights_CT, strict=True))
     return panels

@@ -24,9 +24,9 @@ from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.enhancement.recordings import Enhancer, Job, read_sound, write_sound
 from avdvae.errors import UserError, as_a_program
 from avdvae.latents.stage import PHASES, Stage, build_enhancer
-from avdvae.latents.transfer import find_latents, transfer
+from avdvae.latents.transfer import find_latents
 from avdvae.protocols import PICTURES, Batch, indispensable, is_speech_prior
-from avdvae.runs import changed, open_run
+from avdvae.runs import open_run
 from avdvae.signals.video import lasts
 
 CONTENT_POLICY = (
@@ -80,8 +80,7 @@ class Demo:
         """Paths of film, strip, and sounds of source, target and result."""
         find_latents(self.stage.model, latents)
         source, target = self._clip("source", source_id, source_file), self._clip("target", target_id, target_file)
-        made = transfer(self.stage.model, source, target, latents, percent / 100)
-        result = self.stage.render(made, source, phase)
+        result = self.stage.transfer(source, target, latents, percent / 100, phase)
         scenes = {"source": self.stage.original(source), "target": self.stage.original(target), "result": result}
         out = Path(tempfile.mkdtemp(dir=self.folder))
         self.stage.write(out, [scenes])
@@ -193,7 +192,7 @@ def serve(config: Mapping[str, Any], folder: Path) -> None:
     run = open_run(Path(str(config["run"])))
     stage, enhancer = Stage(run), None
     if is_speech_prior(stage.model):
-        enhancer = build_enhancer(run, changed(run.config["enhance"], config["enhance"]), films=True)
+        enhancer = build_enhancer(run, stage.model, config["enhance"], films=True, device=stage.device)
     page = build_page(Demo(stage, enhancer, folder, config["max_mb"], config["max_seconds"]))
     system = ["system-ui", "sans-serif"]
     print(f"page       http://127.0.0.1:{config['port']}    stop with Ctrl-C", flush=True)

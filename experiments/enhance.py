@@ -26,11 +26,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.enhancement.recordings import Enhancer, Job
-from avdvae.errors import UserError, as_a_program, in_file
+from avdvae.errors import UserError, as_a_program
 from avdvae.latents.stage import build_enhancer
 from avdvae.progress import progress_bar
-from avdvae.protocols import PICTURES, indispensable
-from avdvae.runs import build_vem, changed, open_run
+from avdvae.protocols import PICTURES
+from avdvae.runs import open_run
 
 
 def find_jobs(source: Path, video: Path | None, output: Path) -> list[Job]:
@@ -82,21 +82,12 @@ def enhance(config: Mapping[str, Any]) -> None:
             f"{', '.join(f'{name}=' for name in missing)} missing: give run=RUN input=FILE output=CLEAN.wav"
         )
     run = open_run(Path(str(config["run"])))
-    if isinstance(estep := config["enhance"]["estep"], str):
-        raise UserError(f"enhance.estep={estep}: write enhance.estep.name={estep}")
-    with in_file(run.path / "config.yaml"):
-        build_vem(run.config["enhance"])
-    settings = changed(run.config["enhance"], config["enhance"])
     video = Path(str(config["video"])) if config["video"] is not None else None
     jobs = find_jobs(Path(str(config["input"])), video, Path(str(config["output"])))
-    films = any(job.video for job in jobs)
-    enhancer = build_enhancer(run, settings, films)
-    name = type(enhancer.model).__name__
-    if (needed := PICTURES & indispensable(enhancer.model)) and not films:
-        what = " and the ".join(needed)
-        raise UserError(f"{name} needs the {what} and there is no video: give video=, or a run of a model of sound")
+    model = run.load_speech_prior(run.device)
+    enhancer = build_enhancer(run, model, config["enhance"], any(job.video for job in jobs), run.device)
     if video and not PICTURES & {*enhancer.model.sees}:
-        print(f"note       {name} uses the sound alone; video= is ignored")
+        print(f"note       {type(model).__name__} uses the sound alone; video= is ignored")
     failed = enhance_all(jobs, enhancer)
     if failed and len(jobs) == 1:
         raise UserError(failed[0])

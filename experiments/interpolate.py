@@ -19,8 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.errors import UserError, as_a_program
-from avdvae.latents.stage import Stage, check_phase
-from avdvae.latents.transfer import find_latents, transfer
+from avdvae.latents.stage import Stage
 from avdvae.runs import open_run
 
 
@@ -29,14 +28,12 @@ def interpolate_clips(config: Mapping[str, Any]) -> None:
         raise UserError(f"{', '.join(missing)} missing: give run=RUN source=A target=B latents=[NAME]")
     if not (type(steps := config["steps"]) is int and 2 <= steps <= 20):
         raise UserError(f"steps={steps}: give 2 to 20, both ends included")
-    check_phase(config["phase"])
-    stage, names = Stage(open_run(Path(config["run"]))), [str(name) for name in config["latents"]]
-    find_latents(stage.model, names)
-    source, target = (stage.clip(role, str(config[role])) for role in ("source", "target"))
+    stage, names, phase = Stage(open_run(Path(config["run"]))), [*map(str, config["latents"])], config["phase"]
+    source, target = stage.pair(str(config["source"]), str(config["target"]), names, phase)
     ends, takes = {"source": stage.original(source), "target": stage.original(target)}, []
     for step in range(steps):
-        made = transfer(stage.model, source, target, names, share=step / (steps - 1))
-        takes.append(ends | {f"at {100 * step / (steps - 1):.0f} %": stage.render(made, source, config["phase"])})
+        share = step / (steps - 1)
+        takes.append(ends | {f"at {100 * share:.0f} %": stage.transfer(source, target, names, share, phase)})
     label = re.sub(r"[^\w,-]+", "_", f"{source.ids[0]}_{target.ids[0]}_{','.join(names)}")
     out = Path(config["out"] or stage.run.path / "interpolate" / label)
     stage.write(out, takes)

@@ -21,20 +21,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avdvae.errors import UserError, as_a_program
-from avdvae.latents.stage import Stage, check_phase
-from avdvae.latents.transfer import find_latents, transfer
+from avdvae.latents.stage import Stage
 from avdvae.runs import open_run
 
 
 def transfer_clips(config: Mapping[str, Any]) -> None:
     if missing := [f"{name}=" for name in ("run", "source", "target") if config[name] is None]:
         raise UserError(f"{', '.join(missing)} missing: give run=RUN source=A target=B latents=[NAME]")
-    check_phase(config["phase"])
-    stage, names = Stage(open_run(Path(config["run"]))), [str(name) for name in config["latents"]]
-    find_latents(stage.model, names)
-    source, target = (stage.clip(role, str(config[role])) for role in ("source", "target"))
-    made = transfer(stage.model, source, target, names)
-    result = stage.render(made, source, config["phase"])
+    stage, names, phase = Stage(open_run(Path(config["run"]))), [*map(str, config["latents"])], config["phase"]
+    source, target = stage.pair(str(config["source"]), str(config["target"]), names, phase)
+    result = stage.transfer(source, target, names, 1.0, phase)
     scenes = {"source": stage.original(source), "target": stage.original(target), "result": result}
     label = re.sub(r"[^\w,-]+", "_", f"{source.ids[0]}_{target.ids[0]}_{','.join(names)}")
     out = Path(config["out"] or stage.run.path / "transfer" / label)

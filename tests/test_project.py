@@ -167,10 +167,11 @@ def test_the_commands_of_the_readme_run(clip: Path, prepared: Summary, tmp_path:
         assert done.returncode == 0, (words, done.stderr)
     parts, whole = tmp_path / "data/prepared/in_parts", tmp_path / "data/prepared/my_clips"
     assert (parts / "manifest.csv").read_bytes() == (whole / "manifest.csv").read_bytes()
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for block, said in zip(blocks, (r"^\d+ \(\d+,\) \(\d+, \d+\) ", r"torch.Size\(\[2, "), strict=True):
         done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert "torch.Size([2, " in done.stdout
+        assert re.search(said, done.stdout), done.stdout
 
 
 def test_the_model_of_the_architecture_page_trains_enhances_and_keeps_the_contract(

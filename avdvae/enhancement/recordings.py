@@ -40,11 +40,21 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Sound:
+class Recording:
     samples: np.ndarray  # float32 (samples, channels)
     rate: int
     start: float = 0.0  # seconds on the clock of the file
     more_than_16_bits: bool = False
+
+    def checked(self) -> Recording:
+        """The same; an error if it cannot be enhanced."""
+        if not len(self.samples):
+            raise UserError("it holds no sound")
+        if not SLOWEST_SOUND <= self.rate <= FASTEST_SOUND:
+            raise UserError(f"a sample rate of {self.rate} Hz: give {SLOWEST_SOUND} to {FASTEST_SOUND} Hz")
+        if not np.isfinite(self.samples).all():
+            raise UserError("some of its samples are not finite numbers: look for the step that made them")
+        return self
 
 
 @dataclass(frozen=True)
@@ -61,43 +71,56 @@ class Enhancer:
     def run(self, job: Job, progress: Callable[[float], None]) -> float:
         """Write the output; returns the seconds of sound."""
         job.output.parent.mkdir(parents=True, exist_ok=True)  # fails before the work, if it must
-        sound = read_sound(job.sound)
-        pictures = self._pictures(job, sound) if PICTURES & {*self.model.sees} else None
-        channels = sound.samples.shape[1]
-        for channel in sound.samples.T:  # views: each is replaced
+        recording = self.enhance_file(job.sound, job.video, progress)
+        write_sound(job.output, recording)
+        return len(recording.samples) / recording.rate
+
+    def enhance_file(self, path: Path, video: Path | None, progress: Callable[[float], None]) -> Recording:
+        """The speech in a file of sound or video, by the pictures of `video`, which may be the same file."""
+        recording = read_sound(path)
+        if not video and PICTURES & {*self.model.sees}:
+            if PICTURES & indispensable(self.model):
+                raise UserError("it has no video, which the model needs: give one of the same name")
+            print(f"note       {path} has no video: it is enhanced from the sound alone", flush=True)
+        one_file = video is not None and video.samefile(path)
+        pictures = self.pictures(video, recording.start if one_file else None) if video else None
+        self.enhance(recording, pictures, progress)
+        return recording
+
+    def enhance(self, recording: Recording, pictures: Pictures | None, progress: Callable[[float], None]) -> None:
+        """Replace the samples of a recording by its speech; `progress` gets shares of the work that add up to 1."""
+        channels = recording.samples.shape[1]
+        for channel in recording.samples.T:  # views: each is replaced
             clean = separate_long(
                 self.model,
-                torch.from_numpy(resample_poly(channel, RATE, sound.rate)).to(self.device),
+                torch.from_numpy(resample_poly(channel, RATE, recording.rate)).to(self.device),
                 self.stft,
                 self.settings,
                 pictures,
                 batch_size=self.batch_size,
                 progress=lambda part: progress(part / channels),
             )
-            channel[:] = resample_poly(clean.cpu().numpy(), sound.rate, RATE)[: len(channel)]
-        write_sound(job.output, sound)
-        return len(sound.samples) / sound.rate
+            channel[:] = resample_poly(clean.cpu().numpy(), recording.rate, RATE)[: len(channel)]
 
-    def _pictures(self, job: Job, sound: Sound) -> Pictures | None:
-        if not job.video:
-            if PICTURES & indispensable(self.model):
-                raise UserError("it has no video, which the model needs: give one of the same name")
-            print(f"note       {job.sound} has no video: it is enhanced from the sound alone", flush=True)
+    def pictures(self, video: Path, sound_starts: float | None = None) -> Pictures | None:
+        """The crops that the model takes, if any. The sound starts with the first picture, or at `sound_starts` seconds
+        on the clock of the film."""
+        if not PICTURES & {*self.model.sees}:
             return None
         assert self.face_model
         try:
-            film = probe(job.video)
+            film = probe(video)
             track = extract_lips(film, self.face_model, self.crop_size, self.face_size)
         except UserError:
             raise
         except Exception as error:  # a decoder raises many kinds, and they concern this clip alone
-            raise UserError(f"{job.video} is damaged: its lips cannot be found ({one_line(error)})") from error
-        starts = sound.start - film.start if job.video.samefile(job.sound) else 0.0
+            raise UserError(f"{video} is damaged: its lips cannot be found ({one_line(error)})") from error
+        starts = 0.0 if sound_starts is None else sound_starts - film.start
         faces = track.face if self.face_size else None
         return Pictures(track.lips, track.confidence, float(track.fps), starts, faces)
 
 
-def read_sound(path: Path) -> Sound:
+def read_sound(path: Path) -> Recording:
     """All channels, as they are."""
     try:
         if path.suffix.lower() in VIDEOS:
@@ -105,21 +128,15 @@ def read_sound(path: Path) -> Sound:
         else:
             with soundfile.SoundFile(path) as file:
                 samples = file.read(dtype="float32", always_2d=True)
-                sound = Sound(samples, file.samplerate, more_than_16_bits=file.subtype in MORE_THAN_16_BITS)
+                sound = Recording(samples, file.samplerate, more_than_16_bits=file.subtype in MORE_THAN_16_BITS)
     except (soundfile.SoundFileError, ValueError, MemoryError) as error:  # as over a damaged header
         if isinstance(error, UserError):
             raise
         sound = decode_sound(path)
-    if not len(sound.samples):
-        raise UserError("it holds no sound")
-    if not SLOWEST_SOUND <= sound.rate <= FASTEST_SOUND:
-        raise UserError(f"a sample rate of {sound.rate} Hz: give {SLOWEST_SOUND} to {FASTEST_SOUND} Hz")
-    if not np.isfinite(sound.samples).all():
-        raise UserError("some of its samples are not finite numbers: look for the step that made them")
-    return sound
+    return sound.checked()
 
 
-def decode_sound(path: Path) -> Sound:
+def decode_sound(path: Path) -> Recording:
     """The sound of a video, or of a file in a format that soundfile does not read."""
     pieces, start, rate = [], 0.0, 0
     try:
@@ -136,14 +153,17 @@ def decode_sound(path: Path) -> Sound:
     except Exception as error:  # PyAV raises many kinds over damaged files
         reason = error.strerror if isinstance(error, FFmpegError) else one_line(error)
         raise UserError(f"it cannot be read as sound ({reason}): give an undamaged sound or video file") from error
-    return Sound(np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32), rate, start)
+    return Recording(np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32), rate, start)
 
 
-def write_sound(path: Path, sound: Sound) -> None:
-    samples = sound.samples
-    if not sound.more_than_16_bits:
-        scaled = samples * np.float32(2**15)
-        np.rint(scaled, out=scaled)
-        samples = scaled.clip(-(2**15), 2**15 - 1, out=scaled).astype(np.int16)
+def in_16_bits(samples: np.ndarray) -> np.ndarray:
+    """Samples of -1 to 1 as int16."""
+    scaled = samples * np.float32(2**15)
+    np.rint(scaled, out=scaled)
+    return scaled.clip(-(2**15), 2**15 - 1, out=scaled).astype(np.int16)
+
+
+def write_sound(path: Path, sound: Recording) -> None:
+    samples = sound.samples if sound.more_than_16_bits else in_16_bits(sound.samples)
     with replacing(path) as new:
         wavfile.write(new, sound.rate, samples)  # soundfile would note the time in files of floats

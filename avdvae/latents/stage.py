@@ -30,12 +30,14 @@ from avdvae.data.prepare import prepare_alone
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.data.shards import PreparedCorpus
 from avdvae.enhancement.recordings import Enhancer
-from avdvae.errors import UserError
-from avdvae.latents.transfer import Decoded, generate, require_latents
+from avdvae.errors import UserError, in_file
+from avdvae.latents.resynthesis import reconstruct_poses, resynthesise
+from avdvae.latents.transfer import Decoded, find_latents, generate, require_latents, transfer
 from avdvae.pictures.films import film_of_clips, stick_figures
 from avdvae.pictures.stills import pose_strip, triptych, write_png
-from avdvae.protocols import PICTURES, Batch
-from avdvae.runs import Run, build_vem
+from avdvae.protocols import PICTURES, Batch, Model, indispensable, is_speech_prior, why_not_enhancing
+from avdvae.randomness import seeded
+from avdvae.runs import Run, build_vem, changed
 from avdvae.signals.audio import write_wav
 from avdvae.signals.clock import RATE
 from avdvae.signals.faces import find_face_model
@@ -52,6 +54,7 @@ class Scene:
     sound: Float[np.ndarray, " N"] | None = None
     pictures: UInt8[np.ndarray, "T H W 3"] | None = None
     poses: Float[np.ndarray, "T J 3"] | None = None
+    rate: int = RATE
 
 
 Scenes = Mapping[str, Scene]
@@ -60,8 +63,12 @@ Scenes = Mapping[str, Scene]
 class Stage:
     """A run's model, its clips, and the writer of scenes."""
 
-    def __init__(self, run: Run):
-        self.run, self.stft, self.device = run, run.stft, run.device
+    def __init__(self, run: Run, device: str | None = None):
+        self.run, self.stft, self.device = run, run.stft, device or run.device
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device={self.device} cannot be used: give cpu, or cuda where there is a GPU") from error
         self.model = require_latents(run.load_model(self.device))
         self.of_poses, self.of_waveforms = (self.model.observes == kind for kind in ("pose", "waveform"))
         self.frame_rate = FPS if self.of_poses else RATE / self.stft.hop
@@ -71,15 +78,31 @@ class Stage:
         """All clips of the run's prepared corpus."""
         return PreparedCorpus(find_corpus(self.run.config), verify=False)
 
-    def clip(self, role: str, name: str) -> Batch:
+    def clip(self, role: str, name: str, video: Path | None = None) -> Batch:
         """A clip of the corpus by its id, or a file, as a batch of one; `role` is the user's name for it."""
         if not (path := Path(name)).is_file():
+            if video:
+                raise UserError(f"{role}={name} is no file, and clips of the corpus have their pictures: give no video")
             return self._load(self._find(role, name))
+        try:
+            return self.own_clip(path, video)
+        except UserError as error:
+            raise UserError(f"{role}={name}: {error}") from error
+
+    def own_clip(self, path: Path, video: Path | None = None) -> Batch:
+        """A file as a batch of one; `video`: of its talker, where that is another file."""
         with tempfile.TemporaryDirectory() as folder:
-            try:
-                return self._load(self._prepare(path, Path(folder)))
-            except UserError as error:
-                raise UserError(f"{role}={name}: {error}") from error
+            return self._load(self._prepare(path, video, Path(folder)))
+
+    def pair(self, source: str, target: str, latents: Sequence[str], phase: str) -> tuple[Batch, Batch]:
+        """The clips of a transfer."""
+        self.check_transfer(latents, phase)
+        return self.clip("source", source), self.clip("target", target)
+
+    def check_transfer(self, latents: Sequence[str], phase: str) -> None:
+        find_latents(self.model, latents)
+        if phase not in PHASES:
+            raise UserError(f"phase={phase}: choose from {', '.join(PHASES)}")
 
     def _find(self, role: str, name: str) -> PreparedCorpus:
         ids = [utterance.id for utterance in self.corpus.utterances]
@@ -93,14 +116,14 @@ class Stage:
         chosen.verify()
         return chosen
 
-    def _prepare(self, path: Path, folder: Path) -> PreparedCorpus:
+    def _prepare(self, path: Path, video: Path | None, folder: Path) -> PreparedCorpus:
         suffix, pictures = path.suffix.lower(), PICTURES & set(self.model.sees)
         if self.of_poses:
             raise UserError("a model of motion takes ids of its corpus, and no files")
         if suffix not in SOUNDS + VIDEOS:
             raise UserError(f"neither sound nor video by its name: give {', '.join(SOUNDS + VIDEOS)}")
-        has_film = pictures and suffix in VIDEOS
-        clip = Clip(path.stem, "own", "test", "own", path if has_film else None, None if has_film else path)
+        film = (video or (path if suffix in VIDEOS else None)) if pictures else None
+        clip = Clip(path.stem, "own", "test", "own", film, None if film == path else path)
         lips = self.run.config["lips"]
         return prepare_alone(clip, folder, lips["size"], lips.get("face"))
 
@@ -112,8 +135,33 @@ class Stage:
         }
         return next(iter(Loader(corpus, self.stft, None, 1, 0, shuffle=False, device=self.device, **how)))
 
-    def generate(self, source: Batch | None, analysis: float, seconds: float | None, draws: int) -> list[Scene]:
+    def transfer(self, source: Batch, target: Batch, latents: Sequence[str], share: float, phase: str) -> Scene:
+        """The source with these latents of the target, or interpolated so far towards them."""
+        return self.render(transfer(self.model, source, target, latents, share), source, phase)
+
+    def resynthesise(self, source: Batch, seed: int) -> Scene:
+        """The latents of a clip, drawn and decoded; a sound keeps its phase."""
+        with seeded(seed):
+            if self.of_poses:
+                return Scene(poses=_figure(reconstruct_poses(self.model, source)[0]))
+            if not is_speech_prior(self.model):
+                name = type(self.model).__name__
+                raise UserError(f"{name} decodes neither power spectra nor poses: choose a model that does, as a VAE")
+            return Scene(resynthesise(self.model, source, self.stft)[0].cpu().numpy())
+
+    def generate(
+        self, source: Batch | None, analysis: float, seconds: float | None, draws: int, seed: int
+    ) -> list[Scene]:
         """Draws that continue the first `analysis` seconds of a clip or, without one, whole sequences."""
+        for asked, value in (("analysis", analysis), ("seconds", seconds)):
+            if value is not None and not (isinstance(value, int | float) and 0 <= value <= 60):
+                raise UserError(f"{asked}={value}: give 0 to 60 seconds")
+        if not (type(draws) is int and 1 <= draws <= 20):
+            raise UserError(f"draws={draws}: give 1 to 20")
+        with seeded(seed):
+            return self._generate(source, analysis, seconds, draws)
+
+    def _generate(self, source: Batch | None, analysis: float, seconds: float | None, draws: int) -> list[Scene]:
         name, needs_lips = type(self.model).__name__, "lips" in self.model.sees
         lasts = 0.0 if source is None else source.mask.shape[1] / self.frame_rate
         if needs_lips and source is None:
@@ -225,17 +273,23 @@ class Stage:
         write_mp4(folder / "film.mp4", chain(*films), Fraction(RATE, self.stft.hop * every), sound, RATE)
 
 
-def build_enhancer(run: Run, settings: Mapping[str, Any], films: bool) -> Enhancer:
-    """A run's model as an enhancer of files; `films`: whether some of these are videos."""
-    model, vem = run.load_speech_prior(run.device), build_vem(settings)
-    face_model = find_face_model() if films and PICTURES & {*model.sees} else None
+def build_enhancer(run: Run, model: Model, changes: Mapping[str, Any], films: bool, device: str) -> Enhancer:
+    """A run's model, on `device`, as an enhancer of recordings. `changes` to the run's settings; `films`: whether there
+    are videos."""
+    if not is_speech_prior(model):
+        raise UserError(why_not_enhancing(model) or "")
+    if isinstance(estep := changes.get("estep"), str):
+        raise UserError(f"enhance.estep={estep}: write enhance.estep.name={estep}")
+    with in_file(run.path / "config.yaml"):
+        build_vem(run.config["enhance"])
+    settings = changed(run.config["enhance"], changes)
+    vem, pictures = build_vem(settings), PICTURES & {*model.sees}
+    if (needed := PICTURES & indispensable(model)) and not films:
+        what, name = " and the ".join(needed), type(model).__name__
+        raise UserError(f"{name} needs the {what} and there is no video: give video=, or a run of a model of sound")
+    face_model = find_face_model() if films and pictures else None
     size, face = run.config["lips"]["size"], run.config["lips"].get("face") if "face" in model.sees else None
-    return Enhancer(model, run.stft, vem, settings["batch_size"], run.device, face_model, size, face)
-
-
-def check_phase(phase: str) -> None:
-    if phase not in PHASES:
-        raise UserError(f"phase={phase}: choose from {', '.join(PHASES)}")
+    return Enhancer(model, run.stft, vem, settings["batch_size"], device, face_model, size, face)
 
 
 def _figure(pose_TD: torch.Tensor) -> Float[np.ndarray, "T J 3"]:

@@ -219,18 +219,26 @@ def clip_sound(film: Film, audio: Path | None) -> ClipSound:
 
 
 def write_mp4(
-    path: Path, frames: Iterable[np.ndarray], fps: Fraction, sound: np.ndarray | None = None, rate: int = 16_000
+    path: Path,
+    frames: Iterable[np.ndarray],
+    fps: Fraction,
+    sound: np.ndarray | None = None,
+    rate: int = 16_000,
+    lossless: bool = False,
 ) -> None:
     """Write RGB pictures (height, width, 3; even sizes) and int16 mono sound as H.264 and AAC, both from time zero.
+
+    `lossless`: of any size, and exact where FFmpeg reads them; browsers show no such film.
 
     One encoder thread, so that the same pictures give the same bytes. The file appears under its name when complete.
     """
     partial = path.with_name(f".{path.name}.part")
     try:
         with av.open(str(partial), "w", format="mp4") as container:
-            pictures = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast"})
+            codec, quality = ("libx264rgb", {"qp": "0"}) if lossless else ("libx264", {"crf": "18"})
+            pictures = container.add_stream(codec, rate=fps, options={**quality, "preset": "veryfast"})
             pictures.thread_count = 1
-            pictures.pix_fmt = "yuv420p"
+            pictures.pix_fmt = "rgb24" if lossless else "yuv420p"
             voice = None if sound is None else container.add_stream("aac", rate=rate, layout="mono")
             chunks = _in_step(np.empty(0, np.int16) if sound is None else sound, fps, rate)
             for number, picture in enumerate(frames):

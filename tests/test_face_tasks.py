@@ -48,6 +48,7 @@ class Apart(nn.Module):
         LatentSpec("z", 513 + 12288, 1, "audio-visual"),
     )
     sees = ("power", "face")
+    can_miss = ()
 
     def context(self, batch: Batch) -> Context:
         return Context(batch.mask)

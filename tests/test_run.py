@@ -210,7 +210,7 @@ def test_an_evaluation_alone_compares_runs_on_the_same_mixtures(runs: Path, tmp_
     words += ["evaluate.per_speaker=null"]  # a value, not a key left as it was
     words += ["evaluate.tasks=[enhancement,resynthesis]", "enhance.estep.name=langevin", "+enhance.estep.chains=2"]
     printed = run("evaluate.py", *words, f"compare=[{runs / 'cvae'},{runs / 'vae'}]")
-    assert printed.count("was measured with enhance.estep={'name': 'free_gaussian'} in place of") == 2
+    assert printed.count("was measured with enhance.estep={'name': 'free_gaussian'} instead of") == 2
     with (tmp_path / "again" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     asked = open_run(tmp_path / "again").config["evaluate"]
@@ -254,7 +254,7 @@ def test_what_is_wrong_is_said_in_a_sentence(runs: Path, prepared: Summary, tmp_
     words = [*debug(prepared), "exp=nmf", "start=[nmf]", f"run_dir={tmp_path / 'd'}"]
     assert "NMF has no method start_from" in refuse("run.py", *words)
     words = [*debug(prepared), "train.own_past=[1,2]", f"run_dir={tmp_path / 'e'}"]
-    assert "VAE does not hear the past" in refuse("run.py", *words)  # where training begins; the folder is free again
+    assert "VAE is not conditioned on the past" in refuse("run.py", *words)  # where training begins; the folder is free again
     assert not any(tmp_path.iterdir())
 
 

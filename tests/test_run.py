@@ -254,7 +254,7 @@ def test_what_is_wrong_is_said_in_a_sentence(runs: Path, prepared: Summary, tmp_
     words = [*debug(prepared), "exp=nmf", "start=[nmf]", f"run_dir={tmp_path / 'd'}"]
     assert "NMF has no method start_from" in refuse("run.py", *words)
     words = [*debug(prepared), "train.own_past=[1,2]", f"run_dir={tmp_path / 'e'}"]
-    assert "VAE is not conditioned on the past" in refuse("run.py", *words)  # where training begins; the folder is free again
+    assert "VAE is not conditioned on the past" in refuse("run.py", *words)  # as training begins
     assert not any(tmp_path.iterdir())
 
 

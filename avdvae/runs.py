@@ -193,14 +193,14 @@ def open_run(path: Path) -> Run:
 
 def find_runs(root: Path, config: dict[str, Any]) -> list[Run]:
     """The runs below `root` whose training, complete or not, gives the same weights as this configuration."""
-    found = []
+    found, wanted = [], _deciding_settings(config)
     for path in sorted(root.rglob("last/state.pt")):
         try:
             run = open_run(path.parent.parent)
         except UserError as error:
             print(f"skipped {error}", flush=True)
             continue
-        if _deciding_settings(run.config) == _deciding_settings(config):
+        if _deciding_settings(run.config) == wanted:
             found.append(run)
     return found
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, fields
 from itertools import chain, repeat
@@ -99,13 +100,15 @@ def check(given: dict[str, Any]) -> torch.device:
 class CorpusTrainee:
     """Steps of the training loop on a prepared corpus."""
 
-    def __init__(self, model: nn.Module, given: dict[str, Any], device: torch.device, folder: Path):
+    def __init__(self, model: nn.Module, given: dict[str, Any], device: torch.device, folder: Path, stack: ExitStack):
         train, valid = (PreparedCorpus(Path(given["prepared"]), split) for split in ("train", "valid"))
         settings = Training(
             optimiser="adam", accelerator=device.type, batch_size=given["batch"], frames=given["frames"]
         )
         self.loop, self.device = Loop(model.train(), train, valid, Stft(given["hop"]), settings, folder), device
         self.batches = chain.from_iterable(repeat(self.loop.loader))
+        if self.loop.curves:
+            stack.callback(self.loop.curves.close)
 
     def step(self) -> Float[np.ndarray, " 3"]:
         began = now(self.device)
@@ -123,9 +126,9 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
     model: Any = build_model(config["model"]).to(device)
     ours, counterpart = our_trainee(model, batch), try_peer(peer, name, batch, config["model"]) if peer else None
     trainees: dict[str, Timed] = {"": ours, **({"peer": counterpart} if counterpart else {})}
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, ExitStack() as stack:
         if given["prepared"]:
-            trainees["corpus"] = CorpusTrainee(deepcopy(model), given, device, Path(folder))
+            trainees["corpus"] = CorpusTrainee(deepcopy(model), given, device, Path(folder), stack)
         times = dict(zip(trainees, train_in_turns([*trainees.values()], given["seconds"]), strict=True))
     row: dict[str, Any] = {"model": name, **asdict(training_cost(ours, times[""], rate))}
     ratios = {kind: np.quantile(t[:, 2] / times[""][:, 2], [0.5, 0.25, 0.75]) for kind, t in times.items()}

@@ -144,13 +144,13 @@ def test_a_click_stays_with_its_flash(tmp_path, later, name):
     remux(tmp_path / "sync.mp4", clip, moved)
     info = film.probe(clip, sound=True)
     seen = int(np.argmax([grey.mean() for grey in film.read_grey(clip)])) / float(info.fps)
-    heard = film.clip_sound(info, None)
-    click = int(np.argmax(np.abs(heard.samples))) / RATE
+    sound = film.clip_sound(info, None)
+    click = int(np.argmax(np.abs(sound.samples))) / RATE
     assert seen == pytest.approx(flash, abs=1e-3)
     assert click - seen == pytest.approx(later, abs=0.006)
-    shift = heard.offset_ms - 1000 * later
+    shift = sound.offset_ms - 1000 * later
     assert min(abs(shift), abs(shift + 64)) < 2  # AAC starts with 64 ms of silence, which mp4 may hide
-    assert heard.drift_ms == pytest.approx(1000 * later, abs=66)
+    assert sound.drift_ms == pytest.approx(1000 * later, abs=66)
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (16_000, 1), (48_000, 2), (44_100, 6)])
@@ -182,9 +182,9 @@ def test_sound_of_its_own_starts_with_the_picture(tmp_path):
 
     film.write_mp4(tmp_path / "clip.mp4", levels(25), Fraction(25))
     soundfile.write(tmp_path / "clip.wav", tone(1.1), RATE)
-    heard = film.clip_sound(film.probe(tmp_path / "clip.mp4"), tmp_path / "clip.wav")
-    assert heard.offset_ms == 0 and heard.drift_ms == pytest.approx(100)
-    np.testing.assert_array_equal(heard.samples, tone(1.1))
+    sound = film.clip_sound(film.probe(tmp_path / "clip.mp4"), tmp_path / "clip.wav")
+    assert sound.offset_ms == 0 and sound.drift_ms == pytest.approx(100)
+    np.testing.assert_array_equal(sound.samples, tone(1.1))
 
 
 def test_every_unreadable_file_is_explained(tmp_path):

@@ -63,7 +63,7 @@ class Loader:
     process without a share goes on to the next batch.
     """
 
-    KEPT = 2**30
+    KEPT = 2**30  # bytes
 
     def __init__(
         self,
@@ -124,11 +124,10 @@ class Loader:
             self.windows = np.maximum(self.cutter.counts // frames, 1)
         else:
             self.windows = -(-self.cutter.counts // frames)
-        count, plain = (
-            int(self.cutter.counts.sum()),
-            not (corpus.has_poses or condition or level_db or lips or faces or pcm),
-        )
-        keeps = plain and frames == 1 and world == 1 and 4 * BINS * count <= self.KEPT
+        count = int(self.cutter.counts.sum())
+        alone = not (corpus.has_poses or condition or level_db or lips or faces or pcm)
+        keeps = alone and frames == 1 and world == 1 and 4 * BINS * count <= self.KEPT
+        # Of all frames of the corpus, and which of them have passed
         self.spectra_MF = torch.empty(count, BINS, device=self.device) if keeps else None
         self.known_M = np.zeros(count if keeps else 0, bool)
         self.fewest = world if shuffle else rank + 1  # items that a batch must have to give this process any

@@ -30,7 +30,7 @@ from avdvae.enhancement.contract import EStep, Gradient, RandomNumbers, backprop
 from avdvae.enhancement.noise import Noise, StationaryNoise, weighted_mean
 from avdvae.errors import UserError, whole_numbers
 from avdvae.probability.spectrum import Components, SpeechLikelihood
-from avdvae.protocols import Batch, Context, Latents, SpeechPrior, indispensable
+from avdvae.protocols import Batch, Context, Latents, SpeechPrior
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def enhance(
         given = replace(batch, power=noisy_BTF * filter_BTF.square())
     context = replace(model.context(given), temper=1.0 if settings.paper else settings.temper)
     starts = [tuple(settings.begin_from or ())]
-    if settings.begin_from is None and "lips" in batch.present and "lips" in {*model.sees} - indispensable(model):
+    if settings.begin_from is None and "lips" in batch.present and "lips" in model.can_miss:
         starts += [("power",)]
     share = 1 / (len(starts) * settings.iterations)
     ends = []

@@ -24,7 +24,7 @@ from jaxtyping import Float, UInt8
 
 from avdvae.data.clips import Clip
 from avdvae.data.corpora import find_corpus
-from avdvae.data.loader import Loader
+from avdvae.data.loader import Loader, seen_by
 from avdvae.data.poses import FPS, SKELETONS
 from avdvae.data.prepare import prepare_alone
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
@@ -128,12 +128,10 @@ class Stage:
         return prepare_alone(clip, folder, lips["size"], lips.get("face"))
 
     def _load(self, corpus: PreparedCorpus) -> Batch:
-        how = {
-            "trim_db": self.run.config["train"]["trim_db"],
-            "faces": "face" in self.model.sees,
-            "pcm": self.of_waveforms,
-        }
-        return next(iter(Loader(corpus, self.stft, None, 1, 0, shuffle=False, device=self.device, **how)))
+        how = {**seen_by(self.model), "lips": True}  # shown beside all models
+        trim_db = self.run.config["train"]["trim_db"]
+        loader = Loader(corpus, self.stft, None, 1, 0, shuffle=False, trim_db=trim_db, device=self.device, **how)
+        return next(iter(loader))
 
     def transfer(self, source: Batch, target: Batch, latents: Sequence[str], share: float, phase: str) -> Scene:
         """The source with these latents of the target, or interpolated so far towards them."""

@@ -58,8 +58,7 @@ class FrameVAE(nn.Module):
     def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred:
         context = self.context(batch)
         q = self.posterior(batch, context)
-        z = q.sample(k) if mode == "sample" else q.mean.expand(k, *q.mean.shape)
-        return Inferred({"z": z}, {"z": q}, {"z": self.prior(context)})
+        return Inferred({"z": q.draw(k, mode)}, {"z": q}, {"z": self.prior(context)})
 
     def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]:
         return self.prior(context).log_prob(z["z"])

@@ -51,7 +51,7 @@ class MixtureVAE(nn.Module):
     def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred:
         context = self.context(batch)
         q = self.posteriors(batch, context)
-        z = {name: q[name].sample(k) if mode == "sample" else q[name].mean.expand(k, -1, -1, -1) for name in q}
+        z = {name: gaussian.draw(k, mode) for name, gaussian in q.items()}
         return Inferred(z, q, {name: self.prior(name, context) for name in q})
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> dict[str, Mixture]:

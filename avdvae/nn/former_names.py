@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -155,14 +155,27 @@ FORMER_NAMES: Mapping[str, Mapping[str, str]] = {  # by class: the former name o
 
 def name_now(name: str, model: nn.Module) -> str:
     """Of a layer or a parameter of `model`, given by its name in this version or in an earlier one."""
-    for path, module in model.named_modules():  # parents first, so that each path is already one of this version
-        for kind in type(module).__mro__:
-            for former, now in FORMER_NAMES.get(kind.__name__, {}).items():
-                before = f"{path}.{former}" if path else former
-                if name == before or name.startswith(f"{before}."):
-                    name = name[: len(before) - len(former)] + now + name[len(before) :]
-    return name
+    return _renamed(name, _renamings(model))
 
 
 def with_names_now(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    return {name_now(name, model): tensor for name, tensor in state.items()}
+    renamings = _renamings(model)
+    return {_renamed(name, renamings): tensor for name, tensor in state.items()}
+
+
+def _renamings(model: nn.Module) -> list[tuple[str, str]]:
+    """Paths of layers, former and present, in the order in which they apply: parents first, so that the path of a
+    child begins with the present one of its parent."""
+    return [
+        (f"{path}.{former}".lstrip("."), f"{path}.{now}".lstrip("."))
+        for path, module in model.named_modules()
+        for kind in type(module).__mro__
+        for former, now in FORMER_NAMES.get(kind.__name__, {}).items()
+    ]
+
+
+def _renamed(name: str, renamings: Sequence[tuple[str, str]]) -> str:
+    for former, now in renamings:
+        if name == former or name.startswith(f"{former}."):
+            name = now + name[len(former) :]
+    return name

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -38,6 +39,10 @@ class Gaussian:
     def sample(self, k: int = 1) -> Float[Tensor, "K *draws L"]:
         """Reparameterised draws."""
         return self.moved(torch.randn((k, *self.mean.shape), device=self.mean.device))
+
+    def draw(self, k: int, mode: Literal["sample", "mean"]) -> Float[Tensor, "K *draws L"]:
+        """K samples, or K times the mean."""
+        return self.sample(k) if mode == "sample" else self.mean.expand(k, *self.mean.shape)
 
     def moved(self, noise: Float[Tensor, "*some L"]) -> Float[Tensor, "*some L"]:
         """mean + deviation * noise, for standard normal noise."""

@@ -1,25 +1,26 @@
 """avdvae: audio-visual and dynamical variational autoencoders for speech.
 
-`load` gives a trained model, which enhances, encodes, resynthesises, transfers and generates: `avdvae.trained`. The
-models and their contract: read `avdvae.protocols` first.
+`train` makes a run, `load` gives its model, which enhances, encodes, resynthesises, transfers and generates:
+`avdvae.trained`. The models and their contract: read `avdvae.protocols` first.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from avdvae.errors import UserError
 
 if TYPE_CHECKING:
+    from avdvae.runs import Run
     from avdvae.trained import TrainedModel
 
-__all__ = ["UserError", "__version__", "load"]
+__all__ = ["UserError", "__version__", "load", "train"]
 __version__ = "0.1.0"
 
 
-def load(run: str | Path, device: str | None = None) -> TrainedModel:
-    """The model of a run, whose folder experiments/run.py has made.
+def load(run: str | Path | Run, device: str | None = None) -> TrainedModel:
+    """The model of a run, or of the folder of one.
 
     `device` is "cpu", "cuda" or the like; None: the GPU where there is one, unless the run asked for the CPU.
 
@@ -30,4 +31,30 @@ def load(run: str | Path, device: str | None = None) -> TrainedModel:
     from avdvae.runs import open_run
     from avdvae.trained import TrainedModel
 
-    return TrainedModel(open_run(Path(run)), device)
+    return TrainedModel(open_run(Path(run)) if isinstance(run, str | Path) else run, device)
+
+
+def train(
+    exp: str = "vae",
+    corpus: str | Path | None = None,
+    run_dir: str | Path | None = None,
+    **settings: Any,
+) -> Run:
+    """Train a model, evaluate it, and write the report, as the command `avdvae train` with the same settings.
+
+    `exp`: an experiment; `avdvae list experiments` shows all. `corpus`: a folder of films or sounds, a prepared corpus,
+    or a name of `avdvae list data`; None: that of the experiment, generated where it is Talker. `settings` are those of
+    `avdvae train --help`: of its section `train` by name, others with theirs.
+
+    >>> run = avdvae.train("vae", corpus="my_corpus", run_dir="runs/mine", train="debug", epochs=2,
+    ...                    model={"hidden": 64}, evaluate={"noises": ["White"], "snrs": [0]})
+    vae: 72,513 parameters, ... hours to train on
+    ...
+    run        runs/mine
+    >>> avdvae.load(run)
+    TrainedModel(VAE of runs/mine, takes power, latents z)
+    """
+    from avdvae.orchestration.experiment import run_experiment
+    from avdvae.orchestration.keywords import request_of
+
+    return run_experiment(request_of(exp, corpus, run_dir, settings)).run

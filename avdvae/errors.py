@@ -1,9 +1,10 @@
 """The error for the user, checks of settings, and how programs report errors."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -28,6 +29,13 @@ def check_settings(kind: Any, section: str, **given: Any) -> None:
     for name, value in given.items():
         if not _fits(value, hints[name]):
             raise UserError(f"{section}.{name}={value}: give {_allowed(hints[name])}".removeprefix("."))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a wrong name: the names that are like it or, where there are none, all."""
+    known = [*known]
+    like = get_close_matches(name, known, 3)
+    return f"did you mean {' or '.join(like)}?" if like else f"choose from {', '.join(known)}"
 
 
 _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
@@ -90,19 +98,21 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__
 
 
-@contextmanager
-def as_a_program(*mistakes: type[Exception], interrupted: str = "interrupted") -> Iterator[None]:
-    """Around the main function of a program: put the current folder on the path, for models of the user, and exit with
-    one sentence instead of a traceback on a UserError, one of `mistakes`, or Ctrl-C."""
+def prepare_process() -> None:
+    """At the start of a program: faster numbers, and models of the user, in the current folder, can be imported."""
     import torch
 
     # Gradients of saturated gates are denormal numbers, which are slow on CPUs.
     torch.set_flush_denormal(True)
     sys.path.insert(0, str(Path.cwd()))
-    program = Path(sys.argv[0]).name
+
+
+@contextmanager
+def in_sentences(name: str, interrupted: str = "interrupted") -> Iterator[None]:
+    """Exit with one sentence, after the `name` of the program, instead of a traceback on a UserError or Ctrl-C."""
     try:
         yield
-    except (UserError, *mistakes) as error:
-        sys.exit(f"{program}: {error}")
+    except UserError as error:
+        sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{program}: {interrupted}")
+        sys.exit(f"{name}: {interrupted}")

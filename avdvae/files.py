@@ -20,3 +20,21 @@ def replacing(path: Path) -> Iterator[Path]:
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, does: str) -> Iterator[None]:
+    """One process at a time; the others wait until it is done, or dead. `does`: what it does meanwhile."""
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"waiting    for another process, which {does} (it holds {path})", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

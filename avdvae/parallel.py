@@ -32,7 +32,7 @@ _work: Callable[[Any], Any]  # of a worker: sent once to each, because it may co
 def _start_worker(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
-    torch.set_flush_denormal(True)  # as errors.as_a_program in the parent process
+    torch.set_flush_denormal(True)  # as errors.prepare_process in the parent process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     parent = multiprocessing.parent_process()
     assert parent is not None

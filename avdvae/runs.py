@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -93,7 +93,7 @@ def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 @dataclass(frozen=True)
 class Run:
     path: Path
-    config: dict[str, Any]
+    config: dict[str, Any] = field(repr=False)
 
     @property
     def stft(self) -> Stft:
@@ -193,14 +193,14 @@ def open_run(path: Path) -> Run:
 
 def find_runs(root: Path, config: dict[str, Any]) -> list[Run]:
     """The runs below `root` whose training, complete or not, gives the same weights as this configuration."""
-    found, wanted = [], _deciding_settings(config)
+    found, wanted = [], deciding_settings(config)
     for path in sorted(root.rglob("last/state.pt")):
         try:
             run = open_run(path.parent.parent)
         except UserError as error:
             print(f"skipped {error}", flush=True)
             continue
-        if _deciding_settings(run.config) == wanted:
+        if deciding_settings(run.config) == wanted:
             found.append(run)
     return found
 
@@ -208,7 +208,7 @@ def find_runs(root: Path, config: dict[str, Any]) -> list[Run]:
 NO_MATTER = ("accelerator", "compile", "devices", "nodes", "strategy", "workers", "log_every", "save_every")
 
 
-def _deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
+def deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings on which the weights depend, apart from rounding."""
     names, parts = ("data", "prepared", "hop", "start", "seed"), ("model", "train", "lips")
     # A setting that is null may be missing from the configuration of an older run.

@@ -1,63 +1,6 @@
-"""Create a run from published weights, those of the DVAE benchmark and of DVAE_SE.
+"""The command `avdvae import`: python experiments/import_weights.py --help"""
 
-python experiments/import_weights.py source=DVAE_SE/trained_models/wsj_rvae run_dir=runs/wsj_rvae
-
-VAE, DKF, STORN, VRNN, SRNN, RVAE and DSAE, with the benchmark's layers for speech. Nothing in the folder is executed.
-The run can be used like one of experiments/run.py, except with resume=; its configuration has the training settings of
-this suite, not those the weights were trained with.
-"""
-
-from __future__ import annotations
-
-import shlex
-import sys
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
-
-import hydra
-from defaults import register
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from avdvae.errors import UserError, as_a_program
-from avdvae.nn.weights import WEIGHTS, save_weights
-from avdvae.others.published_weights import read_published_weights
-from avdvae.runs import build_model, create_run
-
-register()
-
-
-def import_weights(source: Path, path: Path) -> None:
-    """Create the run `path`; nothing is left behind on an error."""
-    if path.exists():
-        raise UserError(f"{path} holds a run already, or other files: choose another run_dir")
-    published = read_published_weights(source)
-    config: Any = OmegaConf.to_container(hydra.compose("config", [f"exp={published.experiment}"]), resolve=True)
-    config |= {
-        "run_dir": str(path),
-        "hop": published.hop,
-        "model": config["model"] | published.arguments | {"floor": None},
-    }
-    model = build_model(config["model"])
-    published.fill(model)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".import_", dir=path.parent) as folder:
-        run = create_run(Path(folder, path.name), config)
-        save_weights(model, run.path / WEIGHTS)
-        run.note(model=config["exp"], parameters=parameters, imported=str(published.file), command=shlex.join(sys.argv))
-        run.path.rename(path)
-    print(f"{config['exp']}: {parameters:,} parameters from {published.file}\nrun        {path}")
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="import_weights")
-def main(config: DictConfig) -> None:
-    with as_a_program(OmegaConfBaseException):
-        if missing := [f"{name}=" for name in ("source", "run_dir") if config[name] is None]:
-            raise UserError(f"{' '.join(missing)} missing: give source=FOLDER run_dir=RUN")
-        import_weights(Path(str(config.source)), Path(str(config.run_dir)))
-
+from avdvae.programs.import_weights import main
 
 if __name__ == "__main__":
     main()

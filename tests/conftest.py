@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from defaults import register
 
+from avdvae.configurations import register
 from avdvae.data.prepare import Summary, prepare
 from avdvae.data.talker.corpus import Talker
 from avdvae.signals.faces import find_face_model

@@ -288,9 +288,8 @@ def program(name: str, words: Sequence[str], folder: Path, limit: int = 120) -> 
 
 def load_libraries() -> None:
     """What programs import, so that their forks need not."""
-    for name in ("evaluate", "enhance", "run", "transfer"):
-        runpy.run_path(str(PROJECT / "experiments" / f"{name}.py"), run_name="loaded")
-    for name in ("lightning_fabric", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"):
+    programs = [f"avdvae.programs.{name}" for name in ("evaluate", "enhance", "train", "transfer")]
+    for name in (*programs, "lightning_fabric", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"):
         importlib.import_module(name)
     importlib.import_module("torch.utils.tensorboard")
 

@@ -211,13 +211,15 @@ def test_what_is_wrong_is_said_in_a_sentence(runs, vae, cvae, clip, tmp_path):
     assert "UserError: a sound of type dict: give a path, an array, a tensor, a Sound or a list" in done.stderr
 
 
-def test_the_examples_of_the_docstrings_hold(runs, clip, tmp_path, monkeypatch):
+def test_the_examples_of_the_docstrings_hold(runs, prepared, clip, tmp_path, monkeypatch):
     shutil.copytree(runs, tmp_path / "runs", ignore=shutil.ignore_patterns("gait", "poses", "moves"))
     for name in ("hello", "other"):
         shutil.copy(clip, tmp_path / f"{name}.mp4")
     shutil.copy(clip.with_suffix(".wav"), tmp_path / "noisy.wav")
+    (tmp_path / "my_corpus").symlink_to(prepared.out)
     monkeypatch.chdir(tmp_path)
     for module in (avdvae, trained):
-        tested = doctest.testmod(module, extraglobs={"avdvae": avdvae, "soundfile": soundfile})
+        names = {"avdvae": avdvae, "soundfile": soundfile}
+        tested = doctest.testmod(module, extraglobs=names, optionflags=doctest.ELLIPSIS)
         assert tested.attempted > 1 and not tested.failed
     assert soundfile.info("clean.wav").frames == soundfile.info("noisy.wav").frames

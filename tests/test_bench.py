@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_run import EXPERIMENTS, PROJECT, refuse, run
 
+from avdvae.configurations import compose
 from avdvae.others.bench import random_batch
 from avdvae.others.peer import open_peer
 
@@ -118,8 +118,7 @@ class Peer(torch.nn.Module):
         "stcn": ("STCN", {"res_channels": 64, "latent_size": [64, 32, 16, 8, 4], "n_layers": 5, "n_stacks": 5}),
         "wavenet": ("WaveNet", {"n_stack_frames": 64, "res_channels": 32, "n_layers": 10, "n_stacks": 5}),
     }
-    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-        configs: Any = {name: compose("config", [f"exp={name}"]).model for name in (*sizes, "vrnn_wave", "vae")}
+    configs = {name: compose("config", [f"exp={name}"])["model"] for name in (*sizes, "vrnn_wave", "vae")}
     for name, (counterpart, expected) in sizes.items():
         trainee = peer.trainee(name, batch, configs[name])
         assert trainee is not None and type(trainee.model).__name__ == counterpart
@@ -142,5 +141,5 @@ def test_what_cannot_be_timed_is_refused_in_a_sentence(peer: Path, tmp_path: Pat
     assert "is no checkout of the DVAE benchmark" in refuse("bench.py", *TINY, f"peer={tmp_path}")
     assert "no experiment is called nothing" in refuse("bench.py", *TINY, "models=[vae,nothing]")
     assert "write models=[vae]" in refuse("bench.py", *TINY, "models=vae")
-    assert "Could not override 'model.nothing'" in refuse("bench.py", *TINY, 'overrides=["model.nothing=1"]')
+    assert "there is no setting model.nothing" in refuse("bench.py", *TINY, 'overrides=["model.nothing=1"]')
     assert "frames=0" in refuse("bench.py", *TINY, "frames=0")

@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import Tensor
 
+from avdvae.configurations import choices, compose
 from avdvae.enhancement.variational import FreeGaussian
 from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
@@ -42,12 +41,9 @@ from avdvae.signals.audio import Stft
 
 STFT = Stft(533)
 SHORT, LONG = 3300, 5900  # samples of the utterances; 7 and 12 frames
-CONFIGS = Path(__file__).parent.parent / "configs"
-with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-    LISTED = {
-        path.stem: compose("config", [f"model={path.stem}", "floor=0.03"]).model
-        for path in sorted(CONFIGS.glob("model/*.yaml"))
-    }
+LISTED = {
+    name: compose("config", [f"model={name}", "floor=0.03"])["model"] for name in choices("model") if name != "own"
+}
 
 
 @cache
@@ -58,9 +54,8 @@ def built(own: str | None) -> dict[str, Any]:
     configs: dict[str, Any] = {own: {"target": own}} if own else LISTED
     models = {}
     for name, config in configs.items():
-        if own or not OmegaConf.is_missing(config, "target"):
-            torch.manual_seed(0)
-            models[name] = build_model(config).eval()
+        torch.manual_seed(0)
+        models[name] = build_model(config).eval()
     return models
 
 

@@ -1,6 +1,6 @@
 """Enhancing any recording: long ones in windows, every rate and channel, the lips in step, whole folders."""
 
-import importlib.util
+import importlib
 import shutil
 import subprocess
 import sys
@@ -34,12 +34,7 @@ OVERRIDES: dict[str, Any] = dict.fromkeys(
 
 @pytest.fixture(scope="module")
 def program():
-    spec = importlib.util.spec_from_file_location("enhance", PROGRAM)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["enhance"] = module  # dataclasses look for it there
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("avdvae.programs.enhance")
 
 
 @pytest.fixture

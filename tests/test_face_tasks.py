@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from avdvae.configurations import compose
 from avdvae.data.shard_files import PreparedClip, write_manifest, write_shard
 from avdvae.data.shards import PreparedCorpus
 from avdvae.enhancement.variational import PointEstimate
@@ -224,14 +223,12 @@ def test_three_stages_are_trained_in_turn_measured_and_reported(root, tmp_path):
 
 
 def test_the_configurations_of_published_size_have_it():
-    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-        for words, count in (
-            (["exp=vq_mdvae_paper", "model.paper=true"], 8_484_568 + 512 + 2048),
-            (["exp=vqvae_face_paper"], 949_603),
-        ):
-            config: Any = OmegaConf.to_container(compose("config", words))
-            model = build_model(config["model"])
-            assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+    for words, count in (
+        (["exp=vq_mdvae_paper", "model.paper=true"], 8_484_568 + 512 + 2048),
+        (["exp=vqvae_face_paper"], 949_603),
+    ):
+        model = build_model(compose("config", words)["model"])
+        assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
 
 
 def test_readers_find_what_is_there():

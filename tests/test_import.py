@@ -1,6 +1,5 @@
 """Published weights become runs: every number in its place, nothing executed, all or nothing."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,29 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from hydra import initialize_config_dir
 from published import LAYERS, publish
 from torch import Tensor
 
 from avdvae.enhancement.separation import separate_long
 from avdvae.errors import UserError
 from avdvae.others.published_weights import read_published_weights
+from avdvae.programs.import_weights import import_weights
 from avdvae.protocols import Batch
 from avdvae.runs import build_model, build_vem, open_run
 
 PROJECT = Path(__file__).parent.parent
 EXPERIMENT = {"RVAE": "rvae_causal", "RVAE both ways": "rvae"}
 T = 6
-
-
-@pytest.fixture(scope="module")
-def import_weights():
-    spec = importlib.util.spec_from_file_location("import_weights", PROJECT / "experiments" / "import_weights.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-        yield module.import_weights
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -182,7 +171,7 @@ FORMULAS = dict(zip(LAYERS, (vae, dkf, storn, vrnn, srnn, rvae, rvae_both_ways, 
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_run_of_published_weights_says_and_learns_what_the_formula_does(name, import_weights, tmp_path):
+def test_a_run_of_published_weights_says_and_learns_what_the_formula_does(name, tmp_path):
     tensors = publish(tmp_path / "theirs", name)
     import_weights(tmp_path / "theirs", tmp_path / "runs" / "ours")
     run = open_run(tmp_path / "runs" / "ours")
@@ -217,7 +206,7 @@ def test_a_run_of_published_weights_says_and_learns_what_the_formula_does(name, 
 
 
 @pytest.mark.parametrize("numpy", [b"numpy._core", b"numpy.core"])  # since numpy 2, and before
-def test_weights_come_from_a_checkpoint_where_no_final_file_is(numpy, import_weights, tmp_path):
+def test_weights_come_from_a_checkpoint_where_no_final_file_is(numpy, tmp_path):
     tensors = publish(tmp_path / "theirs", "VAE")
     (tmp_path / "theirs" / "VAE_final_epoch7.pt").unlink()
     file = tmp_path / "theirs" / "VAE_checkpoint.pt"
@@ -252,7 +241,7 @@ class Runs:
     ],
     ids=["unknown", "missing", "shape", "number", "code"],
 )
-def test_tensors_that_do_not_fit_are_named(change, complaint, import_weights, tmp_path, monkeypatch):
+def test_tensors_that_do_not_fit_are_named(change, complaint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tensors = publish(tmp_path / "theirs", "VAE") | change
     kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -276,7 +265,7 @@ def test_tensors_that_do_not_fit_are_named(change, complaint, import_weights, tm
         ("[User]", "User", "cannot be read: File contains no section headers"),
     ],
 )
-def test_other_settings_are_refused_in_a_sentence(old, new, complaint, import_weights, tmp_path):
+def test_other_settings_are_refused_in_a_sentence(old, new, complaint, tmp_path):
     publish(tmp_path / "theirs", "VAE")
     ini = tmp_path / "theirs" / "config.ini"
     ini.write_text(ini.read_text().replace(old, new))
@@ -285,7 +274,7 @@ def test_other_settings_are_refused_in_a_sentence(old, new, complaint, import_we
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
-def test_a_folder_without_its_files_and_a_run_in_the_way_are_refused(import_weights, tmp_path):
+def test_a_folder_without_its_files_and_a_run_in_the_way_are_refused(tmp_path):
     publish(tmp_path / "theirs", "VAE")
     import_weights(tmp_path / "theirs", tmp_path / "ours")
     with pytest.raises(UserError, match="ours holds a run already"):
@@ -301,7 +290,7 @@ def test_a_folder_without_its_files_and_a_run_in_the_way_are_refused(import_weig
         import_weights(tmp_path, tmp_path / "new")
 
 
-def test_a_run_of_published_weights_enhances_and_does_not_train(import_weights, tmp_path):
+def test_a_run_of_published_weights_enhances_and_does_not_train(tmp_path):
     publish(tmp_path / "theirs", "RVAE both ways")
     import_weights(tmp_path / "theirs", tmp_path / "ours")
     run = open_run(tmp_path / "ours")
@@ -314,7 +303,7 @@ def test_a_run_of_published_weights_enhances_and_does_not_train(import_weights, 
     assert done.returncode == 1 and "ours holds imported weights and no training to go on with" in done.stderr
 
 
-def test_published_weights_are_trained_on(import_weights, prepared, tmp_path):
+def test_published_weights_are_trained_on(prepared, tmp_path):
     publish(tmp_path / "theirs", "RVAE both ways")
     import_weights(tmp_path / "theirs", tmp_path / "ours")
     program = [sys.executable, str(PROJECT / "experiments" / "run.py"), "exp=rvae", f"start=[{tmp_path / 'ours'}]"]

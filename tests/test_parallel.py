@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from avdvae.errors import UserError, as_a_program
+from avdvae.errors import UserError, prepare_process
 from avdvae.parallel import in_parallel
 
 
@@ -43,9 +43,9 @@ def tiny(_: int) -> float:
 
 def test_numbers_next_to_0_are_0_in_programs_and_their_workers() -> None:
     try:
-        with as_a_program():
-            assert tiny(0) == 0
-            assert dict(in_parallel(tiny, range(2), 2, "multiplying")) == {0: 0, 1: 0}
+        prepare_process()
+        assert tiny(0) == 0
+        assert dict(in_parallel(tiny, range(2), 2, "multiplying")) == {0: 0, 1: 0}
     finally:
         torch.set_flush_denormal(False)
     assert tiny(0) > 0

@@ -1,20 +1,19 @@
 """Defaults: those of the library are those of configs/, and each of them is written for a reason."""
 
 from dataclasses import MISSING, fields
-from pathlib import Path
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import pytest
-from defaults import defaults, targets
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from avdvae.configurations import CONFIGS, compose, defaults, targets
 from avdvae.enhancement.vem import Vem
 from avdvae.evaluation.tasks.task import Evaluation, Subject
 from avdvae.runs import find_runs
 from avdvae.training.settings import Training
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 MODELS = sorted(path.stem for path in CONFIGS.glob("model/*.yaml") if path.stem != "own")
 PAPER = sorted(path.stem for path in CONFIGS.glob("exp/*_paper.yaml"))
 FACE = {"width", "codes", "dim"}
@@ -42,9 +41,7 @@ DELIBERATE = {  # what a config gives its model otherwise than its class has it
 def test_the_config_of_a_model_holds_only_what_differs_from_the_defaults_of_its_class(name):
     config: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"model/{name}.yaml"))
     for place, target in targets(config):
-        values = config
-        for part in place:
-            values = values[part]
+        values = reduce(getitem, place, config)
         known = defaults(target)
         differ = set(values) & set(known) - {"floor"}
         assert all(values[key] != known[key] for key in differ)
@@ -53,32 +50,26 @@ def test_the_config_of_a_model_holds_only_what_differs_from_the_defaults_of_its_
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_composed_model_has_the_defaults_of_its_classes(name):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        composed = compose("config", [f"model={name}", *(["model.hidden=7"] if name == "rvae" else [])]).model
-    container: Any = OmegaConf.to_container(composed)
-    for place, target in targets(container):
-        values = OmegaConf.select(composed, ".".join(place)) if place else composed
+    composed = compose("config", [f"model={name}", *(["model.hidden=7"] if name == "rvae" else [])])["model"]
+    for place, target in targets(composed):
+        values = reduce(getitem, place, composed)
         assert defaults(target).keys() <= values.keys() | {"floor"}
         if "floor" in defaults(target) and name not in ("sf_vae", "mdvae"):
-            assert values.floor == 1.0, "without it, networks take the power itself"
-    assert name != "rvae" or composed.hidden == 7
+            assert values["floor"] == 1.0, "without it, networks take the power itself"
+    assert name != "rvae" or composed["hidden"] == 7
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_an_experiment_of_published_size_is_what_the_class_has_by_default(name):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        composed: Any = OmegaConf.to_container(compose("config", [f"exp={name}"]).model)
+    composed = compose("config", [f"exp={name}"])["model"]
     for place, target in targets(composed):
-        values = composed
-        for part in place:
-            values = values[part]
+        values = reduce(getitem, place, composed)
         assert all(values[key] == value for key, value in defaults(target).items() if key != "floor")
 
 
 @pytest.mark.parametrize(("section", "kind"), [("train", Training), ("evaluate", Evaluation), ("enhance", Vem)])
 def test_settings_have_the_defaults_of_config_yaml(section, kind):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config: Any = OmegaConf.to_container(compose("config"))
+    config = compose("config", [])
     given = {**config[section], "seed": config["seed"]} if kind is Training else config[section]
     known = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
     if kind is Vem:  # its E-step is another class, and the size of its batches a matter of who calls it
@@ -88,8 +79,7 @@ def test_settings_have_the_defaults_of_config_yaml(section, kind):
 
 
 def test_a_run_older_than_a_setting_that_is_null_is_found(tmp_path):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        old: Any = OmegaConf.to_container(compose("config"))
+    old = compose("config", [])
     del old["model"]["floor"]
     (tmp_path / "run" / "last").mkdir(parents=True)
     (tmp_path / "run" / "last" / "state.pt").touch()

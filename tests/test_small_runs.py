@@ -1,7 +1,7 @@
 """The same seed gives the same numbers: a table of small runs of every model, made before its code was rearranged.
 
 Where numbers are meant to change, this writes the table anew:
-PYTHONPATH=tests:experiments python -c "import conftest, test_small_runs; test_small_runs.write()"
+PYTHONPATH=tests python -c "import conftest, test_small_runs; test_small_runs.write()"
 """
 
 import json

@@ -1,6 +1,6 @@
 """Transfer, interpolation and generation as a user starts them: clips in; sounds, strips and films out."""
 
-import importlib.util
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -51,11 +51,7 @@ def runs(prepared: Summary, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def program(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, PROJECT / f"experiments/{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"avdvae.programs.{name}")
 
 
 def transfer(run: Path, source: object, target: object, latents: list[str], out: Path, phase: str = "griffin_lim"):

@@ -24,6 +24,7 @@ from avdvae.data.readers.voicebank_demand import VoicebankDemand
 from avdvae.data.readers.wsj0 import Wsj0
 from avdvae.data.talker.corpus import Talker
 from avdvae.errors import UserError, known_settings
+from avdvae.files import locked
 
 _TREES: tuple[type[Tree], ...] = (
     NtcdTimit,
@@ -72,7 +73,9 @@ def ensure_prepared(
 ) -> Path:
     """The folder of the prepared corpus; clips that are missing there are prepared first."""
     corpus = open_corpus(config)
-    return prepare(corpus, prepared_folder(corpus, root, face), size=size, workers=workers, face=face).usable()
+    out = prepared_folder(corpus, root, face)
+    with locked(out.with_name(f".{out.name}.lock"), f"prepares {out}"):
+        return prepare(corpus, out, size=size, workers=workers, face=face).usable()
 
 
 def find_corpus(config: Mapping[str, Any]) -> Path:

@@ -1,0 +1,88 @@
+"""The trained runs that a training starts from: given as folders, or found by the settings that decide their weights,
+and trained first where there is none. Of several processes that need the same one, a single one trains it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from avdvae.configurations import compose
+from avdvae.data.shards import PreparedCorpus
+from avdvae.errors import UserError
+from avdvae.files import locked
+from avdvae.orchestration.request import Request, new_run
+from avdvae.orchestration.training import train_run
+from avdvae.runs import Run, deciding_settings, find_runs, open_run
+
+# Words of a request that are for its own model, not for those that it starts from.
+OWN = ("exp=", "model", "start=", "run_dir=", "compare=", "train.devices=", "train.nodes=", "train.strategy=")
+OWN_OF_A_TRAINING = ("train.epochs=", "train.freeze=", "train.lr=")
+
+
+def find_starts(request: Request, splits: Mapping[str, PreparedCorpus]) -> list[Run]:
+    """The runs that `start` lists, by folder or by the name of an experiment."""
+    config = request.config
+    return [
+        open_start(name, config) if os.sep in name else find_start(name, request, splits) for name in config["start"]
+    ]
+
+
+def find_start(name: str, request: Request, splits: Mapping[str, PreparedCorpus]) -> Run:
+    """A trained run of the experiment `name` with the settings of this request; trained now if there is none."""
+    config, own = request.config, OWN if request.config["models"] else OWN + OWN_OF_A_TRAINING
+    words = [word for word in request.words if not word.lstrip("+~").startswith(own)] + [f"exp={name}"]
+    wanted = compose("config", words)
+    if not config["models"]:
+        shared = wanted["model"].keys() & config["model"].keys() - {"target"}
+        wanted["model"] |= {key: config["model"][key] for key in shared}
+    if trained := _trained(name, wanted):
+        return trained
+    if int(os.environ.get("RANK", 0)) or int(os.environ.get("LOCAL_RANK", 0)):
+        raise UserError(f"{config['exp']} starts from a trained {name}: train exp={name} first, in one process")
+    deciding = hashlib.sha256(json.dumps(deciding_settings(wanted), sort_keys=True).encode()).hexdigest()[:16]
+    with locked(Path(wanted["runs"], ".locks", f"{name}-{deciding}"), f"trains {name}"):
+        if trained := _trained(name, wanted):
+            return trained
+        print(f"start      {name}, trained first", flush=True)
+        request = Request(wanted, words, request.command)
+        starts = [find_start(before, request, splits) for before in wanted["start"]]
+        begun = find_runs(Path(wanted["runs"]), wanted)
+        run = begun[-1] if begun else new_run(wanted)
+        train_run(run, splits, starts, request.command)
+        return run
+
+
+def _trained(name: str, wanted: dict[str, Any]) -> Run | None:
+    trained = [run for run in find_runs(Path(wanted["runs"]), wanted) if run.trained]
+    if not trained:
+        return None
+    print(f"start      {name}, found in {trained[-1].path}", flush=True)
+    return trained[-1]
+
+
+def open_start(name: str, config: Mapping[str, Any]) -> Run:
+    """The trained run in the folder `name`, with the same sizes."""
+    run = open_run(Path(name))
+    if not run.trained and "imported" not in run.noted:
+        raise UserError(f"start=[{name}]: the training of this run is unfinished: continue it with resume={name} first")
+    for key in (run.config["model"].keys() & config["model"].keys()) - {"target"}:
+        if (theirs := run.config["model"][key]) != (own := config["model"][key]):
+            there, here = ("null" if value is None else value for value in (theirs, own))
+            raise UserError(f"start=[{name}]: this run has model.{key}={there}, and here it is {here}: give them alike")
+    return run
+
+
+def check_starts(model: Any, starts: Sequence[Run]) -> None:
+    """Refuse models of other kinds than those that `model`, untrained, starts from."""
+    hints = get_type_hints(model.start_from)
+    kinds = [kind for name, kind in hints.items() if name not in ("self", "return")]
+    kinds = [type(model) if isinstance(kind, TypeVar) else kind for kind in kinds]
+    given = [start.build_model() for start in starts]
+    if len(given) != len(kinds) or not all(map(isinstance, given, kinds)):
+        wanted, found = (", ".join(kind.__name__ for kind in these) for these in (kinds, map(type, given)))
+        raise UserError(f"start=: {type(model).__name__} starts from {wanted}, and was given {found}")
+    model.start_from(*given)  # which refuses weights that do not fit

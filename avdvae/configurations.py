@@ -13,7 +13,6 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
@@ -38,17 +37,17 @@ def compose(name: str, words: Sequence[str]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     register()
-    running = GlobalHydra.instance()
-    # Within a command its own Hydra goes on: it has the --config-dir of the user.
-    ours = running.is_initialized() and any(
-        source.path == f"file://{CONFIGS}" or source.path == str(CONFIGS)
-        for source in running.config_loader().get_search_path().get_path()
-    )
-    with nullcontext() if ours else hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        try:
-            config: Any = OmegaConf.to_container(hydra.compose(name, [*words]), resolve=True, throw_on_missing=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(in_a_sentence(error, name)) from error
+    running = GlobalHydra.instance().hydra
+    try:
+        if not running or str(CONFIGS) not in str(running.config_loader.get_search_path()):
+            GlobalHydra.instance().hydra = None  # that of a program of the user, into which ours may be called
+            hydra.initialize_config_dir(str(CONFIGS), version_base="1.3")
+        # Within a command its own Hydra goes on, for it has the --config-dir of the user.
+        config: Any = OmegaConf.to_container(hydra.compose(name, [*words]), resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(in_a_sentence(error, name)) from error
+    finally:
+        GlobalHydra.instance().hydra = running
     return config
 
 
@@ -95,12 +94,11 @@ def keys(name: str) -> list[str]:
             if isinstance(value, dict):
                 yield from within(value, f"{place}{key}.")
 
-    of_models = {f"model.{key}": "" for of_class in defaults_of_models().values() for key in of_class}
-    return (
-        [group for group in groups if " " not in group]
-        + list(within(config, ""))
-        + list(of_models if "model" in groups else ())
-    )
+    return [group for group in groups if " " not in group] + list(within(config, ""))
+
+
+def keys_of_models() -> list[str]:
+    return sorted({f"model.{key}" for of_class in defaults_of_models().values() for key in of_class})
 
 
 def documented_keys(name: str) -> str:
@@ -128,12 +126,12 @@ def in_a_sentence(error: Exception, name: str) -> str:
         if "=" not in given:
             roles = [role for role in ("input", "run", "source") if role in keys(name)]
             return f"{given}: settings are written name=value, as {f'{roles[0]}={given}' if roles else 'exp=vae'}"
-        return f"{given} cannot be read ({message[1]}): put values with special characters in quotes"
+        return f"{given} cannot be read ({message[0]}): put values with special characters in quotes"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} has no value: give {error.full_key}="
     if found := re.search(r"Could not (?:override|delete|append)[^']*'([^']*)'", message[0]):
         given = found[1].partition("@")[0]
-        return unknown_setting(given, keys(name))
+        return unknown_setting(given, [*keys(name), *keys_of_models()])
     return one_line(error).partition(": ")[2].split(" full_key:")[0]
 
 

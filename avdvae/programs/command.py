@@ -22,6 +22,7 @@ COMMANDS = {  # and their modules
     "bench": "bench",
     "import": "import_weights",
     "list": "listing",
+    "completion": "completion",
 }
 
 
@@ -40,6 +41,10 @@ def main() -> None:
 
 
 def about(module: str) -> str:
-    """The first sentence of a program's docstring, without its imports."""
-    text = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
-    return " ".join((ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0].split())
+    """The first sentence of a program's docstring."""
+    return " ".join((ast.get_docstring(ast.parse(source(module))) or "").split("\n\n")[0].split())
+
+
+def source(module: str) -> str:
+    """The text of a program, without its imports, which take seconds."""
+    return Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")

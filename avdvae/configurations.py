@@ -120,7 +120,9 @@ def in_a_sentence(error: Exception, name: str) -> str:
     message = str(error).splitlines()
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, given = error.missing_cfg_file.rpartition("/")
-        return f"{group}={given}: {nearest(given, sorted(error.options or []))}"
+        extra = {"hydra/sweeper": "sweep", "hydra/launcher": "cluster"}.get(group)
+        more = f"; pip install 'avdvae[{extra}]' brings others" if extra else ""
+        return f"{group}={given}: {nearest(given, sorted(error.options or []))}{more}"
     if isinstance(error, OverrideParseException):
         given = error.override
         if "=" not in given:

@@ -205,7 +205,7 @@ def find_runs(root: Path, config: dict[str, Any]) -> list[Run]:
     return found
 
 
-NO_MATTER = ("accelerator", "compile", "devices", "nodes", "strategy", "workers", "log_every", "save_every")
+NO_MATTER = ("accelerator", "compile", "devices", "nodes", "strategy", "workers", "log_every", "save_every", "loggers")
 
 
 def deciding_settings(config: dict[str, Any]) -> dict[str, Any]:

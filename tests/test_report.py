@@ -57,7 +57,8 @@ def run(tmp_path: Path) -> Path:
     }
     elsewhere = {"key": "u1", "audio": {"clean": "../secret.wav", "noisy": "audio/lost.wav"}}
     (run / "examples.json").write_text(json.dumps([example, elsewhere]))
-    records = [{"epoch": 1, "train/loss": 3.0, "train/kl_z": 1.0}, {"epoch": 1, "valid/loss": 4.0}]
+    records = [{"epoch": 1, "train/loss": 3.0, "train/kl_z": 1.0}]
+    records += [{"epoch": epoch, "valid/loss": loss} for epoch, loss in ((1, 5.0), (2, 4.0), (3, 4.5))]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records) + '{"epoch": 2, "tra')
     (run / "config.yaml").write_text(yaml.safe_dump({"exp": f"first {HOSTILE}", "model": {"target": HOSTILE}}))
     about = {"model": "cvae", "parameters": 2566785, "corpus": "talker", "seconds": {"train": 5400}, "command": HOSTILE}
@@ -109,7 +110,8 @@ def test_the_report_contains_everything_and_loads_nothing_else(run: Path) -> Non
         "Configuration",
     ]
     (header,) = page.texts["header"]
-    assert all(text in header for text in ("2,566,785", "1 h 30 min", "2 utterances (test)", HOSTILE, "not comparable"))
+    facts = ("2,566,785", "2 of 3", "1 h 30 min", "2 utterances (test)", HOSTILE, "not comparable")
+    assert all(text in header for text in facts)
 
     headline, each_noise, differences, each_difference = page.texts["table"]
     assert "−5 dB−5.0 → −1.0[−13.7, 11.7]" in headline and "5 dB5.0 → 9.0" in headline and "Car" not in headline

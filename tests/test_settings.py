@@ -78,7 +78,7 @@ def test_settings_have_the_defaults_of_config_yaml(section, kind):
     assert given == {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
 
 
-def test_a_run_older_than_a_setting_that_is_null_is_found(tmp_path):
+def test_a_run_is_found_by_the_settings_that_decide_its_weights(tmp_path):
     old = compose("config", [])
     del old["model"]["floor"]
     (tmp_path / "run" / "last").mkdir(parents=True)
@@ -86,3 +86,5 @@ def test_a_run_older_than_a_setting_that_is_null_is_found(tmp_path):
     OmegaConf.save(old, tmp_path / "run" / "config.yaml")
     for floor, found in ((None, 1), (0.001, 0)):
         assert len(find_runs(tmp_path, {**old, "model": {**old["model"], "floor": floor}})) == found
+    for change, found in ({"loggers": ["wandb"]}, 1), ({"lr": 0.1}, 0):
+        assert len(find_runs(tmp_path, {**old, "train": {**old["train"], **change}})) == found

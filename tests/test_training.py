@@ -27,6 +27,7 @@ from avdvae.protocols import Batch
 from avdvae.randomness import stream
 from avdvae.signals.audio import Stft
 from avdvae.training import loop as training
+from avdvae.training.curves import best_epoch
 from avdvae.training.loop import Trained, train
 from avdvae.training.settings import Training
 
@@ -226,6 +227,7 @@ def test_the_best_weights_are_those_of_the_best_resynthesis_where_so_asked(prepa
         fit(Scripted(1), prepared.out, tmp_path / "no", best_by="si_sdr")
     trained = fit("vae", prepared.out, tmp_path, best_by="si_sdr", epochs=5)
     assert (trained.best_epoch, trained.best_loss) == (4, -4.0) and not [*scores]
+    assert best_epoch(records(tmp_path)) == 4
     assert [row["valid/si_sdr"] for row in records(tmp_path) if "valid/loss" in row] == [1, 3, 2, 4, 0]
 
 

@@ -19,7 +19,7 @@ from avdvae.evaluation.tables import POOLED, Item, Table, by_model, by_snr, diff
 from avdvae.files import replacing
 from avdvae.pictures.figures import difference_curves, metric_curves, training_curves
 from avdvae.signals.metrics import ALL_NOISES, FAILED, INPUT, Look
-from avdvae.training.curves import read_curves
+from avdvae.training.curves import best_epoch, read_curves
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -109,8 +109,11 @@ def _head(run: Path) -> dict[str, Any]:
     rows = read_results(run / "results.csv") if (run / "results.csv").is_file() else []
     model = about.get("model") or (rows[0].model if rows else "")
     corpus = about.get("corpus") or (rows[0].corpus if rows else "")
+    records, _ = read_curves(run / "metrics.jsonl")
+    best = best_epoch(records)
     facts = {
         "Parameters": f"{about['parameters']:,}" if "parameters" in about else "",
+        "Best epoch": f"{best} of {records[-1]['epoch']}" if best else "",
         "Evaluated on": f"{len({row.item for row in rows})} utterances ({rows[0].split})" if rows else "",
         **{f"Time to {name}": _duration(seconds) for name, seconds in about.get("seconds", {}).items()},
         "Device": about.get("device", ""),

@@ -2,6 +2,7 @@
 
     weights.safetensors   the best weights so far
     metrics.jsonl         curves of training and validation, a record a line; parts of the bound in nats per frame
+    metrics.csv           the same, a row an epoch
     tensorboard/          the same curves, with pictures and sound of one utterance
     last/state.pt         the state from which training resumes exactly
 
@@ -90,6 +91,9 @@ def train(
         loop = Loop(model, train, valid, stft, settings, run, resume)
         with closing(loop.curves) if loop.curves else nullcontext(), _postponed_interrupt() as interrupted:
             loop.run_epochs(interrupted)
+            if loop.curves:
+                loop.curves.complete = True
+                print(f"trained    {loop.outcome()}", flush=True)
     finally:
         torch.set_float32_matmul_precision(precision)  # an evaluation that follows is exact again
     loop.fabric.barrier()  # the best weights are on the disk by now
@@ -170,7 +174,9 @@ class Loop:
             self._restore()
         self.saved = time.monotonic()
         self.started = self.saved - self.at.seconds
-        self.curves = Curves(run, self.at.logged, self.at.step) if self.fabric.is_global_zero else None
+        self.curves: Curves | None = None
+        if self.fabric.is_global_zero:
+            self.curves = Curves(run, self.at.logged, self.at.step, settings.loggers)
         if not resume:
             self._save()
 
@@ -323,6 +329,18 @@ class Loop:
             self._save_best()
         return loss
 
+    def outcome(self) -> str:
+        """Why the training has ended, and its best epoch."""
+        s, at = self.settings, self.at
+        if s.epochs == 0:
+            return f"no epoch, as train.epochs=0 asks; validation loss {at.best_loss:.2f}"
+        how = f"{at.epoch} of {s.epochs} epochs in {at.seconds:.0f} s"
+        if at.epoch < s.epochs:
+            stood_still = "loss had not fallen" if s.best_by == "loss" else "SI-SDR had not risen"
+            how += f": the validation {stood_still} for {at.stale} (train.patience={s.patience})"
+        best = f"{at.best_loss:.2f}" if s.best_by == "loss" else f"{-at.best_loss:.2f} dB"
+        return f"{how}; epoch {at.best_epoch} was the best, with {best}"
+
     @torch.inference_mode()
     def _validate(self) -> dict[str, float]:
         """Means per frame, with the same noise every time."""
@@ -389,6 +407,7 @@ class Loop:
         (self.run / _STATE).parent.mkdir(exist_ok=True)
         with replacing(self.run / _STATE) as new:
             torch.save(state, new)
+        self.curves.publish()
 
     def _save_best(self) -> None:
         """After `_save`, so that the weights on the disk are always of an epoch of the saved state."""

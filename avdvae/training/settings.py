@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from avdvae.errors import UserError
 from avdvae.probability.objectives import Schedule
+from avdvae.training.loggers import LOGGERS
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Training:
     best_by: str = "loss"  # criterion of the weights that are kept, in validation; or si_sdr, of resynthesis
     log_every: int = 20  # steps
     save_every: float = 60.0  # seconds; the end of an epoch saves too
+    loggers: Sequence[str] = ()  # wandb, mlflow, beside metrics.jsonl, metrics.csv and TensorBoard
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,6 +85,7 @@ class Training:
             ("accelerator", "auto, cpu or cuda", ("auto", "cpu", "cuda").__contains__),
             ("strategy", "auto or ddp", ("auto", "ddp").__contains__),
             ("compile augment", "true or false", lambda v: type(v) is bool),
+            ("loggers", f"[] or a list of {', '.join(LOGGERS)}", lambda v: set(v) <= LOGGERS.keys()),
         )
         checks = ((name, allowed, fits) for names, allowed, fits in rules for name in names.split())
         if wrong := [
@@ -93,6 +97,11 @@ class Training:
                 f"train.batch_seconds={self.batch_seconds} is for whole utterances and train.frames={self.frames} cuts "
                 "windows: give train.frames=null, or train.batch_seconds=null"
             )
+
+        for name in self.loggers:
+            found = find_spec(name)
+            if found is None or found.origin is None:  # a folder of this name is no package
+                raise UserError(f"train.loggers=[{name}]: {name} is not installed: pip install 'avdvae[{name}]'")
 
     def step_schedule(self, epoch: float, coin: float) -> Schedule:
         """Of the step after `epoch` epochs, which need not be a whole number."""

@@ -147,19 +147,17 @@ def test_other_mixtures_are_refused_and_nothing_is_written(runs: list[Path], tmp
     ):
         with pytest.raises(UserError, match=said):
             write_leaderboard(changed(name, change), tmp_path / "out")
-    for given, said in (
-        (([], tmp_path / "out"), "a leaderboard needs runs, each once"),
-        (([runs[0], runs[0]], tmp_path / "out"), "a leaderboard needs runs, each once"),
-        ((runs[:1], tmp_path / "out"), "has results of vae alone: give two runs or more"),
-        (([*runs, tmp_path], tmp_path / "out"), "has no results.csv: give the folder of a run that has been evaluated"),
-        ((runs, tmp_path / "out", tmp_path), "baseline=.* is not among the runs: give one of"),
-        (
-            (runs, tmp_path / "out", None, ["loudness"]),
-            "metrics=loudness: no task has them of all runs: choose from si_sdr, estoi",
-        ),
-    ):
+    refused: list[tuple[list[Path], Path | None, list[str], str]] = [
+        ([], None, [], "a leaderboard needs runs, each once"),
+        ([runs[0], runs[0]], None, [], "a leaderboard needs runs, each once"),
+        (runs[:1], None, [], "has results of vae alone: give two runs or more"),
+        ([*runs, tmp_path], None, [], "has no results.csv: give the folder of a run that has been evaluated"),
+        (runs, tmp_path, [], "baseline=.* is not among the runs: give one of"),
+        (runs, None, ["loudness"], "metrics=loudness: no task has them of all runs: choose from si_sdr, estoi"),
+    ]
+    for those, baseline, metrics, said in refused:
         with pytest.raises(UserError, match=said):
-            write_leaderboard(*given)
+            write_leaderboard(those, tmp_path / "out", baseline, metrics)
     assert not (tmp_path / "out").exists()
 
 

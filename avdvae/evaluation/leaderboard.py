@@ -105,7 +105,7 @@ def _head(entries: Sequence[Entry], base: Entry, boards: Sequence[Board]) -> dic
         "Utterances": str(len({row.item for row in rows})),
         "Speakers": str(len({row.speaker for row in rows})),
         "Noises": ", ".join(dict.fromkeys(row.noise for row in rows if row.noise)),
-        "SNRs": ", ".join(f"{snr:g}" for snr in sorted({row.snr for row in rows if row.snr is not None})),
+        "SNRs": ", ".join(number(snr) for snr in sorted({row.snr for row in rows if row.snr is not None})),
     }
     return {
         "title": "Leaderboard",

@@ -93,7 +93,8 @@ def forest(
     style: dict[Any, Any] = STYLE | {"axes.grid.axis": "x", "axes.spines.left": False, "ytick.left": False}
     with rc_context(style):
         left = 0.4 + 0.075 * max(map(len, labels))  # inches for the names
-        figure = Figure(figsize=(left + 2.2 * columns, lines * (0.75 + 0.26 * len(rows))), layout="constrained")
+        figure = Figure(figsize=(left + 2.2 * columns, lines * (0.75 + 0.26 * len(rows))))
+        figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)  # labels of neighbours stay apart
         grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
         for ax in grid.ravel()[len(metrics) :]:
             ax.remove()

@@ -213,14 +213,15 @@ def _in_text(board: Board, base: str) -> list[str]:
     look, digits = Look.of(first), max(2, Look.of(first).digits)
     unit = f" {look.unit}" if look.unit else ""
     found = {(line.model, line.lips): line for line in board.overall if line.metric == first}
-    width = max(len(found[model].label) for model in board.ranked)
-    texts = [f"{TITLES[board.task]}, by {look.name}; differences to {base}"]
+    columns = []
     for place, model in enumerate(board.ranked, start=1):
         line = found[model]
         low, mean, high = (f"{value:.{look.digits}f}" for value in (line.ci_low, line.mean, line.ci_high))
-        text = f"{place:>4}. {line.label:<{width}}  {mean} [{low}, {high}]{unit}"
+        difference = ""
         if line.difference is not None:
-            low, high = (f"{value:.{digits}f}" for value in (line.difference_low or 0, line.difference_high or 0))
-            text += f"   {line.difference:+.{digits}f} [{low}, {high}]"
-        texts.append(text)
-    return texts
+            low_end, high_end = (f"{value:.{digits}f}" for value in (line.difference_low, line.difference_high))
+            difference = f"{line.difference:+.{digits}f} [{low_end}, {high_end}]"
+        columns.append((f"{place:>4}. {line.label}", f"{mean} [{low}, {high}]{unit}", difference))
+    widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
+    rows = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in columns]
+    return [f"{TITLES[board.task]}, by {look.name}; differences to {base}", *rows]

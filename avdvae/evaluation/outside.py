@@ -115,6 +115,7 @@ class Mixtures(NamedTuple):
             with (new / "mixtures.csv").open("w", encoding="utf-8", newline="") as file:
                 table = csv.DictWriter(file, [field.name for field in fields(Mixture)], lineterminator="\n")
                 table.writeheader()
+                rows.sort(key=lambda row: (row.noise, row.snr or 0, row.item))
                 table.writerows(asdict(row) for row in rows)
             noises = [str(Path(noise).resolve()) if Path(noise).is_dir() else noise for noise in self.settings.noises]
             kept: dict[str, Any] = {"prepared": str(self.prepared.resolve()), "corpus_sha256": self._corpus_sha256()}

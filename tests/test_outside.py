@@ -68,6 +68,8 @@ def test_the_mixtures_score_as_the_input_of_the_run_and_gain_nothing(run: Path, 
         assert len(wanted) > 3 and values(out, metric) == values(out, f"input_{metric}") == wanted
     assert set(values(out, "si_sdr_improvement").values()) == {0.0} and not values(out, "rtf")
     assert {row.model for row in read_results(out / "results.csv")} == {"nothing"}
+    (example,) = json.loads((out / "examples.json").read_text())
+    assert len({(out / example["audio"][kind]).read_bytes() for kind in ("noisy", "enhanced")}) == 1, "at one level"
     page = (out / "report.html").read_text()
     assert "nothing" in page and "<audio" in page and json.loads((out / "summary.json").read_text())
 

@@ -1,21 +1,23 @@
 """avdvae: audio-visual and dynamical variational autoencoders for speech.
 
-`train` makes a run, `load` gives its model, which enhances, encodes, resynthesises, transfers and generates:
-`avdvae.trained`. The models and their contract: read `avdvae.protocols` first.
+`train` makes a run, `evaluate` measures it again, `load` gives its model, which enhances, encodes, resynthesises,
+transfers and generates: `avdvae.trained`. The models and their contract: read `avdvae.protocols` first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avdvae.errors import UserError
 
 if TYPE_CHECKING:
+    from avdvae.evaluation.again import Rows
     from avdvae.runs import Run
     from avdvae.trained import TrainedModel
 
-__all__ = ["UserError", "__version__", "load", "train"]
+__all__ = ["UserError", "__version__", "evaluate", "load", "train"]
 __version__ = "0.1.0"
 
 
@@ -58,3 +60,37 @@ def train(
     from avdvae.orchestration.keywords import request_of
 
     return run_experiment(request_of(exp, corpus, run_dir, settings)).run
+
+
+def evaluate(
+    run: str | Path | Run,
+    tasks: Sequence[str] | None = None,
+    compare: Sequence[str | Path] = (),
+    out: str | Path | None = None,
+    prepared: str | Path | None = None,
+    enhance: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Rows:
+    """Measure a run's model, as the command `avdvae evaluate` with the same settings: means with 95 % intervals, as
+    rows that print as a table; `.folder` has the report and the value of each utterance.
+
+    `compare`: runs or evaluations on the same mixtures, to which the mean differences are rows, too. `out`: folder of
+    the results; None: a new one in the run's. `prepared`: another corpus. What is not given in `settings`, of the
+    section `evaluate`, and in `enhance` is as in the run.
+
+    >>> rows = avdvae.evaluate("runs/vae", noises=["White", "Car"], snrs=[0], metrics=["si_sdr"], workers=1)
+    evaluating ...
+    >>> print(rows)
+    task         metric ...  noise  SNR  mean ...
+    enhancement  SI-SDR (dB) ...  White  0 ...
+    ...
+    >>> {(row.noise, row.snr) for row in rows} == {("White", 0), ("Car", 0), ("all", 0)}
+    True
+    """
+    from avdvae.evaluation.again import Rows, evaluate_again
+    from avdvae.runs import open_run
+
+    asked = {"evaluate": settings if tasks is None else {"tasks": [*tasks], **settings}, "enhance": enhance or {}}
+    asked |= {} if prepared is None else {"prepared": str(prepared)}
+    opened = open_run(Path(run)) if isinstance(run, str | Path) else run
+    return Rows.of(evaluate_again(opened, asked, [str(other) for other in compare], Path(out) if out else None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,3 +39,16 @@ def locked(path: Path, does: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that becomes `path` once it is complete; deleted on failure. `path` is not there yet, or is empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{uuid4().hex}")
+    new.mkdir()
+    try:
+        yield new
+        new.replace(path)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

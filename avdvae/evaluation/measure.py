@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from avdvae.data.shards import PreparedCorpus
-from avdvae.errors import UserError, known_settings
+from avdvae.errors import UserError, known_settings, reading
 from avdvae.evaluation.report import write_report
 from avdvae.evaluation.results import (
     Result,
@@ -38,6 +39,7 @@ from avdvae.pictures.figures import cost_curves
 from avdvae.protocols import LatentModel
 from avdvae.runs import Run, build_vem, open_run
 
+ENHANCED = "enhanced"  # the key of an evaluation of wavs that another system made: the folder of them
 _LESS = "give fewer evaluate.workers= or a smaller enhance.batch_size="
 _WRITE_EVERY = 20.0  # seconds
 _MOST_WORKERS = {"cpu": 16, "cuda": 4}  # where evaluate.workers is null: each takes half a gigabyte, on the GPU too
@@ -183,7 +185,12 @@ def subject_of(run: Run, model: nn.Module, prepared: Path, out: Path) -> Subject
 def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) -> None:
     """Measure a run's model as its configuration says, compare it with other runs, and write the report, in `out`."""
     others = find_other_runs(compare)
-    subject = subject_of(run, run.load_model(), prepared, out)
+    measure_and_report(subject_of(run, run.load_model(), prepared, out), run.config, others)
+
+
+def measure_and_report(subject: Subject, config: dict[str, Any], others: Sequence[Path]) -> None:
+    """Measure, compare with other evaluations, and write the report. `config`: that of the evaluation."""
+    out, enhance = subject.out, config.get("enhance", {})
     start = time.monotonic()
     try:
         rows, lost = measure(subject), None
@@ -192,12 +199,12 @@ def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) ->
             raise
         lost = error
     spent = {"evaluate": time.monotonic() - start}
-    Run(out, run.config).note(device=run.device, corpus=subject.corpus.utterances[0].corpus, seconds=spent)
+    Run(out, config).note(device=subject.device, corpus=subject.corpus.utterances[0].corpus, seconds=spent)
 
     summary = summarise(rows)
     for other in others:
         compared = compare_rows(rows, read_results(other / "results.csv"))
-        if differs := unlike(run.config["enhance"], open_run(other).config["enhance"]):
+        if differs := unlike(enhance, enhancement_of(other)):
             print(f"compare    {other} was measured with {differs}", flush=True)
         summary += [item | {"differs": differs} for item in compared]
     write_summary(out / "summary.json", summary)
@@ -206,8 +213,28 @@ def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) ->
         raise lost
 
 
+def enhancement_of(evaluation: Path) -> Mapping[str, Any]:
+    """The settings of enhancement of a run or an evaluation; none where another system made the estimates."""
+    config = config_of(evaluation)
+    return {} if ENHANCED in config else open_run(evaluation).config["enhance"]
+
+
+def config_of(evaluation: Path) -> dict[str, Any]:
+    """The configuration of a run, or of an evaluation of any kind."""
+    path = evaluation / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{evaluation} has no config.yaml: give the folder of a run or of an evaluation")
+    with reading(path, "configuration", "restore it from a copy, or evaluate again in another folder"):
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it has no names with values")
+    return config
+
+
 def unlike(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """The settings of enhancement in which another run differs, in words."""
+    """The settings of enhancement in which another run differs, in words; nothing where one of them has none."""
+    if not (mine and theirs):
+        return ""
     names = [name for name in {**mine, **theirs} if name != "batch_size" and mine.get(name) != theirs.get(name)]
     pairs = {name: ["null" if of.get(name) is None else of[name] for of in (theirs, mine)] for name in names}
     return ", ".join(f"enhance.{name}={other} instead of {own}" for name, (other, own) in pairs.items())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from avdvae.evaluation.results import read_examples, read_results, read_summary
 from avdvae.evaluation.tables import POOLED, Item, Table, by_model, by_snr, difference_cell, result_cell, scores_of
 from avdvae.files import replacing
 from avdvae.pictures.figures import difference_curves, metric_curves, training_curves
+from avdvae.pictures.style import drawn
 from avdvae.signals.metrics import ALL_NOISES, FAILED, INPUT, Look
 from avdvae.training.curves import best_epoch, read_curves
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 _CURVES = ("si_sdr", "pesq_wb", "estoi")
+_EACH_NOISE = "Each noise separately"
 TITLES = {
     "enhancement": "Enhancement",
     "resynthesis": "Resynthesis",
@@ -41,7 +42,7 @@ TITLES = {
 }
 
 
-class _Section(NamedTuple):
+class Section(NamedTuple):
     """`kind`: the macro of templates/sections.html that shows `content`."""
 
     title: str
@@ -49,16 +50,16 @@ class _Section(NamedTuple):
     content: Any
 
 
-class _Part(NamedTuple):
-    """One part of a section of tables."""
+class Passage(NamedTuple):
+    """One part of a section of tables. `more`: a table that opens on a click, and its title."""
 
     title: str
     note: str
     table: Table
-    each_noise: Table | None = None
+    more: tuple[str, Table] | None = None
 
 
-class _Picture(NamedTuple):
+class Picture(NamedTuple):
     url: str
     title: str
 
@@ -67,6 +68,14 @@ def write_report(run: Path) -> Path:
     """Write report.html into a run's directory from the files there; what has no file has no section."""
     if not run.is_dir():
         raise UserError(f"there is no run in {run}: name the directory that a run has written")
+    path = run / "report.html"
+    with replacing(path) as new:
+        new.write_text(page(_head(run), _sections(run)), encoding="utf-8")
+    return path
+
+
+def page(head: Mapping[str, Any], sections: Sequence[Section]) -> str:
+    """A page of HTML. `head`: title, lead, facts, command, and whether the corpus is `generated`."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("avdvae.evaluation"),
         autoescape=True,
@@ -74,27 +83,23 @@ def write_report(run: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = templates.get_template("report.html").render(head=_head(run), sections=_sections(run))
-    path = run / "report.html"
-    with replacing(path) as new:
-        new.write_text(page, encoding="utf-8")
-    return path
+    return templates.get_template("report.html").render(head=head, sections=sections)
 
 
-def _sections(run: Path) -> list[_Section]:
+def _sections(run: Path) -> list[Section]:
     summary = read_summary(run / "summary.json") if (run / "summary.json").is_file() else []
     own = [item for item in summary if "compared_with" not in item]
     compared = [item for item in summary if "compared_with" in item]
     examples = read_examples(run / "examples.json") if (run / "examples.json").is_file() else []
     sections = [
-        _Section("Results", "tables", _results(own)),
-        _Section("By signal-to-noise ratio", "pictures", _curves(own, compared)),
-        _Section("Compared with other runs", "tables", _comparisons(compared)),
-        _Section("Examples", "examples", [_example(run, example) for example in examples]),
-        _Section("Training", "pictures", _training(run / "metrics.jsonl")),
+        Section("Results", "tables", _results(own)),
+        Section("By signal-to-noise ratio", "pictures", _curves(own, compared)),
+        Section("Compared with other runs", "tables", _comparisons(compared)),
+        Section("Examples", "examples", [_example(run, example) for example in examples]),
+        Section("Training", "pictures", _training(run / "metrics.jsonl")),
         *_other_figures(run, {example.get("figure") for example in examples}),
-        _Section("Published figures", "tables", _published(run / "config.yaml")),
-        _Section("Configuration", "file", _config(run / "config.yaml")),
+        Section("Published figures", "tables", _published(run / "config.yaml")),
+        Section("Configuration", "file", _config(run / "config.yaml")),
     ]
     return [section for section in sections if section.content]
 
@@ -137,27 +142,27 @@ def _results(own: Sequence[Item]) -> dict[str, Any]:
     return {"note": "", "parts": parts} if parts else {}
 
 
-def _in_quiet(items: Sequence[Item], task: str, title: str) -> _Part:
-    note = f"Means over {_sample(items, 'items')}. {_intervals(items)}{_failures(items)}"
-    return _Part(title, note, by_model(items, task))
+def _in_quiet(items: Sequence[Item], task: str, title: str) -> Passage:
+    note = f"Means over {sample_of(items, 'items')}. {intervals_of(items)}{_failures(items)}"
+    return Passage(title, note, by_model(items, task))
 
 
-def _in_noise(own: Sequence[Item], title: str) -> _Part:
+def _in_noise(own: Sequence[Item], title: str) -> Passage:
     noises = [noise for noise in dict.fromkeys(item["noise"] for item in own) if noise not in POOLED]
     headline = [item for item in own if item["noise"] == ALL_NOISES] or own
     over = f" and {len(noises)} noises" if len(noises) > 1 else f" in the noise {noises[0]}"
     arrow = ", unprocessed input → output" if any(item["metric"].startswith(INPUT) for item in own) else ""
-    note = f"Means over {_sample(headline, 'utterances')}{over}{arrow}. {_intervals(headline)}{_failures(own)}"
-    each_noise = by_snr(_of_one_noise(own), result_cell) if len(noises) > 1 else None
-    return _Part(title, note, by_snr(headline, result_cell), each_noise)
+    note = f"Means over {sample_of(headline, 'utterances')}{over}{arrow}. {intervals_of(headline)}{_failures(own)}"
+    each_noise = (_EACH_NOISE, by_snr(_of_one_noise(own), result_cell)) if len(noises) > 1 else None
+    return Passage(title, note, by_snr(headline, result_cell), each_noise)
 
 
-def _sample(items: Sequence[Item], what: str) -> str:
+def sample_of(items: Sequence[Item], what: str) -> str:
     largest = max(items, key=lambda item: item["n"])
     return f"{largest['n']} {what} of {largest['speakers']} speaker{'s' * (largest['speakers'] > 1)}"
 
 
-def _intervals(items: Sequence[Item]) -> str:
+def intervals_of(items: Sequence[Item]) -> str:
     several = any(item["speakers"] > 1 for item in items)
     return f"Brackets: 95 % intervals, {'between speakers' if several else 'between utterances of this one speaker'}."
 
@@ -191,14 +196,14 @@ def _comparisons(compared: Sequence[Item]) -> dict[str, Any]:
         pooled = [item for item in items if item["noise"] in POOLED]
         differs = items[0].get("differs")
         parts.append(
-            _Part(
+            Passage(
                 f"This run minus {other}{f', {TITLES[task]}' if several else ''}",
                 f"The other run was measured with {differs}." if differs else "",
                 by_snr(pooled or items, difference_cell),
-                by_snr(_of_one_noise(items), difference_cell) if pooled else None,
+                (_EACH_NOISE, by_snr(_of_one_noise(items), difference_cell)) if pooled else None,
             )
         )
-    note = f"Mean differences on the same mixtures or utterances. {_intervals(compared)} Bold: zero lies outside."
+    note = f"Mean differences on the same mixtures or utterances. {intervals_of(compared)} Bold: zero lies outside."
     return {"note": note, "parts": parts} if parts else {}
 
 
@@ -211,7 +216,7 @@ def _curves(own: Sequence[Item], compared: Sequence[Item]) -> dict[str, Any]:
         shown = [item for item in compared if Path(item["compared_with"]).name == models[0]]
         note, draw = f"Differences to {models[0]} on the same mixtures, over all noises. {note}", difference_curves
     measured = {item["metric"] for item in shown}
-    pictures = [_figure(draw(shown, metric), Look.of(metric).name) for metric in _CURVES if metric in measured]
+    pictures = [picture_of(draw(shown, metric), Look.of(metric).name) for metric in _CURVES if metric in measured]
     return {"note": note, "pictures": pictures} if pictures else {}
 
 
@@ -220,7 +225,7 @@ def _example(run: Path, example: Mapping[str, Any]) -> dict[str, Any]:
     title = "the signals of the example"
     return {
         "title": str(example.get("title", example.get("key", ""))),
-        "picture": _Picture(_data_url(run, example.get("figure", ""), "image/png"), title),
+        "picture": Picture(_data_url(run, example.get("figure", ""), "image/png"), title),
         "video": _data_url(run, example.get("video", ""), "video/mp4"),
         "sounds": {name: url for name, url in sounds.items() if url},
         "scores": scores_of(example.get("scores", {})),
@@ -231,17 +236,17 @@ def _training(path: Path) -> dict[str, Any]:
     records, lost = read_curves(path)
     if lost > 1:  # a run that was killed leaves half a line
         print(f"note       {path} is damaged: {lost} of its records are not in the training curves")
-    return {"note": "", "pictures": [_figure(training_curves(records), "training curves")]} if records else {}
+    return {"note": "", "pictures": [picture_of(training_curves(records), "training curves")]} if records else {}
 
 
-def _other_figures(run: Path, shown: set[str | None]) -> list[_Section]:
+def _other_figures(run: Path, shown: set[str | None]) -> list[Section]:
     paths = [path.relative_to(run).as_posix() for path in sorted(run.glob("figures/*.png"))]
     titles = {path: Path(path).stem.replace("_", " ") for path in paths if path not in shown}
     return [
-        _Section(
+        Section(
             (title[0].upper() + title[1:]).replace("Em ", "EM "),
             "pictures",
-            {"note": "", "pictures": [_Picture(_data_url(run, path, "image/png"), title)]},
+            {"note": "", "pictures": [Picture(_data_url(run, path, "image/png"), title)]},
         )
         for path, title in titles.items()
     ]
@@ -256,7 +261,7 @@ def _published(path: Path) -> dict[str, Any]:
     if not tables and config.get("models"):
         tables = published_on("ntcd_timit", ["enhancement"], "mixtures.csv")
         note = "As printed in the literature, for recorded corpora and other SNRs: not comparable with these results."
-    return {"note": note, "parts": [_Part(*table) for table in tables]} if tables else {}
+    return {"note": note, "parts": [Passage(*table) for table in tables]} if tables else {}
 
 
 def _config(path: Path) -> dict[str, str]:
@@ -291,13 +296,8 @@ def _data_url(run: Path, name: str, kind: str) -> str:
     return _encoded(path.read_bytes(), kind)
 
 
-def _figure(figure: matplotlib.figure.Figure, title: str) -> _Picture:
-    from matplotlib import rc_context
-
-    file = io.BytesIO()
-    with rc_context({"svg.hashsalt": "avdvae"}):  # equal runs give equal pages
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return _Picture(_encoded(file.getvalue(), "image/svg+xml"), title)
+def picture_of(figure: matplotlib.figure.Figure, title: str) -> Picture:
+    return Picture(_encoded(drawn(figure, "svg"), "image/svg+xml"), title)
 
 
 def _encoded(content: bytes, kind: str) -> str:

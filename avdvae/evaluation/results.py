@@ -15,7 +15,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,9 +63,9 @@ def read_results(path: Path) -> list[Result]:
     return read_table(path, Result, _PARSERS, "table of results", "delete it and evaluate the run again")
 
 
-def summarise(rows: Sequence[Result]) -> list[dict[str, Any]]:
+def summarise(rows: Sequence[Result], overall: bool = False) -> list[dict[str, Any]]:
     """Means over items, for each noise and over all noises, with intervals; `n` counts the items, `speakers` their
-    speakers.
+    speakers. `overall`: one mean over all noises and SNRs in place of these, without a noise or an SNR.
 
     Values that are not finite come from unusable references and are left out. A single item has no interval: it is nan.
     Metrics per sample are means over all samples: items are weighted by their length.
@@ -76,7 +76,7 @@ def summarise(rows: Sequence[Result]) -> list[dict[str, Any]]:
     ]
     return [
         {"model": model, "task": task, "noise": noise, "snr": snr, "lips": lips, "metric": metric, **mean}
-        for (model, task, lips, metric), noise, snr, mean in _means(measured, {})
+        for (model, task, lips, metric), noise, snr, mean in _means(measured, {}, overall)
     ]
 
 
@@ -84,9 +84,10 @@ def compare(
     rows: Sequence[Result],
     other_rows: Sequence[Result],
     groups: Mapping[str, Sequence[str]] = NOISE_GROUPS,
+    overall: bool = False,
 ) -> list[dict[str, Any]]:
     """Mean differences, this run minus the other, in the same task, item, noise and SNR; also over all noises and each
-    group.
+    group. `overall`: as in `summarise`.
 
     A lips condition that the other run lacks is compared with its rows without one, those of an audio-only model; an
     audio-only model is compared with clean lips. `input_*` metrics must agree, otherwise the mixtures differ; they are
@@ -106,7 +107,7 @@ def compare(
             unchecked[mixture] = False
             if abs(row.value - other) > _SAME:
                 raise UserError(
-                    f"{mine} and {other_run} differ in the mixture {_in_words(*mixture)}: its {row.metric} is "
+                    f"{mine} and {other_run} differ in the mixture {mixture_in_words(*mixture)}: its {row.metric} is "
                     f"{row.value:.6g} and {other:.6g}: evaluate both on the same corpus with the same settings of "
                     "evaluate"
                 )
@@ -121,13 +122,13 @@ def compare(
         )
     if loose := [mixture for mixture, is_unchecked in unchecked.items() if is_unchecked]:
         raise UserError(
-            f"{mine} and {other_run} have no {INPUT} metric in common for {_in_words(*loose[0])}, so it cannot be "
-            "checked that their mixtures are the same: evaluate both with the same evaluate.metrics"
+            f"{mine} and {other_run} have no {INPUT} metric in common for {mixture_in_words(*loose[0])}, so it cannot "
+            "be checked that their mixtures are the same: evaluate both with the same evaluate.metrics"
         )
     return [
         {"model": model, "task": task, "noise": noise, "snr": snr, "lips": lips, "metric": metric, **mean}
         | {"compared_with": other_rows[0].run}
-        for (model, task, lips, metric), noise, snr, mean in _means(differences, groups)
+        for (model, task, lips, metric), noise, snr, mean in _means(differences, groups, overall)
     ]
 
 
@@ -179,8 +180,8 @@ def _weight(row: Result, samples: Mapping[tuple, float]) -> float:
     return samples[row.model, row.task, row.item] if row.metric in OF_EACH_SAMPLE else 1.0
 
 
-def _in_words(task: str, item: str, noise: str, snr: float | None) -> str:
-    """A mixture, in words."""
+def mixture_in_words(task: str, item: str, noise: str, snr: float | None) -> str:
+    """An item in its noise, if any."""
     return f"{item}, {noise or task}" + ("" if snr is None else f" at {snr:g} dB")
 
 
@@ -195,8 +196,10 @@ _Mean = tuple[tuple, str, float | None, dict[str, Any]]  # key, noise, SNR, the 
 _Items = Mapping[tuple[str, str], Sequence[tuple[float, float]]]  # values and weights by speaker and item
 
 
-def _means(measured: Iterable[_Measured], groups: Mapping[str, Sequence[str]]) -> Iterator[_Mean]:
+def _means(measured: Iterable[_Measured], groups: Mapping[str, Sequence[str]], overall: bool) -> Iterator[_Mean]:
     """For each key and SNR: each noise, then all noises and each group, where there are several noises."""
+    if overall:
+        measured = [m._replace(row=replace(m.row, noise="", snr=None)) for m in measured]
     values: dict[tuple, dict[str, dict[tuple[str, str], list[tuple[float, float]]]]] = {}
     for key, row, value, weight in measured:
         items = values.setdefault((key, row.snr), {}).setdefault(row.noise, {})

@@ -48,18 +48,18 @@ def by_snr(items: Sequence[Item], cell: Callable[[Measured, str], Cell]) -> Tabl
     for (model, noise, lips), snrs in conditions.items():
         names = [model, f"{noise} noises" if noise in POOLED else noise, f"lips {lips}" if lips else "without lips"]
         rows = [
-            ("" if snr is None else f"{_number(snr)} dB", [cell(measured, metric) for metric in metrics])
+            ("" if snr is None else f"{number(snr)} dB", [cell(measured, metric) for metric in metrics])
             for snr, measured in sorted(snrs.items(), key=lambda row: row[0] or 0)
         ]
         groups.append(Group(", ".join(name for name, needed in zip(names, several, strict=True) if needed), rows))
     corner = "SNR" if any(item["snr"] is not None for item in items) else ""
-    return Table(_columns(metrics), groups, corner, stacked=cell is result_cell)
+    return Table(columns_of(metrics), groups, corner, stacked=cell is result_cell)
 
 
 def by_model(items: Sequence[Item], task: str) -> Table:
     """One row per model, best first; one row per metric instead, where there are too many for columns."""
     models, metrics = dict(ranking(items, task)), outputs(item["metric"] for item in items)
-    columns, names = _columns(metrics), list(models)
+    columns, names = columns_of(metrics), list(models)
     cells = [[result_cell(measured, metric) for metric in metrics] for measured in models.values()]
     if len(metrics) > _MOST_COLUMNS:
         columns, names = [(name, "") for name in models], [name for name, _ in columns]
@@ -72,8 +72,8 @@ def result_cell(measured: Measured, metric: str) -> Cell:
     if metric not in measured:
         return Cell()
     digits, item, before = Look.of(metric).digits, measured[metric], measured.get(INPUT + metric)
-    before = _number(before["mean"], digits) if before else ""
-    return Cell(_number(item["mean"], digits), before, _interval(item, digits), bold=True)
+    before = number(before["mean"], digits) if before else ""
+    return Cell(number(item["mean"], digits), before, interval(item, digits), bold=True)
 
 
 def difference_cell(measured: Measured, metric: str) -> Cell:
@@ -82,7 +82,7 @@ def difference_cell(measured: Measured, metric: str) -> Cell:
         return Cell()
     item, digits = measured[metric], max(2, Look.of(metric).digits)
     clear = item["ci_low"] is not None and (item["ci_low"] > 0 or item["ci_high"] < 0)
-    return Cell(_number(item["mean"], digits, sign="+"), interval=_interval(item, digits), bold=clear)
+    return Cell(number(item["mean"], digits, sign="+"), interval=interval(item, digits), bold=clear)
 
 
 def scores_of(scores: Mapping[str, float]) -> list[tuple[Look, Cell]]:
@@ -98,15 +98,17 @@ def outputs(metrics: Iterable[str]) -> list[str]:
     return sorted(named, key=lambda metric: (known.index(metric) if metric in known else len(known), metric))
 
 
-def _columns(metrics: Sequence[str]) -> list[tuple[str, str]]:
+def columns_of(metrics: Sequence[str]) -> list[tuple[str, str]]:
     return [Look.of(metric)[:2] for metric in metrics]
 
 
-def _interval(item: Item, digits: int) -> str:
-    return "" if item["ci_low"] is None else f"[{_number(item['ci_low'], digits)}, {_number(item['ci_high'], digits)}]"
+def interval(item: Item, digits: int) -> str:
+    if item["ci_low"] is None or not math.isfinite(item["ci_low"]):
+        return ""
+    return f"[{number(item['ci_low'], digits)}, {number(item['ci_high'], digits)}]"
 
 
-def _number(value: float | None, digits: int | None = None, sign: str = "") -> str:
+def number(value: float | None, digits: int | None = None, sign: str = "") -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return (f"{value:{sign}g}" if digits is None else f"{value:{sign}z.{digits}f}").replace("-", "−")

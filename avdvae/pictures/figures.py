@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from avdvae.pictures.style import GREY, LINES, STYLE, legend_above, panels
+from avdvae.pictures.style import GREY, LINES, STYLE, colours_of, legend_above, panels
 from avdvae.signals.metrics import ALL_NOISES, INPUT, Look
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def metric_curves(summary: Sequence[Mapping[str, Any]], metric: str) -> matplotl
     return figure
 
 
-def difference_curves(compared: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:
+def difference_curves(
+    compared: Sequence[Mapping[str, Any]], metric: str, colours: Mapping[str, str] | None = None
+) -> matplotlib.figure.Figure:
     """Differences of models to one model, on the same mixtures of all noises, against the SNR: a panel per state of the
     lips, a line with its interval per model. `compared`: items of a summary, all compared with that model."""
     from matplotlib import rc_context
@@ -59,17 +61,55 @@ def difference_curves(compared: Sequence[Mapping[str, Any]], metric: str) -> mat
         figure, axes = panels(len(states), sharey=True)
         for ax, lips in zip(axes, states, strict=True):
             ax.axhline(0, color=GREY, linestyle=(0, (4, 3)))
-            for colour, model in zip(cycle(LINES), models, strict=False):
-                own = [item for item in pooled if (item["lips"], item["model"]) == (lips, model)]
+            for model, colour in (colours or colours_of(models)).items():
+                if not (own := [item for item in pooled if (item["lips"], item["model"]) == (lips, model)]):
+                    continue
                 snrs, means, lows, highs = _curve(own)
                 ax.fill_between(snrs, lows, highs, color=colour, alpha=0.2, linewidth=0)
                 ax.plot(snrs, means, color=colour, marker="o", markersize=4, label=model)
             ax.set(title=f"lips {lips}" if lips else "", xticks=sorted({item["snr"] for item in pooled}))
-        legend_above(figure, axes[0])
+        legend_above(figure, *axes)
         look = Look.of(metric)
         figure.supxlabel("SNR of the input in dB", fontsize=10)
         base = Path(pooled[0]["compared_with"]).name
         figure.supylabel(f"{look.name} minus {base}{f', {look.unit}' if look.unit else ''}", fontsize=10)
+    return figure
+
+
+def forest(
+    rows: Sequence[tuple[str, str]],
+    items: Sequence[Mapping[str, Any]],
+    colours: Mapping[str, str],
+    metrics: Sequence[str],
+) -> matplotlib.figure.Figure:
+    """Means with intervals, a panel per metric: a line for each of `rows`, which are a model and a state of its lips,
+    the first on top. Filled dots: clean lips, or none. A model without a colour, such as the input, is grey."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    columns = min(len(metrics), 3)
+    lines = -(-len(metrics) // columns)
+    labels = [f"{model}, lips {lips}" if lips else model for model, lips in rows]
+    style: dict[Any, Any] = STYLE | {"axes.grid.axis": "x", "axes.spines.left": False, "ytick.left": False}
+    with rc_context(style):
+        left = 0.4 + 0.075 * max(map(len, labels))  # inches for the names
+        figure = Figure(figsize=(left + 2.2 * columns, lines * (0.75 + 0.26 * len(rows))))
+        figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)  # labels of neighbours stay apart
+        grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
+        for ax in grid.ravel()[len(metrics) :]:
+            ax.remove()
+        for metric, ax in zip(metrics, grid.ravel(), strict=False):
+            for place, (model, lips) in enumerate(rows):
+                own = [i for i in items if (i["model"], i["lips"], i["metric"]) == (model, lips, metric)]
+                colour = colours.get(model, GREY)
+                for item in own:
+                    ax.plot([item["ci_low"], item["ci_high"]], [place] * 2, color=colour, solid_capstyle="butt")
+                    face = colour if lips in ("", "clean") else "white"
+                    ax.plot(item["mean"], place, "o", color=colour, markerfacecolor=face, markersize=6)
+            look = Look.of(metric)
+            ax.set(title=f"{look.name}, {look.unit}" if look.unit else look.name, ylim=(len(rows) - 0.4, -0.6))
+            ax.set_yticks(range(len(rows)), labels)
+            ax.margins(x=0.08)
     return figure
 
 

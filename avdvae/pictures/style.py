@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import io
+from collections.abc import Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -43,6 +46,21 @@ def panels(count: int, sharey: bool = False) -> tuple[matplotlib.figure.Figure, 
     for ax in axes[count:]:
         ax.remove()
     return figure, axes[:count]
+
+
+def colours_of(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name; beyond seven, they repeat."""
+    return dict(zip(names, cycle(LINES), strict=False))
+
+
+def drawn(figure: matplotlib.figure.Figure, kind: Literal["svg", "pdf"]) -> bytes:
+    """The content of a file; equal figures give equal bytes. Letters in a pdf are type, not outlines."""
+    from matplotlib import rc_context
+
+    file = io.BytesIO()
+    with rc_context({"svg.hashsalt": "avdvae", "pdf.fonttype": 42}):
+        figure.savefig(file, format=kind, metadata={"svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind])
+    return file.getvalue()
 
 
 def legend_above(figure: matplotlib.figure.Figure, *axes: matplotlib.axes.Axes) -> None:

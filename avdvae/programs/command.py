@@ -14,6 +14,8 @@ COMMANDS = {  # and their modules
     "train": "train",
     "enhance": "enhance",
     "evaluate": "evaluate",
+    "compare": "compare",
+    "mixtures": "mixtures",
     "transfer": "transfer",
     "interpolate": "interpolate",
     "generate": "generate",

@@ -1,7 +1,8 @@
 """Enhancement: the split's utterances in each noise, at each SNR, with each state of the lips.
 
-Both the estimates and the noisy input are scored. For mixtures of models, `lips_weight` is the weight of the component
-that is conditioned on the lips, over frames with intact lips, and `lips_weight_hidden` over frames with corrupted lips.
+The estimates are those of a model, or `Estimates` that another system made of the same mixtures. Both they and the
+noisy input are scored. For mixtures of models, `lips_weight` is the weight of the component that is conditioned on the
+lips, over frames with intact lips, and `lips_weight_hidden` over frames with corrupted lips.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avdvae.data.conditions import Condition
 from avdvae.data.mixing import NOISES, NoiseFolder
@@ -31,11 +32,21 @@ SHOWN_SNR = 0.0  # the example has the SNR nearest to this
 Source = str | NoiseFolder | NoisyTwins  # of noise
 
 
+class Estimates(nn.Module):
+    """In place of a model: estimates that are there already."""
+
+    sees, observes = ("power",), "power"
+
+    def read(self, part: Part, item: str, mixture_N: np.ndarray) -> np.ndarray:
+        """The speech in the mixture of an utterance, as long as that."""
+        raise NotImplementedError
+
+
 class Enhancement:
     takes: Literal["sound", "poses"] = "sound"
 
     def check(self, subject: Subject) -> None:
-        if reason := why_not_enhancing(subject.model):
+        if not isinstance(subject.model, Estimates) and (reason := why_not_enhancing(subject.model)):
             raise UserError(reason)
         if not (subject.settings.noises and subject.settings.snrs and subject.settings.lips):
             raise UserError("evaluate.noises, evaluate.snrs and evaluate.lips must not be empty: give one of each")
@@ -44,27 +55,34 @@ class Enhancement:
         return [
             part
             for noise in subject.settings.noises
-            for snr in _snrs(_source(noise, subject), subject)
-            for part in subject.parts("enhancement", _label(noise), snr)
+            for snr in _snrs(source_of(noise, subject), subject)
+            for part in subject.parts("enhancement", label_of(noise), snr)
         ]
 
     def measure(self, subject: Subject, part: Part) -> Measured:
         measured, inputs = Measured(), {}
         items = subject.items(part)
-        labels = [_label(noise) for noise in subject.settings.noises]
+        labels = [label_of(noise) for noise in subject.settings.noises]
         number = labels.index(part.noise)
-        source = _source(subject.settings.noises[number], subject)
+        source = source_of(subject.settings.noises[number], subject)
         shown_snr = min(_snrs(source, subject), key=lambda snr: abs((snr or 0) - SHOWN_SNR))
         chosen = subject.chosen.utterances
         shown = chosen[number % len(chosen)].id if number < subject.settings.examples and part.snr == shown_snr else ""
         for lips in subject.states:
-            for batch, corrupted_BT in _mixtures(subject, part, items, source, lips):
-                start = time.perf_counter()
-                separated = separate(subject.model, batch, subject.stft, subject.vem)
-                speech = separated.speech.cpu().numpy()  # waits for the device
+            for batch, corrupted_BT in mixtures(subject, part, items, source, lips):
                 assert batch.waveform is not None and batch.mixture is not None and batch.lengths is not None
-                rtf = (time.perf_counter() - start) * RATE / int(batch.lengths.sum())
                 clean, mixture = batch.waveform.cpu().numpy(), batch.mixture.cpu().numpy()
+                separated, time_spent = None, dict[str, float]()
+                if isinstance(subject.model, Estimates):
+                    speech = np.zeros_like(mixture)
+                    for b, (item, n) in enumerate(zip(batch.ids, batch.lengths.tolist(), strict=True)):
+                        speech[b, :n] = subject.model.read(part, item, mixture[b, :n])
+                else:
+                    assert subject.vem
+                    start = time.perf_counter()
+                    separated = separate(subject.model, batch, subject.stft, subject.vem)
+                    speech = separated.speech.cpu().numpy()  # waits for the device
+                    time_spent["rtf"] = (time.perf_counter() - start) * RATE / int(batch.lengths.sum())
                 for b, (item, n) in enumerate(zip(batch.ids, batch.lengths.tolist(), strict=True)):
                     metrics = subject.settings.metrics
                     scores = score(clean[b, :n], speech[b, :n], RATE, metrics)
@@ -72,26 +90,28 @@ class Enhancement:
                     if item not in inputs:  # the same in all states of the lips
                         before = score(clean[b, :n], mixture[b, :n], RATE, metrics)
                         inputs[item] = {INPUT + metric: value for metric, value in before.items()}
-                    scores |= inputs[item] | {"rtf": rtf} | _weights(separated, corrupted_BT, batch.mask, b)
+                    scores |= inputs[item] | time_spent
+                    if separated:
+                        scores |= _weights(separated, corrupted_BT, batch.mask, b)
                     if "si_sdr" in scores:
                         scores["si_sdr_improvement"] = scores["si_sdr"] - scores[f"{INPUT}si_sdr"]
                     measured.rows += subject.rows(part, item, lips, scores)
                     if item == shown:
                         signals = {"clean": clean[b, :n], "noisy": mixture[b, :n], "enhanced": speech[b, :n]}
-                        panels = _panels(subject, batch, separated, corrupted_BT, b)
-                        example = subject.example(part, item, lips, signals, scores, panels)
-                        measured.examples.append(example | {"cost": separated.cost[:, b].tolist()})
+                        panels = _panels(subject, batch, separated, corrupted_BT, b) if separated else {}
+                        cost = {"cost": separated.cost[:, b].tolist()} if separated else {}
+                        measured.examples.append(subject.example(part, item, lips, signals, scores, panels) | cost)
         return measured
 
 
-def _source(noise: str, subject: Subject) -> Source:
+def source_of(noise: str, subject: Subject) -> Source:
     """A noise by name, or the noises or noisy recordings of a folder."""
     if noise in NOISES:
         return noise
     return NoisyTwins.of(Path(noise), subject.chosen.utterances[0]) or NoiseFolder(Path(noise))
 
 
-def _label(noise: str) -> str:
+def label_of(noise: str) -> str:
     return noise if noise in NOISES else Path(noise).name
 
 
@@ -99,7 +119,7 @@ def _snrs(source: Source, subject: Subject) -> Sequence[float | None]:
     return [None] if isinstance(source, NoisyTwins) and not source.levels else subject.settings.snrs
 
 
-def _mixtures(
+def mixtures(
     subject: Subject, part: Part, items: PreparedCorpus, source: Source, lips: str
 ) -> Iterator[tuple[Batch, Tensor | None]]:
     """Batches, and the frames B T with corrupted lips."""

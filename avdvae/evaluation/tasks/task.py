@@ -98,6 +98,7 @@ class Subject:
 
     corpus      the split of the corpus
     chosen      its utterances that are measured
+    vem         None where the estimates are there already
     out         folder of audio/, figures/ and videos/
     name        of the model in results.csv
     part_size   utterances of a part
@@ -106,7 +107,7 @@ class Subject:
     model: Any
     corpus: PreparedCorpus
     stft: Stft
-    vem: Vem
+    vem: Vem | None
     settings: Evaluation
     out: Path
     name: str

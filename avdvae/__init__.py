@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avdvae.errors import UserError
+from avdvae.errors import UserError, naming_extras
 
 if TYPE_CHECKING:
     from avdvae.runs import Run
@@ -19,6 +19,7 @@ __all__ = ["UserError", "__version__", "load", "train"]
 __version__ = "0.1.0"
 
 
+@naming_extras()
 def load(run: str | Path | Run, device: str | None = None) -> TrainedModel:
     """The model of a run, or of the folder of one.
 
@@ -34,6 +35,7 @@ def load(run: str | Path | Run, device: str | None = None) -> TrainedModel:
     return TrainedModel(open_run(Path(run)) if isinstance(run, str | Path) else run, device)
 
 
+@naming_extras()
 def train(
     exp: str = "vae",
     corpus: str | Path | None = None,

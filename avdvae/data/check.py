@@ -8,9 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import soundfile
-from av.error import FFmpegError
 
 from avdvae.data.clips import SPLITS, Clip, Corpus, Extent, Unreadable
 from avdvae.data.poses import FPS, read_poses
@@ -77,7 +75,7 @@ def _length(path: Path) -> float | str:
     try:
         return soundfile.info(path).duration
     except soundfile.SoundFileError:
-        pass
+        import av
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             streams = container.streams.audio or container.streams.video
@@ -86,4 +84,4 @@ def _length(path: Path) -> float | str:
                 return "cannot be read (not one sample or picture)"
             return (container.duration or 0) / av.time_base
     except Exception as error:  # PyAV raises errors of any kind on damaged files
-        return f"cannot be read ({error.strerror if isinstance(error, FFmpegError) else one_line(error)})"
+        return f"cannot be read ({error.strerror if isinstance(error, av.FFmpegError) else one_line(error)})"

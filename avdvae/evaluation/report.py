@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jinja2
 import yaml
 
 from avdvae.errors import UserError, reading
@@ -67,6 +66,8 @@ def write_report(run: Path) -> Path:
     """Write report.html into a run's directory from the files there; what has no file has no section."""
     if not run.is_dir():
         raise UserError(f"there is no run in {run}: name the directory that a run has written")
+    import jinja2
+
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("avdvae.evaluation"),
         autoescape=True,
@@ -129,7 +130,7 @@ def _head(run: Path) -> dict[str, Any]:
 def _results(own: Sequence[Item]) -> dict[str, Any]:
     parts, tasks = [], _grouped(own, "task")
     for (task,), items in tasks.items():
-        title = TITLES[task] if len(tasks) > 1 else ""
+        title = TITLES.get(task, task) if len(tasks) > 1 else ""
         parts.append(_in_noise(items, title) if any(i["noise"] for i in items) else _in_quiet(items, task, title))
     return {"note": "", "parts": parts} if parts else {}
 
@@ -189,7 +190,7 @@ def _comparisons(compared: Sequence[Item]) -> dict[str, Any]:
         differs = items[0].get("differs")
         parts.append(
             _Part(
-                f"This run minus {other}{f', {TITLES[task]}' if several else ''}",
+                f"This run minus {other}{f', {TITLES.get(task, task)}' if several else ''}",
                 f"The other run was measured with {differs}." if differs else "",
                 by_snr(pooled or items, difference_cell),
                 by_snr(_of_one_noise(items), difference_cell) if pooled else None,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from avdvae.data.talker.vowels import FACTORS
+from avdvae.entry_points import find_class
 from avdvae.evaluation.tasks.control import Control
 from avdvae.evaluation.tasks.denoising import Denoising
 from avdvae.evaluation.tasks.emotion import EmotionOfFew
@@ -29,3 +32,9 @@ TASKS: dict[str, Task] = {
     **{f"control_{factor}": Control(factor) for factor in FACTORS},
     "f0": F0(),
 }
+
+
+@cache
+def find_task(name: str) -> Task:
+    """One of TASKS, or an instance of a class of the user or of another package."""
+    return TASKS[name] if name in TASKS else find_class("tasks", name, TASKS)()

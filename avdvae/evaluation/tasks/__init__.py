@@ -6,6 +6,7 @@ from functools import cache
 
 from avdvae.data.talker.vowels import FACTORS
 from avdvae.entry_points import find_class
+from avdvae.errors import UserError
 from avdvae.evaluation.tasks.control import Control
 from avdvae.evaluation.tasks.denoising import Denoising
 from avdvae.evaluation.tasks.emotion import EmotionOfFew
@@ -37,4 +38,9 @@ TASKS: dict[str, Task] = {
 @cache
 def find_task(name: str) -> Task:
     """One of TASKS, or an instance of a class of the user or of another package."""
-    return TASKS[name] if name in TASKS else find_class("tasks", name, TASKS)()
+    if name in TASKS:
+        return TASKS[name]
+    task = find_class("tasks", name, TASKS)()
+    if not isinstance(task, Task):
+        raise UserError(f"evaluate.tasks={name} is no task: it needs `takes`, `check`, `parts` and `measure`")
+    return task

@@ -12,14 +12,14 @@ test: .venv/.test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.venv/.demo: EXTRAS = metrics
-.venv/.test: EXTRAS = control,demo,metrics,test
+.venv/.demo: EXTRAS = corpora,metrics,train,video
+.venv/.test: EXTRAS = control,corpora,demo,metrics,test,train,video
 
-.venv/.demo .venv/.test: pyproject.toml
+.venv/.demo .venv/.test: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "$(PYTHON) is older than Python 3.11: name a newer one, as in  make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 clean:

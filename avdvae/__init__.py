@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avdvae.errors import UserError
+from avdvae.errors import UserError, naming_extras
 
 if TYPE_CHECKING:
     from avdvae.evaluation.again import Rows
@@ -21,6 +21,7 @@ __all__ = ["UserError", "__version__", "evaluate", "load", "train"]
 __version__ = "0.1.0"
 
 
+@naming_extras()
 def load(run: str | Path | Run, device: str | None = None) -> TrainedModel:
     """The model of a run, or of the folder of one.
 
@@ -36,6 +37,7 @@ def load(run: str | Path | Run, device: str | None = None) -> TrainedModel:
     return TrainedModel(open_run(Path(run)) if isinstance(run, str | Path) else run, device)
 
 
+@naming_extras()
 def train(
     exp: str = "vae",
     corpus: str | Path | None = None,

@@ -1,5 +1,6 @@
 """The error for the user, checks of settings, and how programs report errors."""
 
+import importlib.util
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ def check_settings(kind: Any, section: str, **given: Any) -> None:
     """Refuse unknown keys and wrong types."""
     known = [field.name for field in fields(kind)]
     if unknown := sorted(set(given) - set(known)):
-        raise UserError(f"{section} has no {', '.join(unknown)}: choose from {', '.join(known)}")
+        raise UserError(f"{section} has no {', '.join(unknown)}: {nearest(unknown[0], known)}")
     hints = get_type_hints(kind)
     for name, value in given.items():
         if not _fits(value, hints[name]):
@@ -98,6 +99,48 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__
 
 
+# Packages that an extra of pyproject.toml installs, by the names that they are imported by: what for, and the extra.
+EXTRAS: dict[str, tuple[str, str]] = {
+    "av": ("reading and writing films, and sounds that soundfile cannot read, needs PyAV", "video"),
+    "cv2": ("pictures need OpenCV", "video"),
+    "mediapipe": ("finding lips and faces needs MediaPipe", "video"),
+    "lightning_fabric": ("training needs Lightning Fabric", "train"),
+    "tensorboard": ("the curves of a training need TensorBoard", "train"),
+    "torchvision": ("augmentation of lips needs torchvision", "train"),
+    "matplotlib": ("figures need Matplotlib", "report"),
+    "jinja2": ("reports need Jinja2", "report"),
+    "fast_bss_eval": ("SDR needs fast-bss-eval", "metrics"),
+    "pesq": ("PESQ needs pesq", "metrics"),
+    "pystoi": ("STOI needs pystoi", "metrics"),
+    "torchaudio": ("mel spectra, and noises and voices of another rate, need torchaudio", "metrics"),
+    "cdflib": ("files of Human3.6M need cdflib", "corpora"),
+    "h5py": ("MATLAB files of NTCD-TIMIT need h5py", "corpora"),
+    "parselmouth": ("pitch and formants need praat-parselmouth", "control"),
+    "pyworld": ("pitch needs pyworld", "control"),
+    "pkg_resources": ("pyworld needs setuptools", "control"),
+    "gradio": ("the demo needs gradio", "demo"),
+}
+
+
+@contextmanager
+def naming_extras() -> Iterator[None]:
+    """Turn the error over a package that is not installed into a UserError with the extra that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (package := (error.name or "").partition(".")[0]) not in EXTRAS:
+            raise
+        needed, extra = EXTRAS[package]
+        raise UserError(f"{needed}, which is not installed: pip install 'avdvae[{extra}]'") from error
+
+
+def require(*packages: str) -> None:
+    """Fail now, not after the work, if one of these is not installed."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
 def prepare_process() -> None:
     """At the start of a program: faster numbers, and models of the user, in the current folder, can be imported."""
     import torch
@@ -109,9 +152,11 @@ def prepare_process() -> None:
 
 @contextmanager
 def in_sentences(name: str, interrupted: str = "interrupted") -> Iterator[None]:
-    """Exit with one sentence, after the `name` of the program, instead of a traceback on a UserError or Ctrl-C."""
+    """Exit with one sentence, after the `name` of the program, instead of a traceback on a UserError, a missing
+    package of an extra, or Ctrl-C."""
     try:
-        yield
+        with naming_extras():
+            yield
     except UserError as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:

@@ -10,7 +10,6 @@ run.json              sizes, times, and the commands that started and resumed it
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from torch import nn
 
 from avdvae.enhancement.esteps import build_estep
 from avdvae.enhancement.vem import Vem
+from avdvae.entry_points import find_class
 from avdvae.errors import UserError, check_settings, in_file, known_settings, reading, whole_numbers
 from avdvae.files import replacing
 from avdvae.nn.former_names import name_now
@@ -227,14 +227,11 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     arguments: dict[str, Any] = {
         k: build_model(v) if isinstance(v, Mapping) and "target" in v else v for k, v in config.items()
     }
-    module, _, name = arguments.pop("target").rpartition(".")
-    try:
-        model = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"model.target={config['target']} cannot be found ({error}): give module.Class") from error
+    model = find_class("models", arguments.pop("target"))
+    name = model.__name__
     given = ", ".join(f"{k}={v}" for k, v in arguments.items() if not isinstance(v, nn.Module)) or "nothing"
     # errors in models of other packages keep their traceback
-    sizes = (ValueError, IndexError, RuntimeError) if module.startswith("avdvae.") else ()
+    sizes = (ValueError, IndexError, RuntimeError) if model.__module__.startswith("avdvae.") else ()
     try:
         made = model(**arguments)
     except UserError:

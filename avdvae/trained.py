@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 
 from avdvae.data.readers.folder import VIDEOS
-from avdvae.enhancement.recordings import Recording, in_16_bits, write_sound
-from avdvae.errors import UserError, in_file
+from avdvae.enhancement.recordings import Recording, write_sound
+from avdvae.errors import UserError, in_file, naming_extras
 from avdvae.latents.stage import Scene, Stage, build_enhancer
 from avdvae.protocols import Batch
 from avdvae.randomness import seeded
 from avdvae.runs import Run
-from avdvae.signals.video import FASTEST, SLOWEST, write_mp4
+from avdvae.signals.audio import in_16_bits
+from avdvae.signals.clock import FASTEST, SLOWEST
 
 
 class Sound(NamedTuple):
@@ -90,6 +91,7 @@ class TrainedModel:
         **settings: Any,
     ) -> list[Any]: ...
 
+    @naming_extras()
     def enhance(
         self,
         sound: Any,
@@ -134,6 +136,7 @@ class TrainedModel:
             enhancer.enhance(recording, enhancer.pictures(film) if film else None, advance)
             return _like(recording.samples, sound)
 
+    @naming_extras()
     def latents(
         self,
         sound: Given,
@@ -154,6 +157,7 @@ class TrainedModel:
             z = self.stage.model.infer(batch, 1, "mean").z
         return {name: values_KBTL[0, 0].cpu().numpy() for name, values_KBTL in z.items()}
 
+    @naming_extras()
     def resynthesise(
         self,
         sound: Given,
@@ -173,6 +177,7 @@ class TrainedModel:
         """
         return self.stage.resynthesise(self._clip("sound", sound, rate, video, fps), seed)
 
+    @naming_extras()
     def transfer(
         self,
         source: Given,
@@ -200,6 +205,7 @@ class TrainedModel:
         )
         return stage.transfer(begin, end, names, share, phase)
 
+    @naming_extras()
     def generate(
         self,
         seconds: float | None = None,
@@ -322,6 +328,8 @@ def _film(video: Any, fps: float | Fraction | None) -> Iterator[Path | None]:
         raise UserError("fps= is missing, for an array has no rate of its own: give pictures a second, as fps=25")
     if not SLOWEST <= fps <= FASTEST:
         raise UserError(f"fps={fps}: give {SLOWEST} to {FASTEST} pictures a second")
+    from avdvae.signals.video import write_mp4
+
     coloured = pictures if pictures.ndim == 4 else np.broadcast_to(pictures[..., None], (*pictures.shape, 3))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"

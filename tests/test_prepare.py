@@ -512,19 +512,19 @@ def test_a_clip_that_kills_its_process_is_named_and_the_rest_goes_on(eight: Path
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug of a decoder"), UnicodeDecodeError("utf-8", b"x", 0, 1, "no")])
 def test_whatever_a_decoder_raises_concerns_one_clip(error, eight: Path, tmp_path: Path, monkeypatch) -> None:
-    reads = prepare_clip.read_mono
+    reads = prepare_clip._samples
 
     def read(path: Path):
         if path.stem == "3":
             raise error
         return reads(path)
 
-    monkeypatch.setattr(prepare_clip, "read_mono", read)
+    monkeypatch.setattr(prepare_clip, "_samples", read)
     summary = prepare(Sounds(eight, Clip), tmp_path / "out", workers=1)
     left = {row.id: row.why_not for row in summary.quality if row.kept == "no"}
     assert left.keys() == {"3"} and f"damaged: it cannot be prepared ({type(error).__name__}: " in left["3"]
 
-    monkeypatch.setattr(prepare_clip, "read_mono", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(prepare_clip, "_samples", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(UserError, match=r"cannot write to out=.*No space left"):  # that is no clip's fault
         prepare(Sounds(eight, Clip), tmp_path / "full", workers=1)
 

@@ -719,7 +719,7 @@ def test_mistakes_are_explained():
             action()
 
     refused(lambda: build_estep("gibbs"), "no E-step is called gibbs: choose from metropolis_hastings, langevin")
-    refused(lambda: build_estep("langevin", chians=3), "enhance.estep has no chians: choose from chains, step_size")
+    refused(lambda: build_estep("langevin", chians=3), "enhance.estep has no chians: did you mean chains")
     refused(lambda: build_estep("langevin", step_size="fast"), "enhance.estep.step_size=fast: give a number")
     refused(
         lambda: build_estep("metropolis_hastings", draws=30), "enhance.estep.draws=30: draw more than the burn_in=30"

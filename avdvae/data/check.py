@@ -8,9 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import soundfile
-from av.error import FFmpegError
 
 from avdvae.data.clips import SPLITS, Clip, Corpus, Extent, Unreadable
 from avdvae.data.poses import FPS, read_poses
@@ -77,7 +75,8 @@ def _length(path: Path) -> float | str:
     try:
         return soundfile.info(path).duration
     except soundfile.SoundFileError:
-        pass
+        import av
+        from av.error import FFmpegError
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             streams = container.streams.audio or container.streams.video

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from avdvae.data.readers.tree import Tree
 from avdvae.data.readers.voicebank_demand import VoicebankDemand
 from avdvae.data.readers.wsj0 import Wsj0
 from avdvae.data.talker.corpus import Talker
+from avdvae.entry_points import find_class
 from avdvae.errors import UserError, known_settings
 from avdvae.files import locked
 
@@ -50,12 +52,16 @@ READERS: dict[str, Callable[..., Any]] = {
 def open_corpus(config: Mapping[str, Any]) -> Corpus:
     """The reader that `config` names, with the rest of it as the reader's parameters."""
     name = config["reader"]
-    if name not in READERS:
-        raise UserError(f"no corpus reader is called {name}: choose from {', '.join(READERS)}")
+    kind = find_class("readers", name, READERS)
+    if not is_dataclass(kind):
+        raise UserError(f"data.reader={name} is no dataclass: its fields are the settings of data, root among them")
     if not config["root"]:
         raise UserError(f"data.root is not given: give the folder of the corpus, as in data={name} data.root=DIR")
     parameters = {key: value for key, value in config.items() if key != "reader"}
-    return known_settings(READERS[name], "data", **parameters | {"root": Path(str(config["root"]))})
+    corpus = known_settings(kind, "data", **parameters | {"root": Path(str(config["root"]))})
+    if not isinstance(corpus, Corpus):
+        raise UserError(f"data.reader={name} is no reader: it needs `key` and `clips`, as avdvae.data.clips.Corpus has")
+    return corpus
 
 
 def prepared_folder(corpus: Corpus, root: Path | None = None, face: int | None = None) -> Path:

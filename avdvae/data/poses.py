@@ -63,12 +63,12 @@ def read_poses(path: Path) -> Float32[np.ndarray, "T J 3"]:
     """From a CDF file of Human3.6M, world coordinates in millimetres at 50 Hz, or a NumPy file of what is returned."""
     if not path.stat().st_size:
         raise UserError("is empty")
+    if path.suffix != ".npy":
+        import cdflib
     try:
         if path.suffix == ".npy":
             poses_TJ3 = np.load(path, allow_pickle=False)
         else:
-            import cdflib
-
             with cdflib.CDF(path) as file:
                 world_TJ3 = np.asarray(file.varget("Pose")).reshape(-1, len(SKELETONS["h36m"].joints), 3)
             poses_TJ3 = in_frame_of_hips(world_TJ3[::2].astype(np.float64) / 1000)

@@ -6,7 +6,6 @@ import math
 from fractions import Fraction
 from pathlib import Path
 
-import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 from scipy.fft import idctn
@@ -32,6 +31,8 @@ def read_lips(path: Path, size: int) -> UInt8[np.ndarray, "T H W"]:
     grey_THW = np.rint(255 * lips_THW.clip(0, 1)).astype(np.uint8)
     if side == size:
         return np.ascontiguousarray(grey_THW)
+    import cv2
+
     return np.stack([cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA) for picture in grey_THW])
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from avdvae.data.clips import Clip, Corpus, Unreadable
-from avdvae.data.contact_sheet import contact_sheet, overlay
 from avdvae.data.prepare_clip import Quality, prepare_clip
 from avdvae.data.shard_files import read_header, read_shard, write_manifest, write_shard
 from avdvae.data.shards import PreparedCorpus
@@ -151,8 +150,8 @@ def _stage_clip(job: _Job) -> float:
         kept.append(clip)
     except UserError as reason:
         quality = _left_out(job, str(reason))
-    except Exception as error:  # whatever a decoder raises concerns its clip alone, but for a machine that is full
-        if isinstance(error, OSError) and error.errno in _FULL:
+    except Exception as error:  # whatever a decoder raises concerns its clip alone; missing packages, all
+        if isinstance(error, ModuleNotFoundError) or (isinstance(error, OSError) and error.errno in _FULL):
             raise
         quality = _left_out(job, f"damaged: it cannot be prepared ({one_line(error)}): copy it again")
     write_shard(job.staged, kept, {"quality": asdict(quality)})
@@ -243,6 +242,8 @@ def _finish(groups: dict[str, list[_Job]], unreadable: list[Unreadable], out: Pa
         table.writerows(asdict(row) for row in quality)
     write_manifest(out / "manifest.csv", [row for rows, _ in headers for row in rows])
     if summary.kept and (corpus := PreparedCorpus(out, verify=False)).has_lips:
+        from avdvae.data.contact_sheet import contact_sheet, overlay
+
         write_png(out / "contact_sheet.png", contact_sheet(corpus))
         job = next(job for jobs in groups.values() for job in jobs if job.clip.id == summary.kept[0].id)
         if job.clip.video:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,9 +15,11 @@ from avdvae.data.poses import read_poses
 from avdvae.data.precropped import FPS, read_lips
 from avdvae.data.shard_files import PreparedClip
 from avdvae.errors import UserError
+from avdvae.signals.audio import read_16_bits
 from avdvae.signals.clock import RATE
-from avdvae.signals.lips import MIN_PICTURES, extract_lips
-from avdvae.signals.video import ClipSound, clip_sound, probe, read_mono
+
+if TYPE_CHECKING:
+    from avdvae.signals.video import ClipSound
 
 MIN_SECONDS = 0.25  # of a clip that has only sound
 MIN_PEAK = 33  # of it, -60 dB of full scale: a loader would amplify less than that to noise of full scale
@@ -56,6 +59,9 @@ def prepare_clip(clip: Clip, model: Path | None, size: int, face: int | None) ->
 
 
 def _film(clip: Clip, model: Path, size: int, face: int | None) -> tuple[PreparedClip, Quality]:
+    from avdvae.signals.lips import extract_lips
+    from avdvae.signals.video import clip_sound, probe
+
     film = probe(clip.source, sound=not clip.audio)
     sound = clip_sound(film, clip.audio)
     track = extract_lips(film, model, size, face)
@@ -67,9 +73,11 @@ def _film(clip: Clip, model: Path, size: int, face: int | None) -> tuple[Prepare
 
 
 def _cropped(clip: Clip, path: Path, size: int) -> tuple[PreparedClip, Quality]:
+    from avdvae.signals.video import ClipSound
+
     assert clip.audio
     lips = read_lips(path, size)
-    samples, _ = read_mono(clip.audio)
+    samples = _samples(clip.audio)
     drift = len(samples) / RATE - float(len(lips) / FPS)
     confidence = np.full(len(lips), 255, np.uint8)
     return _audio_visual(clip, ClipSound(samples, 0.0, 1000 * drift), lips, confidence, confidence > 0, FPS)
@@ -84,7 +92,7 @@ def _figure(clip: Clip, path: Path) -> tuple[PreparedClip, Quality]:
 
 
 def _recording(clip: Clip) -> tuple[PreparedClip, Quality]:
-    samples, _ = read_mono(clip.source)
+    samples = _samples(clip.source)
     if len(samples) < MIN_SECONDS * RATE:
         raise UserError(f"{len(samples) / RATE:.2f} s of sound: at least {MIN_SECONDS} s are needed")
     if (peak := np.abs(samples.astype(np.int32)).max()) < MIN_PEAK:
@@ -92,10 +100,25 @@ def _recording(clip: Clip) -> tuple[PreparedClip, Quality]:
     return _sound_alone(clip, samples)
 
 
+def _samples(path: Path) -> np.ndarray:
+    """The sound of a file as int16, mono, at RATE. Without PyAV, soundfile reads it: sounds of 16 bits at RATE are the
+    same, others differ by the filter that resamples them."""
+    try:
+        from avdvae.signals.video import read_mono
+    except ModuleNotFoundError as missing:
+        samples = read_16_bits(path)
+        if samples is None:
+            raise missing
+        return samples
+    return read_mono(path)[0]
+
+
 def _audio_visual(
     clip: Clip, sound: ClipSound, lips: np.ndarray, confidence: np.ndarray, found: np.ndarray, fps: Fraction
 ) -> tuple[PreparedClip, Quality]:
     """The part of the clip in which there are both sound and pictures."""
+    from avdvae.signals.lips import MIN_PICTURES
+
     seconds = min(len(sound.samples) / RATE, len(lips) / fps)
     frames, samples = round(seconds * fps), round(seconds * RATE)
     if frames < MIN_PICTURES:

@@ -7,7 +7,7 @@ from typing import Any
 from avdvae.enhancement.contract import EStep
 from avdvae.enhancement.markov_chains import Langevin, MetropolisHastings, MetropolisLangevin
 from avdvae.enhancement.variational import FineTunedEncoder, FreeGaussian, PointEstimate
-from avdvae.errors import UserError, known_settings
+from avdvae.errors import UserError, known_settings, nearest
 
 ESTEPS: dict[str, type] = {
     "metropolis_hastings": MetropolisHastings,
@@ -21,5 +21,5 @@ ESTEPS: dict[str, type] = {
 
 def build_estep(name: str, **settings: Any) -> EStep:
     if name not in ESTEPS:
-        raise UserError(f"no E-step is called {name}: choose from {', '.join(ESTEPS)}")
+        raise UserError(f"no E-step is called {name}: {nearest(name, ESTEPS)}")
     return known_settings(ESTEPS[name], "enhance.estep", **settings)

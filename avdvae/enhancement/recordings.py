@@ -10,24 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import soundfile
 import torch
-from av.error import FFmpegError
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 
 from avdvae.data.readers.folder import VIDEOS
 from avdvae.enhancement.separation import Pictures, separate_long
 from avdvae.enhancement.vem import Vem
-from avdvae.errors import UserError, one_line
+from avdvae.errors import UserError, naming_extras, one_line
 from avdvae.files import replacing
 from avdvae.protocols import PICTURES, SpeechPrior, indispensable
-from avdvae.signals.audio import Stft
-from avdvae.signals.clock import RATE
-from avdvae.signals.lips import extract_lips
-from avdvae.signals.video import FASTEST_SOUND, SLOWEST_SOUND, probe
+from avdvae.signals.audio import Stft, in_16_bits
+from avdvae.signals.clock import FASTEST_SOUND, RATE, SLOWEST_SOUND
 
 MORE_THAN_16_BITS = ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 
@@ -75,6 +71,7 @@ class Enhancer:
         write_sound(job.output, recording)
         return len(recording.samples) / recording.rate
 
+    @naming_extras()
     def enhance_file(self, path: Path, video: Path | None, progress: Callable[[float], None]) -> Recording:
         """The speech in a file of sound or video, by the pictures of `video`, which may be the same file."""
         recording = read_sound(path)
@@ -107,11 +104,14 @@ class Enhancer:
         on the clock of the film."""
         if not PICTURES & {*self.model.sees}:
             return None
+        from avdvae.signals.lips import extract_lips
+        from avdvae.signals.video import probe
+
         assert self.face_model
         try:
             film = probe(video)
             track = extract_lips(film, self.face_model, self.crop_size, self.face_size)
-        except UserError:
+        except (UserError, ModuleNotFoundError):
             raise
         except Exception as error:  # a decoder raises many kinds, and they concern this clip alone
             raise UserError(f"{video} is damaged: its lips cannot be found ({one_line(error)})") from error
@@ -138,6 +138,9 @@ def read_sound(path: Path) -> Recording:
 
 def decode_sound(path: Path) -> Recording:
     """The sound of a video, or of a file in a format that soundfile does not read."""
+    import av
+    from av.error import FFmpegError
+
     pieces, start, rate = [], 0.0, 0
     try:
         with av.open(str(path), metadata_errors="replace") as container:
@@ -154,13 +157,6 @@ def decode_sound(path: Path) -> Recording:
         reason = error.strerror if isinstance(error, FFmpegError) else one_line(error)
         raise UserError(f"it cannot be read as sound ({reason}): give an undamaged sound or video file") from error
     return Recording(np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32), rate, start)
-
-
-def in_16_bits(samples: np.ndarray) -> np.ndarray:
-    """Samples of -1 to 1 as int16."""
-    scaled = samples * np.float32(2**15)
-    np.rint(scaled, out=scaled)
-    return scaled.clip(-(2**15), 2**15 - 1, out=scaled).astype(np.int16)
 
 
 def write_sound(path: Path, sound: Recording) -> None:

@@ -19,7 +19,7 @@ import yaml
 from torch import nn
 
 from avdvae.data.shards import PreparedCorpus
-from avdvae.errors import UserError, known_settings, reading
+from avdvae.errors import UserError, known_settings, reading, require
 from avdvae.evaluation.report import write_report
 from avdvae.evaluation.results import (
     Result,
@@ -31,13 +31,14 @@ from avdvae.evaluation.results import (
     write_summary,
 )
 from avdvae.evaluation.results import compare as compare_rows
-from avdvae.evaluation.tasks import TASKS
+from avdvae.evaluation.tasks import TASKS, find_task
 from avdvae.evaluation.tasks.task import Evaluation, Measured, Part, Subject
 from avdvae.files import replacing
 from avdvae.parallel import in_parallel, one_thread_each
 from avdvae.pictures.figures import cost_curves
 from avdvae.protocols import LatentModel
 from avdvae.runs import Run, build_vem, open_run
+from avdvae.signals.metrics import PACKAGES
 
 ENHANCED = "enhanced"  # the key of an evaluation of wavs that another system made: the folder of them
 _LESS = "give fewer evaluate.workers= or a smaller enhance.batch_size="
@@ -53,7 +54,7 @@ def measure(subject: Subject) -> list[Result]:
     """Measure what results.csv lacks, and return all its rows. If some parts cannot be measured, Unmeasured is raised
     after the others are done."""
     tasks, results = check_tasks(subject), subject.out / "results.csv"
-    parts = [part for task in tasks for part in TASKS[task].parts(subject)]
+    parts = [part for task in tasks for part in find_task(task).parts(subject)]
     rows = _measured_before(subject, parts, results)
     kept = subject.out / "examples.json"
     examples = read_examples(kept) if kept.exists() else []
@@ -120,16 +121,18 @@ def _reasons(subject: Subject, lost: Mapping[Part, str]) -> str:
 
 
 def check_tasks(subject: Subject) -> Sequence[str]:
-    """The tasks, if they suit the corpus and the model and some utterance is left to measure."""
+    """The tasks, if they suit the corpus and the model, some utterance is left and what measures it is installed."""
     tasks, holds = subject.settings.tasks, "poses" if subject.chosen.has_poses else "sound"
-    if wrong := [task for task in tasks if TASKS[task].takes != holds]:
+    if wrong := [task for task in tasks if find_task(task).takes != holds]:
         fit = ", ".join(task for task in TASKS if TASKS[task].takes == holds)
         raise UserError(
             f"evaluate.tasks={','.join(wrong)}: {subject.corpus.root} holds {holds}, so choose from {fit}, or give a "
-            f"corpus of {TASKS[wrong[0]].takes}"
+            f"corpus of {find_task(wrong[0]).takes}"
         )
     for task in tasks:
-        TASKS[task].check(subject)
+        find_task(task).check(subject)
+    scored = subject.settings.metrics if holds == "sound" else ()
+    require("jinja2", "matplotlib", *(PACKAGES[metric] for metric in scored if metric in PACKAGES))
     model = subject.model
     if isinstance(model, LatentModel) and "lips" in model.sees and not subject.corpus.has_lips:
         name = type(model).__name__
@@ -141,7 +144,7 @@ def _measure(subject: Subject, part: Part) -> Measured | str:
     """The measurements, or the reason why there are none."""
     subject.model.to(subject.device)
     try:
-        return TASKS[part.task].measure(subject, part)
+        return find_task(part.task).measure(subject, part)
     except UserError as error:
         return str(error)
     except (MemoryError, torch.OutOfMemoryError):
@@ -161,8 +164,8 @@ def _named(part: Part, subject: Subject) -> str:
 def settings_of(config: Mapping[str, Any]) -> Evaluation:
     """The section `evaluate` of a configuration, checked."""
     settings = known_settings(Evaluation, "evaluate", **config)
-    if unknown := set(settings.tasks) - set(TASKS):
-        raise UserError(f"no task is called {', '.join(sorted(unknown))}: choose from {', '.join(TASKS)}")
+    for task in settings.tasks:
+        find_task(task)
     return settings
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jinja2
 import yaml
 
 from avdvae.errors import UserError, reading
@@ -76,6 +75,8 @@ def write_report(run: Path) -> Path:
 
 def page(head: Mapping[str, Any], sections: Sequence[Section]) -> str:
     """A page of HTML. `head`: title, lead, facts, command, and whether the corpus is `generated`."""
+    import jinja2
+
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("avdvae.evaluation"),
         autoescape=True,
@@ -137,7 +138,7 @@ def _head(run: Path) -> dict[str, Any]:
 def _results(own: Sequence[Item]) -> dict[str, Any]:
     parts, tasks = [], _grouped(own, "task")
     for (task,), items in tasks.items():
-        title = TITLES[task] if len(tasks) > 1 else ""
+        title = TITLES.get(task, task) if len(tasks) > 1 else ""
         parts.append(_in_noise(items, title) if any(i["noise"] for i in items) else _in_quiet(items, task, title))
     return {"note": "", "parts": parts} if parts else {}
 
@@ -197,7 +198,7 @@ def _comparisons(compared: Sequence[Item]) -> dict[str, Any]:
         differs = items[0].get("differs")
         parts.append(
             Passage(
-                f"This run minus {other}{f', {TITLES[task]}' if several else ''}",
+                f"This run minus {other}{f', {TITLES.get(task, task)}' if several else ''}",
                 f"The other run was measured with {differs}." if differs else "",
                 by_snr(pooled or items, difference_cell),
                 (_EACH_NOISE, by_snr(_of_one_noise(items), difference_cell)) if pooled else None,

@@ -33,7 +33,6 @@ from avdvae.enhancement.recordings import Enhancer
 from avdvae.errors import UserError, in_file
 from avdvae.latents.resynthesis import reconstruct_poses, resynthesise
 from avdvae.latents.transfer import Decoded, find_latents, generate, require_latents, transfer
-from avdvae.pictures.films import film_of_clips, stick_figures
 from avdvae.pictures.stills import pose_strip, triptych, write_png
 from avdvae.protocols import PICTURES, Batch, Model, indispensable, is_speech_prior, why_not_enhancing
 from avdvae.randomness import seeded
@@ -41,7 +40,6 @@ from avdvae.runs import Run, build_vem, changed
 from avdvae.signals.audio import write_wav
 from avdvae.signals.clock import RATE
 from avdvae.signals.faces import find_face_model
-from avdvae.signals.video import write_mp4
 
 PHASES = ("griffin_lim", "source")
 FILM_FPS = 30  # about: a film has every picture of its clips, or every n-th
@@ -237,6 +235,9 @@ class Stage:
             return [file.replace(out / file.name) for file in sorted(Path(folder).iterdir())]
 
     def _write_figures(self, folder: Path, takes: Sequence[Scenes], begun: float | None) -> None:
+        from avdvae.pictures.films import stick_figures
+        from avdvae.signals.video import write_mp4
+
         films = []
         for take in takes:
             poses = {name: scene.poses for name, scene in take.items() if scene.poses is not None}
@@ -248,6 +249,9 @@ class Stage:
         write_png(folder / "strip.png", np.concatenate([pose_strip(film) for film in films]))
 
     def _write_sounds(self, folder: Path, takes: Sequence[Scenes], begun: float | None) -> None:
+        from avdvae.pictures.films import film_of_clips
+        from avdvae.signals.video import write_mp4
+
         scenes = {name: scene for take in takes for name, scene in take.items()}
         sounds = {name: scene.sound for name, scene in scenes.items() if scene.sound is not None}
         scale = 0.9 / max(float(np.abs(sound).max()) for sound in sounds.values())

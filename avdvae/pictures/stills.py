@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
 
 def write_png(path: Path, picture: UInt8[np.ndarray, "height width 3"]) -> None:
+    import cv2
+
     _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     with replacing(path) as new:
         new.write_bytes(encoded.tobytes())

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int16
 from torch import Tensor
 from torch.nn.functional import fold
 
 from avdvae.errors import UserError, one_line
+from avdvae.signals.clock import FASTEST_SOUND, RATE, SLOWEST_SOUND
 
 WINDOW = 1024
 BINS = WINDOW // 2 + 1  # frequencies
@@ -134,6 +135,29 @@ def read_wav(path: str | Path, rate: int = 16_000) -> Float[Tensor, " N"]:
     if not np.isfinite(samples_NC).all():
         raise UserError(f"{path} has samples that are not finite numbers: look for the step that made them")
     return resample(torch.from_numpy(samples_NC.mean(1)), found, rate)
+
+
+def read_16_bits(path: Path) -> Int16[np.ndarray, " N"] | None:
+    """A sound file mixed down to one channel at RATE; None: soundfile does not read it."""
+    import soundfile
+    from scipy.signal import resample_poly
+
+    try:
+        samples_NC, found = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError:
+        return None
+    if not len(samples_NC):
+        raise UserError("its sound is empty: not one sample can be read")
+    if not SLOWEST_SOUND <= found <= FASTEST_SOUND:
+        raise UserError(f"its sound has a sample rate of {found} Hz: give {SLOWEST_SOUND} to {FASTEST_SOUND} Hz")
+    return in_16_bits(resample_poly(samples_NC.mean(1), RATE, found))
+
+
+def in_16_bits(samples: np.ndarray) -> np.ndarray:
+    """Samples of -1 to 1 as int16."""
+    scaled = samples * np.float32(2**15)
+    np.rint(scaled, out=scaled)
+    return scaled.clip(-(2**15), 2**15 - 1, out=scaled).astype(np.int16)
 
 
 def write_wav(path: str | Path, waveform: Float[Tensor, " N"], rate: int) -> None:

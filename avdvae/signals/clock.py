@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 RATE = 16_000  # samples a second
+SLOWEST_SOUND, FASTEST_SOUND = 4000, 768_000  # Hz, of sound that is read
+SLOWEST, FASTEST = 5, 1000  # pictures a second, of films that are read
 
 
 def nearest_frames(times: np.ndarray, fps: float, count: int) -> np.ndarray:

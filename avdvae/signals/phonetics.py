@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from avdvae.errors import UserError
 from avdvae.signals.clock import RATE
 
 FLOOR, CEILING = 70.0, 420.0  # of f0, Hz
@@ -20,12 +19,9 @@ _STEP = 0.005  # seconds between the frames of an analysis
 
 
 def _package(name: str) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # pyworld asks setuptools for its version
-            return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"{name} is not installed, which analyses voices: pip install -e .[control]") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # pyworld asks setuptools for its version
+        return importlib.import_module(name)
 
 
 def pitch_praat(wave_N: Float[np.ndarray, " N"], times_T: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:

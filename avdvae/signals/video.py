@@ -21,7 +21,7 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange
 
 from avdvae.errors import UserError, one_line
-from avdvae.signals.clock import RATE
+from avdvae.signals.clock import FASTEST, FASTEST_SOUND, RATE, SLOWEST, SLOWEST_SOUND
 
 # From the 16..235 in which most video keeps its luma.
 WIDEN = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
@@ -30,9 +30,7 @@ KEY_PICTURES = 8  # of a film in which faces are counted
 # Longer side of the pictures given to the landmarker, in pixels. It finds no face narrower than a sixth of the picture,
 # which it scales to 256 x 256 pixels; on drawn faces in 1080 lines more than this improved nothing.
 LONGEST = 640
-SLOWEST, FASTEST = 5, 1000  # pictures a second
 LARGEST = 8192 * 8192  # pixels of a picture
-SLOWEST_SOUND, FASTEST_SOUND = 4000, 768_000  # Hz
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import soundfile
 
 from avdvae.data.clips import Clip, Unreadable, split_of
 from avdvae.data.talker.articulation import CONTROL_RATE, Performance, perform
-from avdvae.data.talker.face import film
 from avdvae.data.talker.people import EMOTIONS, speaker
 from avdvae.data.talker.phones import sentence
 from avdvae.data.talker.voice import speak
 from avdvae.errors import UserError
 from avdvae.parallel import in_parallel
 from avdvae.signals.clock import RATE
-from avdvae.signals.video import write_mp4
 
 FPS = Fraction(30000, 1001)
 _VERSION = 2  # goes up when the same parameters give other bytes
@@ -99,7 +96,6 @@ class Talker:
 
 def record(corpus: Talker, which: tuple[int, int]) -> None:
     """Synthesise and write one utterance: wav, mp4 and, last, its ground truth as JSON, which marks it complete."""
-    cv2.setNumThreads(1)
     number, utterance = which
     person = speaker(corpus.seed, number)
     rng = np.random.default_rng([corpus.seed, number, 2 + utterance])
@@ -127,6 +123,12 @@ def record(corpus: Talker, which: tuple[int, int]) -> None:
         "formants": act.formants[:: CONTROL_RATE * _STEP // 1000].round(1).tolist(),
     }
     if corpus.films:
+        import cv2
+
+        from avdvae.data.talker.face import film
+        from avdvae.signals.video import write_mp4
+
+        cv2.setNumThreads(1)
         lips, pictures = film(act, person.looks, expression, float(FPS), rng)
         write_mp4(path.with_suffix(".mp4"), pictures, FPS, sound, RATE)
         truth |= {

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from avdvae.data.talker.vowels import FACTORS
+from avdvae.entry_points import find_class
+from avdvae.errors import UserError
 from avdvae.evaluation.tasks.control import Control
 from avdvae.evaluation.tasks.denoising import Denoising
 from avdvae.evaluation.tasks.emotion import EmotionOfFew
@@ -29,3 +33,14 @@ TASKS: dict[str, Task] = {
     **{f"control_{factor}": Control(factor) for factor in FACTORS},
     "f0": F0(),
 }
+
+
+@cache
+def find_task(name: str) -> Task:
+    """One of TASKS, or an instance of a class of the user or of another package."""
+    if name in TASKS:
+        return TASKS[name]
+    task = find_class("tasks", name, TASKS)()
+    if not isinstance(task, Task):
+        raise UserError(f"evaluate.tasks={name} is no task: it needs `takes`, `check`, `parts` and `measure`")
+    return task

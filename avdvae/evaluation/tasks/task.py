@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -182,6 +182,7 @@ class Subject:
         return {"key": key, "title": title, "audio": audio, "figure": figure, "scores": finite}
 
 
+@runtime_checkable
 class Task(Protocol):
     takes: Literal["sound", "poses"]
 

@@ -167,11 +167,14 @@ def test_the_commands_of_the_readme_run(clip: Path, prepared: Summary, tmp_path:
         assert done.returncode == 0, (words, done.stderr)
     parts, whole = tmp_path / "data/prepared/in_parts", tmp_path / "data/prepared/my_clips"
     assert (parts / "manifest.csv").read_bytes() == (whole / "manifest.csv").read_bytes()
+    for _, *words in (c for c in commands if c[0] == "avdvae"):
+        command = [sys.executable, "-m", "avdvae.programs.command", *words]
+        assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    for block, said in zip(blocks, (r"^\d+ \(\d+,\) \(\d+, \d+\) ", r"torch.Size\(\[2, "), strict=True):
+    for block, said in zip(blocks, (r"^-?\d.* \d+ \(\d+,\) \(\d+, \d+\) ", r"torch.Size\(\[2, "), strict=True):
         done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert re.search(said, done.stdout), done.stdout
+        assert re.search(said, done.stdout, re.MULTILINE), done.stdout
 
 
 def test_the_model_of_the_architecture_page_trains_enhances_and_keeps_the_contract(

@@ -50,3 +50,7 @@ def about(module: str) -> str:
 def source(module: str) -> str:
     """The text of a program, without its imports, which take seconds."""
     return Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

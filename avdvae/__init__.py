@@ -6,7 +6,7 @@ transfers and generates: `avdvae.trained`. The models and their contract: read `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +42,15 @@ def train(
     exp: str = "vae",
     corpus: str | Path | None = None,
     run_dir: str | Path | None = None,
+    progress: Callable[[float], Any] | None = None,
     **settings: Any,
 ) -> Run:
     """Train a model, evaluate it, and write the report, as the command `avdvae train` with the same settings.
 
     `exp`: an experiment; `avdvae list experiments` shows all. `corpus`: a folder of films or sounds, a prepared corpus,
     or a name of `avdvae list data`; None: that of the experiment, generated where it is Talker. `settings` are those of
-    `avdvae train --help`: of its section `train` by name, others with theirs.
+    `avdvae train --help`: of its section `train` by name, others with theirs. `progress` is called with the share of
+    the training that is done, 0 to 1.
 
     >>> run = avdvae.train("vae", corpus="my_corpus", run_dir="runs/mine", train="debug", epochs=2,
     ...                    model={"hidden": 64}, evaluate={"noises": ["White"], "snrs": [0]})
@@ -61,9 +63,10 @@ def train(
     from avdvae.orchestration.experiment import run_experiment
     from avdvae.orchestration.keywords import request_of
 
-    return run_experiment(request_of(exp, corpus, run_dir, settings)).run
+    return run_experiment(request_of(exp, corpus, run_dir, settings), progress).run
 
 
+@naming_extras()
 def evaluate(
     run: str | Path | Run,
     tasks: Sequence[str] | None = None,

@@ -186,11 +186,15 @@ class TrainedModel:
         share: float = 1.0,
         phase: str = "griffin_lim",
         rate: int | None = None,
+        source_video: Video | None = None,
+        target_video: Video | None = None,
+        fps: float | Fraction | None = None,
     ) -> Scene:
         """The source with the named latents of the target; with a `share` below 1, interpolated so far towards them.
 
-        `phase` is "griffin_lim", or "source" for that of the source. A Scene holds `sound`, mono at `rate`, 16 kHz, the
-        `pictures` of models of faces, or the `poses` of models of motion.
+        `rate` and `fps` are those of the arrays among the sounds and videos. `phase` is "griffin_lim", or "source" for
+        that of the source. A Scene holds `sound`, mono at `rate`, 16 kHz, the `pictures` of models of faces, or the
+        `poses` of models of motion.
 
         >>> model = avdvae.load("runs/cvae")
         >>> swapped = model.transfer("hello.mp4", "other.mp4", latents=["z"])
@@ -200,8 +204,8 @@ class TrainedModel:
         names, stage = [latents] if isinstance(latents, str) else [*latents], self.stage
         stage.check_transfer(names, phase)
         begin, end = (
-            self._clip(role, given, None if isinstance(given, str | Path) else rate)
-            for role, given in (("source", source), ("target", target))
+            self._clip(role, given, None if _is_path(given) else rate, video, None if _is_path(video) else fps)
+            for role, given, video in (("source", source, source_video), ("target", target, target_video))
         )
         return stage.transfer(begin, end, names, share, phase)
 
@@ -249,6 +253,11 @@ class TrainedModel:
                     return self.stage.own_clip(path, film)
                 except UserError as error:
                     raise UserError(f"{role}: {error}") from error
+
+
+def _is_path(given: Given | Video | None) -> bool:
+    """Of a file, which has a rate of its own; also where nothing is given."""
+    return given is None or isinstance(given, str | Path)
 
 
 def _file(sound: str | Path, rate: int | None) -> Path:

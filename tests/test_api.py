@@ -139,6 +139,12 @@ def test_what_is_decoded_is_what_the_programs_write(runs, vae, cvae, clip, tmp_p
     loudest = max(np.abs(sound).max() for sound in (swapped.sound, *(end.waveform.numpy() for end in ends)))
     np.testing.assert_allclose(0.9 * swapped.sound / loudest, written["result"], atol=4e-5)
     np.testing.assert_array_equal(cvae.transfer(clip, A, ["z"], 0.5).sound, cvae.transfer(clip, A, ["z"], 0.5).sound)
+    pictures, fps = np.stack([to_rgb(frame, 10_000) for frame in read_frames(clip)]), probe(clip).fps
+    sound, rate = soundfile.read(wav, dtype="float32")
+    given = cvae.transfer(sound, A, "z", phase="source", rate=rate, source_video=pictures, fps=fps)
+    by_path = cvae.transfer(wav, A, "z", phase="source", source_video=clip)
+    assert given.sound.shape == by_path.sound.shape == swapped.sound.shape
+    assert np.corrcoef(given.sound, by_path.sound)[0, 1] > 0.99, "pictures in memory are those of the film"
 
     for model, given in ((vae, {"seconds": 1.0}), (cvae, {"source": A, "seconds": 1.5, "analysis": 0.5})):
         settings = {"source": None, "analysis": 1.0, "draws": 1, "seed": 7, "run": str(model.stage.run.path)} | given
@@ -209,6 +215,23 @@ def test_what_is_wrong_is_said_in_a_sentence(runs, vae, cvae, clip, tmp_path):
     script = f"import avdvae; avdvae.load({str(runs / 'vae')!r}).enhance({{}}, rate=1.5)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "UserError: a sound of type dict: give a path, an array, a tensor, a Sound or a list" in done.stderr
+
+
+def test_a_training_in_python_reports_its_progress_and_gives_a_run(prepared, tmp_path, capsys):
+    shares: list[float] = []
+    few = {"tasks": ["resynthesis"], "metrics": ["si_sdr"], "workers": 1, "examples": 0}
+    words = {"train": "debug", "epochs": 3, "model": {"hidden": 8}, "evaluate": few}
+    run = avdvae.train("vae", prepared.out, tmp_path / "run", progress=shares.append, **words)
+    assert shares == sorted(shares) and 0 < shares[0] < 0.4 and shares[-1] == 1
+    assert "trained    3 of 3 epochs in" in capsys.readouterr().out and run.path == tmp_path / "run"
+    rows = avdvae.evaluate(run, tasks=["resynthesis"], compare=[run.path])
+    assert {row.mean for row in rows if row.compared_with} == {0.0}
+    with pytest.raises(UserError, match=r"there is no setting epoch: did you mean train.epochs\? --help"):
+        avdvae.train(epoch=3)
+    with pytest.raises(UserError, match="corpus=nowhere is no folder, and no corpus is called so: choose from"):
+        avdvae.train(corpus="nowhere")
+    with pytest.raises(UserError, match="exp=vea: did you mean vae"):
+        avdvae.train("vea")
 
 
 def test_the_examples_of_the_docstrings_hold(runs, prepared, clip, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,8 @@ class Finished(NamedTuple):
     best_loss: float | None  # of validation; None for a comparison, which trains no model of its own
 
 
-def run_experiment(request: Request) -> Finished:
+def run_experiment(request: Request, progress: Callable[[float], Any] | None = None) -> Finished:
+    """`progress` is called with the share of the training that is done."""
     resume = Path(request.config["resume"]) if request.config["resume"] else None
     with in_file(resume / "config.yaml") if resume else nullcontext():
         config = resumed(request) if resume else request.config
@@ -48,7 +49,7 @@ def run_experiment(request: Request) -> Finished:
         if starts := find_starts(request, splits):
             check_starts(untrained, starts)
         run = new_run(config)
-    trained = train_run(run, splits, starts, request.command)
+    trained = train_run(run, splits, starts, request.command, progress)
     if MAIN:
         before = run.noted["seconds"].get("evaluate", 0.0)
         evaluate_run(run, run.path, prepared, run.config["compare"])

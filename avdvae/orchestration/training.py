@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -45,7 +45,13 @@ def check(config: dict[str, Any]) -> nn.Module:
     return model
 
 
-def train_run(run: Run, splits: Mapping[str, PreparedCorpus], starts: Sequence[Run], command: str) -> Trained:
+def train_run(
+    run: Run,
+    splits: Mapping[str, PreparedCorpus],
+    starts: Sequence[Run],
+    command: str,
+    progress: Callable[[float], Any] | None = None,
+) -> Trained:
     """Train, or finish training."""
     settings, new = training_of(run.config), not run.noted
     torch.manual_seed(run.config["seed"])
@@ -61,7 +67,8 @@ def train_run(run: Run, splits: Mapping[str, PreparedCorpus], starts: Sequence[R
         if "command" not in run.noted:
             run.note(command=command)
     with run.undone_unless("last/state.pt") if new else nullcontext():
-        trained = train(model, splits["train"], splits["valid"], run.stft, settings, run.path, resume=run.begun)
+        corpora = splits["train"], splits["valid"]
+        trained = train(model, *corpora, run.stft, settings, run.path, run.begun, progress)
     if MAIN:
         run.note(seconds={"train": trained.seconds}, corpus=splits["train"].utterances[0].corpus, unfinished=False)
     return trained

@@ -19,7 +19,7 @@ import threading
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, field, replace
@@ -77,10 +77,12 @@ def train(
     settings: Training,
     run: Path,
     resume: bool = False,
+    progress: Callable[[float], Any] | None = None,
 ) -> Trained:
     """Train a `protocols.Model` in place. Every process of a distributed run calls this with the same arguments.
 
-    On Ctrl-C the step is finished and saved, and KeyboardInterrupt raised; `resume` continues from there.
+    On Ctrl-C the step is finished and saved, and KeyboardInterrupt raised; `resume` continues from there. `progress` is
+    called with the share of the training that is done, 0 to 1.
     """
     if resume and not (run / _STATE).exists():
         raise UserError(f"{run} holds no training to resume: give the folder of one, or start anew without resume")
@@ -90,7 +92,7 @@ def train(
     try:
         loop = Loop(model, train, valid, stft, settings, run, resume)
         with closing(loop.curves) if loop.curves else nullcontext(), _postponed_interrupt() as interrupted:
-            loop.run_epochs(interrupted)
+            loop.run_epochs(interrupted, progress or (lambda share: None))
             if loop.curves:
                 loop.curves.complete = True
                 print(f"trained    {loop.outcome()}", flush=True)
@@ -189,18 +191,19 @@ class Loop:
             how |= {"batch_frames": round(s.batch_seconds * corpus.utterances[0].rate / self.stft.hop)}
         return Loader(corpus, self.stft, frames, **how)
 
-    def run_epochs(self, interrupted: threading.Event) -> None:
-        s, at = self.settings, self.at
-        with progress_bar(shown=self.curves is not None and sys.stdout.isatty()) as progress:
+    def run_epochs(self, interrupted: threading.Event, progress: Callable[[float], Any]) -> None:
+        s, at, steps = self.settings, self.at, self.settings.epochs * self.at.steps_per_epoch
+        with progress_bar(shown=self.curves is not None and sys.stdout.isatty()) as bar:
             if s.epochs == 0:
                 self._end_epoch()
-            task = progress.add_task(f"epoch {at.epoch + 1}", total=s.epochs * at.steps_per_epoch, completed=at.step)
+            task = bar.add_task(f"epoch {at.epoch + 1}", total=steps, completed=at.step)
             while at.epoch < s.epochs and (s.patience is None or at.stale < s.patience):
                 self.model.train()
                 batches = iter(self.loader)
                 while together := list(islice(batches, s.accumulate)):
                     self.step(together)
-                    progress.advance(task)
+                    bar.advance(task)
+                    progress(at.step / steps)
                     if at.step % at.steps_per_epoch == 0:
                         continue  # what ends the epoch saves it
                     # Several processes must stop together; they agree on it rarely, because it makes them wait.
@@ -212,11 +215,12 @@ class Loop:
                     if stops:
                         raise KeyboardInterrupt
                 loss = self._end_epoch()
-                progress.update(task, description=f"epoch {at.epoch + 1}, valid/loss {loss:.2f}")
-                if self.curves and progress.disable:
+                bar.update(task, description=f"epoch {at.epoch + 1}, valid/loss {loss:.2f}")
+                if self.curves and bar.disable:
                     print(f"epoch {at.epoch} of {s.epochs}: valid/loss {loss:.2f} after {at.seconds:.0f} s", flush=True)
                 if any(self._gather(interrupted.is_set())):
                     raise KeyboardInterrupt
+        progress(1.0)  # after fewer epochs, too
 
     def step(self, batches: Sequence[Batch]) -> None:
         """One step of the optimisers, on the gradients of all batches."""

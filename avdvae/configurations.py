@@ -138,12 +138,13 @@ def in_a_sentence(error: Exception, name: str) -> str:
 
 
 def unknown_setting(given: str, known: Sequence[str]) -> str:
-    """A sentence, with settings that may have been meant: of that name elsewhere, or like it in its section."""
+    """A sentence, with settings that may have been meant: of that name, or like it in its section, if it has one."""
     section, _, own = given.rpartition(".")
-    elsewhere = [key for key in known if key.rpartition(".")[2] == own]
-    beside = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
-    meant = [*elsewhere, *(beside[name] for name in get_close_matches(own, beside, 3, cutoff=0.65))]
-    hint = f"did you mean {' or '.join(meant[:3])}? " if meant else ""
+    ends = {key: key.rpartition(".")[2] for key in known}
+    near = get_close_matches(own, [end for key, end in ends.items() if key.startswith(section)], 3, cutoff=0.65)
+    meant = [key for key, end in ends.items() if end == own]
+    meant += [key for name in near for key, end in ends.items() if end == name and key.startswith(section)]
+    hint = f"did you mean {' or '.join(list(dict.fromkeys(meant))[:3])}? " if meant else ""
     return f"there is no setting {given}: {hint}--help shows them all"
 
 

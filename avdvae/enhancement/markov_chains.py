@@ -56,7 +56,7 @@ class _Chains(NamedTuple):
 
 @dataclass(frozen=True)
 class MetropolisHastings:
-    """A random walk of each frame, as in the MCEM of the AVSE-VAE line: Sadeghi et al., IEEE/ACM TASLP 28, 2020.
+    """A random walk of each frame, as in the MCEM of the AVSE-VAE line: M. Sadeghi et al., IEEE/ACM TASLP 28, 2020.
 
     The walk proposes z + N(0, step^2 I) and goes on from one EM iteration to the next. Frames are accepted one by one,
     which is exact where the model has no memory from frame to frame.

@@ -22,7 +22,11 @@ from avdvae.enhancement.esteps import ESTEPS
 from avdvae.errors import nearest
 from avdvae.evaluation.tasks import TASKS
 
-AUTHOR = r"(?:[A-Z]\.[ -])+((?:[a-z]+ )*[A-Z]\w+)"  # with initials before
+INITIALS = r"(?:[A-Z]\.[\s-])+"
+CITATION = re.compile(
+    rf"{INITIALS}(?P<author>(?:[a-z]+ )*[A-Z]\w+).*?\b(?P<year>(?:19|20)\d\d)\b(?:\s\(arXiv\s(?P<arxiv>[\d.]+)\))?",
+    re.DOTALL,
+)
 
 
 def main(name: str = "avdvae list") -> None:
@@ -32,7 +36,7 @@ def main(name: str = "avdvae list") -> None:
         return
     for word in words:
         if word not in LISTS:
-            sys.exit(f"{name}: there is no list of {word}: {nearest(word, [*LISTS])}")
+            sys.exit(f"{name}: there is no list of {word}: {nearest(word, LISTS)}")
     for kind in words or LISTS:
         title, lines = LISTS[kind]
         items = lines()
@@ -42,15 +46,14 @@ def main(name: str = "avdvae list") -> None:
 
 
 def experiments() -> dict[str, str]:
-    return {name: f"{about}{paper_of(name)}" for name, about in choices("exp").items()}
+    return {name: about + paper_of(name) for name, about in choices("exp").items()}
 
 
 def paper_of(experiment: str) -> str:
     """The paper of an experiment's model, from the header of the model's file."""
     config = read("exp", experiment)
-    bases = [base for base in config.get("defaults", []) if base != "_self_"]
-    for base in reversed(bases if "models" not in config else []):
-        if isinstance(base, str) and not base.startswith("/"):
+    for base in reversed(config.get("defaults", []) if "models" not in config else []):
+        if isinstance(base, str) and base != "_self_" and not base.startswith("/"):
             return paper_of(base)
         if isinstance(base, dict) and (model := base.get("override /model")):
             target = read("model", model)["target"]
@@ -58,37 +61,17 @@ def paper_of(experiment: str) -> str:
     return ""
 
 
-def read(group: str, name: str) -> dict[str, Any]:
-    return yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8"))
-
-
 def paper_of_model(module: str) -> str:
     """The paper that its file cites, or the other file to which that refers."""
-    if paper := cited(module):
-        return paper
-    other = re.search(r"(\w+)\.py", import_module(module).__doc__ or "")
-    return cited(f"avdvae.models.{other[1]}") if other else ""
-
-
-def cited(module: str) -> str:
-    """First author, year and arXiv number of the paper that the header of a file cites first."""
-    header = " ".join((import_module(module).__doc__ or "").split())
-    found = re.search(rf'{AUTHOR}[^"]*"[^"]+"[^"]*?\b(\d{{4}})\b(?: \(arXiv ([\d.]+)\))?', header)
-    return f" ({found[1]} {found[2]}{f', arXiv {found[3]}' if found[3] else ''})" if found else ""
+    header = import_module(module).__doc__ or ""
+    other = re.search(r"(\w+)\.py", header)
+    return cited(header) or (cited(import_module(f"avdvae.models.{other[1]}").__doc__) if other else "")
 
 
 def data() -> dict[str, str]:
-    return {name: f"{about}{corpus_paper(name)}" for name, about in choices("data").items()}
-
-
-def corpus_paper(name: str) -> str:
-    reader = READERS.get(read("data", name).get("reader", ""))
-    return cited(reader.__module__) if reader else ""
-
-
-def first_sentence(thing: object) -> str:
-    text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
-    return re.split(r"(?<!et al)\. (?=[A-Z])", text)[0].rstrip(".")
+    readers = {name: READERS.get(read("data", name).get("reader", "")) for name in choices("data")}
+    papers = {name: cited(import_module(reader.__module__).__doc__) for name, reader in readers.items() if reader}
+    return {name: about + papers.get(name, "") for name, about in choices("data").items()}
 
 
 def tasks() -> dict[str, str]:
@@ -96,7 +79,25 @@ def tasks() -> dict[str, str]:
 
 
 def esteps() -> dict[str, str]:
-    return {name: first_sentence(kind) for name, kind in ESTEPS.items()}
+    return {name: first_sentence(kind) + cited(kind.__doc__) for name, kind in ESTEPS.items()}
+
+
+def read(group: str, name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def first_sentence(thing: object) -> str:
+    """Of a docstring, without the citation at its end."""
+    text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    return re.split(rf"(?<!et al)\. (?=[A-Z])|: (?={INITIALS})", text)[0].rstrip(".")
+
+
+def cited(text: str | None) -> str:
+    """First author, year and arXiv number of the paper that is cited first."""
+    if not (found := CITATION.search(text or "")):
+        return ""
+    author, year, arxiv = found.group("author", "year", "arxiv")
+    return f" ({author} {year}{f', arXiv {arxiv}' if arxiv else ''})"
 
 
 LISTS: dict[str, tuple[str, Callable[[], dict[str, str]]]] = {

@@ -26,6 +26,7 @@ from avdvae.protocols import Batch
 from avdvae.runs import build_vem, create_run, open_run
 
 SETTINGS = {
+    "split": "train",  # of several speakers, of whom babble is made
     "noises": ["White", "Babble"],
     "snrs": [-5, 12.5],
     "metrics": ["si_sdr", "estoi"],
@@ -204,7 +205,7 @@ def test_another_corpus_than_that_of_the_mixtures_is_refused(exact: Path, prepar
     shutil.copytree(exact, tmp_path / "mixtures")
     assert Mixtures.in_folder(tmp_path / "mixtures", moved).prepared == moved
     text = (tmp_path / "mixtures/settings.yaml").read_text()
-    (tmp_path / "mixtures/settings.yaml").write_text(text.replace("split: test", "split: valid"))
+    (tmp_path / "mixtures/settings.yaml").write_text(text.replace("split: train", "split: valid"))
     with pytest.raises(UserError, match=r"moved is not the corpus that .*mixtures was made of: give that, or new"):
         Mixtures.in_folder(tmp_path / "mixtures", moved)
 

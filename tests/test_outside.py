@@ -222,7 +222,7 @@ def test_the_commands_from_mixtures_to_a_leaderboard(run: Path, tmp_path: Path) 
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert [line.split()[1] for line in said[-3:-1]] == ["ideal", "vae"] and said[-1].endswith("board/leaderboard.html")
+    assert [line.split()[1] for line in said[-3:-1]] == ["ideal", "VAE"] and said[-1].endswith("board/leaderboard.html")
     assert " 1.000 [" in said[-3] and {path.suffix for path in (tmp_path / "board").iterdir()} >= {
         ".html",
         ".csv",

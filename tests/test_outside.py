@@ -26,6 +26,7 @@ from avdvae.protocols import Batch
 from avdvae.runs import build_vem, create_run, open_run
 
 SETTINGS = {
+    "split": "train",  # of several speakers, of whom babble is made
     "noises": ["White", "Babble"],
     "snrs": [-5, 12.5],
     "metrics": ["si_sdr", "estoi"],
@@ -204,7 +205,7 @@ def test_another_corpus_than_that_of_the_mixtures_is_refused(exact: Path, prepar
     shutil.copytree(exact, tmp_path / "mixtures")
     assert Mixtures.in_folder(tmp_path / "mixtures", moved).prepared == moved
     text = (tmp_path / "mixtures/settings.yaml").read_text()
-    (tmp_path / "mixtures/settings.yaml").write_text(text.replace("split: test", "split: valid"))
+    (tmp_path / "mixtures/settings.yaml").write_text(text.replace("split: train", "split: valid"))
     with pytest.raises(UserError, match=r"moved is not the corpus that .*mixtures was made of: give that, or new"):
         Mixtures.in_folder(tmp_path / "mixtures", moved)
 
@@ -221,7 +222,7 @@ def test_the_commands_from_mixtures_to_a_leaderboard(run: Path, tmp_path: Path) 
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert [line.split()[1] for line in said[-3:-1]] == ["ideal", "vae"] and said[-1].endswith("board/leaderboard.html")
+    assert [line.split()[1] for line in said[-3:-1]] == ["ideal", "VAE"] and said[-1].endswith("board/leaderboard.html")
     assert " 1.000 [" in said[-3] and {path.suffix for path in (tmp_path / "board").iterdir()} >= {
         ".html",
         ".csv",

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -58,14 +59,15 @@ def installed_with(needs: set[str]) -> set[str]:
     return found
 
 
-def in_a_base_install(program: str, *words: object) -> subprocess.CompletedProcess[str]:
+def in_a_base_install(program: str, *words: object, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
     """Run a program where no package can be imported that `pip install avdvae` does not bring."""
     there = {*installed_with(CORE), "avdvae"}
     absent = sorted(module for module, packages in PACKAGES.items() if not packages & there)
     assert {"av", "cv2", "matplotlib", "torchaudio", "torchvision"} <= {*absent}
     hide = f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-c", hide + program, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
 def test_the_core_alone_enhances_encodes_and_generates_sound(prepared: Summary, clip: Path, tmp_path: Path) -> None:
@@ -99,6 +101,35 @@ print(json.dumps(found))
     assert len(found["refused"]) == 5
     for refused in found["refused"]:
         assert "needs PyAV, which is not installed: pip install 'avdvae[video]'" in refused
+
+
+def test_the_command_enhances_with_the_core_alone(prepared: Summary, clip: Path, tmp_path: Path) -> None:
+    make_run(tmp_path / "vae", prepared.out, "VAE")
+    (tmp_path / "film.mp4").write_bytes(clip.read_bytes())
+    program = """
+from pathlib import Path
+from avdvae.programs.command import main
+folder, wav = sys.argv[1:]
+for words in (["list"], ["enhance", f"run={folder}/vae", f"input={wav}", f"output={folder}/clean.wav"],
+              ["enhance", f"run={folder}/vae", f"input={folder}/film.mp4", f"output={folder}/no.wav"],
+              ["train", "exp=vae", "train=debug", "data=gait_tiny"], ["demo", f"run={folder}/vae"]):
+    sys.argv = ["avdvae", *words]
+    try:
+        main()
+    except SystemExit as refused:
+        print("refused", refused)
+"""
+    done = in_a_base_install(program, tmp_path, clip.with_suffix(".wav"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "rvae" in done.stdout
+        and soundfile.info(tmp_path / "clean.wav").frames == soundfile.info(clip.with_suffix(".wav")).frames
+    )
+    films, train, demo = [line for line in done.stdout.splitlines() if line.startswith("refused")]
+    assert "film.mp4: reading and writing films" in films and films.endswith("pip install 'avdvae[video]'")
+    assert train.startswith("refused avdvae train: ") and re.search(r"pip install 'avdvae\[\w+\]'$", train), train
+    assert demo.startswith("refused avdvae demo: ") and re.search(r"pip install 'avdvae\[\w+\]'$", demo), demo
+    assert not (tmp_path / "runs").exists()  # refused before anything is written
 
 
 def test_sounds_of_other_rates_differ_little_without_pyav(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def _reasons(subject: Subject, lost: Mapping[Part, str]) -> str:
 
 
 def check_tasks(subject: Subject) -> Sequence[str]:
-    """The tasks, if they suit the corpus and the model, some utterance is left and what measures it is installed."""
+    """The tasks, if they suit the corpus and the model and some utterance is left to measure."""
     tasks, holds = subject.settings.tasks, "poses" if subject.chosen.has_poses else "sound"
     if wrong := [task for task in tasks if find_task(task).takes != holds]:
         fit = ", ".join(task for task in TASKS if TASKS[task].takes == holds)
@@ -131,8 +131,6 @@ def check_tasks(subject: Subject) -> Sequence[str]:
         )
     for task in tasks:
         find_task(task).check(subject)
-    scored = subject.settings.metrics if holds == "sound" else ()
-    require("jinja2", "matplotlib", *(PACKAGES[metric] for metric in scored if metric in PACKAGES))
     model = subject.model
     if isinstance(model, LatentModel) and "lips" in model.sees and not subject.corpus.has_lips:
         name = type(model).__name__
@@ -164,8 +162,8 @@ def _named(part: Part, subject: Subject) -> str:
 def settings_of(config: Mapping[str, Any]) -> Evaluation:
     """The section `evaluate` of a configuration, checked."""
     settings = known_settings(Evaluation, "evaluate", **config)
-    for task in settings.tasks:
-        find_task(task)
+    sound = any([find_task(task).takes == "sound" for task in settings.tasks])
+    require("jinja2", "matplotlib", *(PACKAGES[name] for name in settings.metrics if sound and name in PACKAGES))
     return settings
 
 

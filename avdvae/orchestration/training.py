@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from avdvae.data.shards import PreparedCorpus
-from avdvae.errors import UserError, known_settings
+from avdvae.errors import UserError, known_settings, require
 from avdvae.evaluation.measure import find_other_runs, settings_of
 from avdvae.orchestration.request import MAIN
 from avdvae.protocols import Startable
@@ -26,6 +26,7 @@ def training_of(config: Mapping[str, Any]) -> Training:
 def check(config: dict[str, Any]) -> nn.Module:
     """Check a configuration before anything is prepared; return its model, untrained."""
     Configuration.check(config)
+    require("lightning_fabric", "tensorboard")
     training = training_of(config)
     if training.accelerator == "cuda" and torch.cuda.device_count() < training.devices:
         raise UserError(

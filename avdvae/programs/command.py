@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from avdvae.errors import nearest
+from avdvae.errors import in_sentences, nearest
 
 COMMANDS = {  # and their modules
     "prepare": "prepare",
@@ -36,7 +36,8 @@ def main() -> None:
         return
     if word not in COMMANDS:
         sys.exit(f"avdvae: no command is called {word}: {nearest(word, [*COMMANDS])}")
-    module = import_module(f"avdvae.programs.{COMMANDS[word]}")
+    with in_sentences(f"avdvae {word}"):
+        module = import_module(f"avdvae.programs.{COMMANDS[word]}")
     # The file is a script, too: distributed training starts it again for each of its processes.
     sys.argv = [str(module.__file__), *rest]
     module.main(f"avdvae {word}")

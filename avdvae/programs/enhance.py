@@ -19,8 +19,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from av.error import FFmpegError
-
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.enhancement.recordings import Enhancer, Job
 from avdvae.errors import UserError
@@ -104,7 +102,7 @@ def enhance_all(jobs: list[Job], enhancer: Enhancer) -> list[str]:
                 seconds = enhancer.run(job, lambda part: progress.advance(task, part))
                 factor = (time.monotonic() - began) / seconds
                 print(f"enhanced   {seconds:.1f} s of sound, real-time factor {factor:.2f}: {job.output}", flush=True)
-            except (UserError, FFmpegError) as error:
+            except UserError as error:
                 failed.append(f"{job.sound}: {error}")
             except OSError as error:
                 failed.append(f"{job.sound}: {job.output} cannot be written ({error.strerror}): choose another output=")

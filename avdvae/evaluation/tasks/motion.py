@@ -9,14 +9,12 @@ from typing import Literal
 import torch
 
 from avdvae.data.poses import FPS, SKELETONS
-from avdvae.errors import UserError
+from avdvae.errors import UserError, require
 from avdvae.evaluation.tasks.task import Measured, Part, Subject, file_name
 from avdvae.latents.resynthesis import reconstruct_poses
-from avdvae.pictures.films import stick_figures
 from avdvae.pictures.stills import pose_strip, write_png
 from avdvae.probability.observed import Joints
 from avdvae.protocols import Autoregressive
-from avdvae.signals.video import write_mp4
 
 
 class Motion:
@@ -28,6 +26,7 @@ class Motion:
     def check(self, subject: Subject) -> None:
         if "pose" not in subject.model.sees:
             raise UserError(f"{type(subject.model).__name__} as configured models no poses: give model.observes=pose")
+        require("av", "cv2")  # of the films of its examples
 
     def parts(self, subject: Subject) -> list[Part]:
         if self.true_past and not isinstance(subject.model, Autoregressive):
@@ -46,6 +45,9 @@ class Motion:
                 scores = {"mpjpe_mm": errors_BT[b][mask_T].mean().item()}
                 measured.rows += subject.rows(part, item, "", scores)
                 if item in subject.shown:
+                    from avdvae.pictures.films import stick_figures
+                    from avdvae.signals.video import write_mp4
+
                     key = file_name(item, part.task)
                     figures = {
                         name: pose_TD[mask_T].unflatten(-1, (-1, 3)).cpu().numpy()

@@ -3,6 +3,7 @@
 config.yaml           the resolved configuration
 weights.safetensors   best weights              last/             state of the training, to resume it
 metrics.jsonl         training curve            tensorboard/      the same, with pictures and sound
+metrics.csv           a row an epoch            loggers.json      its runs in Weights & Biases and MLflow
 results.csv           every value               summary.json      means with intervals
 report.html           the report                audio/, figures/  its examples
 run.json              sizes, times, and the commands that started and resumed it

@@ -159,5 +159,5 @@ def in_sentences(name: str, interrupted: str = "interrupted") -> Iterator[None]:
             yield
     except UserError as error:
         sys.exit(f"{name}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"{name}: {interrupted}")
+    except KeyboardInterrupt as stop:
+        sys.exit(f"{name}: {str(stop) or interrupted}")

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -28,9 +26,9 @@ def train(config: dict[str, Any]) -> float | None:
     words = [*HydraConfig.get().overrides.task]
     try:
         return run_experiment(Request(config, words, shlex.join(["avdvae", "train", *words]))).best_loss
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         resume = config["resume"] or os.environ.get("AVDVAE_RUN")
-        sys.exit(f"{Path(sys.argv[0]).name}: interrupted; continue with resume={resume}")
+        raise KeyboardInterrupt(f"interrupted; continue with resume={resume}") from stop
 
 
 main = Program("config", train, complete=True)

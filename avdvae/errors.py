@@ -118,6 +118,8 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "parselmouth": ("pitch and formants need praat-parselmouth", "control"),
     "pyworld": ("pitch needs pyworld", "control"),
     "pkg_resources": ("pyworld needs setuptools", "control"),
+    "wandb": ("train.loggers=[wandb] needs Weights & Biases", "wandb"),
+    "mlflow": ("train.loggers=[mlflow] needs MLflow", "mlflow"),
     "gradio": ("the demo needs gradio", "demo"),
 }
 

@@ -16,6 +16,7 @@ from avdvae.entry_points import installed
 from avdvae.errors import UserError
 from avdvae.evaluation.measure import settings_of
 from avdvae.evaluation.tasks import find_task
+from avdvae.programs.listing import others
 from avdvae.runs import build_model
 
 PROJECT = Path(__file__).parent.parent
@@ -87,7 +88,7 @@ def test_readers_models_and_tasks_of_other_packages_are_found_by_name(package: N
     assert type(build_model({"target": "their_vae", "dim": 4})).__name__ == "TheirVAE"
     assert settings_of({"tasks": ["their_task", "their_package.TheirTask"]}).tasks[0] == "their_task"
     assert type(find_task("their_task")).__name__ == "TheirTask"
-    assert {"broken", "their_vae"} <= {*installed("models")}
+    assert {"broken", "their_vae"} <= {*installed("models")} and others()["their_task"] == "evaluate.tasks=their_task"
     assert open_corpus({"reader": "talker", "root": tmp_path}) and "their_broken_module" not in sys.modules
 
 

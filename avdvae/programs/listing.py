@@ -19,6 +19,7 @@ import yaml
 from avdvae.configurations import CONFIGS, choices
 from avdvae.data.corpora import READERS
 from avdvae.enhancement.esteps import ESTEPS
+from avdvae.entry_points import GROUPS, installed
 from avdvae.errors import nearest
 from avdvae.evaluation.tasks import TASKS
 
@@ -39,7 +40,8 @@ def main(name: str = "avdvae list") -> None:
             sys.exit(f"{name}: there is no list of {word}: {nearest(word, LISTS)}")
     for kind in words or LISTS:
         title, lines = LISTS[kind]
-        items = lines()
+        if not (items := lines()):
+            continue
         width = max(map(len, items)) + 2
         print(f"{kind}, {title}\n")
         print("\n".join(f"  {item:<{width}}{about}" for item, about in items.items()) + "\n")
@@ -82,6 +84,10 @@ def esteps() -> dict[str, str]:
     return {name: first_sentence(kind) + cited(kind.__doc__) for name, kind in ESTEPS.items()}
 
 
+def others() -> dict[str, str]:
+    return {name: f"{setting}={name}" for group, (_, setting) in GROUPS.items() for name in installed(group)}
+
+
 def read(group: str, name: str) -> dict[str, Any]:
     return yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8"))
 
@@ -106,6 +112,7 @@ LISTS: dict[str, tuple[str, Callable[[], dict[str, str]]]] = {
     "schedules": ("avdvae train train=NAME", lambda: choices("train")),
     "tasks": ("evaluate.tasks=[NAME]", tasks),
     "esteps": ("enhance.estep.name=NAME", esteps),
+    "others": ("of other packages", others),
 }
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def test_what_is_wrong_is_said_in_a_sentence(runs, vae, cvae, clip, tmp_path):
         (lambda: vae.enhance(noise(2, 3, 4), 16_000), r"shape \(2, 3, 4\): give \(samples,\) or \(samples, channels\)"),
         (lambda: vae.enhance("none.wav"), "sound=none.wav is no file: give a file of sound or video, or an array"),
         (lambda: vae.enhance(Path(__file__)), "test_api.py: it cannot be read as sound"),
-        (lambda: vae.enhance(sound, 16_000, steps=3), "enhance has no steps: choose from"),
+        (lambda: vae.enhance(sound, 16_000, steps=3), r"enhance has no steps: did you mean estep\?"),
         (lambda: vae.enhance([sound], 16_000, video=[]), "a list of 1 sounds: give a list of as many videos, or none"),
         (lambda: cvae.enhance(sound, 16_000), "CVAE needs the lips and there is no video: give video=, or a run of"),
         (lambda: cvae.enhance(wav), "CVAE needs the lips and there is no video: give video="),

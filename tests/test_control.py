@@ -231,6 +231,8 @@ def nisqa(tmp_path: Path) -> dict[str, str]:
     """An environment in which something that looks like NISQA is installed, and finds all sounds a 2.5."""
     package = tmp_path / "torchmetrics" / "functional" / "audio"
     package.mkdir(parents=True)
+    for folder in (package, package.parent, package.parent.parent):  # before a real one
+        (folder / "__init__.py").touch()
     (package / "nisqa.py").write_text(
         "def non_intrusive_speech_quality_assessment(x, fs): return x.new_full((5,), 2.5)"
     )
@@ -242,6 +244,8 @@ def nisqa(tmp_path: Path) -> dict[str, str]:
 
 def test_naturalness_is_unknown_where_nothing_is_installed_to_tell(nisqa, monkeypatch) -> None:
     monkeypatch.setenv("HOME", nisqa["HOME"])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchmetrics"]:
+        monkeypatch.delitem(sys.modules, name)
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "torchmetrics", None)
         assert np.isnan(naturalness(np.zeros(16000, np.float32), 16000))

@@ -14,19 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from avdvae.data.prepare import Summary
+from avdvae.data.shards import PreparedCorpus
 from avdvae.data.talker.vowels import GRIDS, SETTINGS, Vowel, sound
 from avdvae.errors import UserError
 from avdvae.evaluation.results import read_results
-from avdvae.evaluation.tasks.control import Control
+from avdvae.evaluation.tasks.control import Control, analyse
 from avdvae.evaluation.tasks.f0 import errors
-from avdvae.latents.control import LEVEL, Controller, Encoded, Space, latents_of, vowels_of
-from avdvae.latents.subspaces import Subspace, fit_subspace, hats, nearest, principal_angles
+from avdvae.evaluation.tasks.task import Evaluation, Subject
+from avdvae.latents import control
+from avdvae.latents.control import LEVEL, Controller, Discriminants, Encoded, Space, latents_of, vowels_of
+from avdvae.latents.subspaces import Subspace, fit_discriminants, fit_subspace, hats, nearest, principal_angles
 from avdvae.models.dsae import DSAE
 from avdvae.models.rvae import RVAE
 from avdvae.models.vae import VAE, encoder_input
 from avdvae.probability.gaussian import Gaussian
 from avdvae.protocols import Batch
-from avdvae.signals.audio import Stft
+from avdvae.signals.audio import Stft, trim_silence
 from avdvae.signals.metrics import NISQA, naturalness
 from avdvae.signals.phonetics import move_by_psola, move_by_world, pitch_praat, pitch_world
 
@@ -89,6 +92,22 @@ def test_factors_come_to_their_targets_together_and_nothing_else_moves() -> None
         space.move(z, {"f0": torch.full((5,), 90.0)})
 
 
+def test_discriminants_find_a_factor_beside_one_of_larger_variance() -> None:
+    """Another factor, the level, moves latents further, and obliquely to the directions of f0."""
+    hertz = torch.from_numpy(GRIDS["f0"]).float()
+    curve, level = bent("f0", hertz, MIXED[:, :2]), (MIXED[:, 0] + MIXED[:, 5]) / 2**0.5
+    levels = torch.linspace(-6, 6, 12)[:, None, None] * level
+    assert levels.var(0).sum() > 4 * curve.var(0).sum()
+    subspace, found = fit_subspace("f0", curve + levels, share=0.999), fit_discriminants("f0", curve + levels, 2)
+    z, chosen = curve[20:180:10] + levels[3], hertz[20:180:10]
+    targets = {"f0": torch.full_like(chosen, 220.0)}
+    right = bent("f0", targets["f0"], MIXED[:, :2]) + levels[3]
+    components = Space(LEVEL, {"f0": subspace}, 0.1).move(z, targets)
+    moved = Discriminants(LEVEL, {"f0": found}, 0.1, torch.zeros(8)).move(z, targets)
+    assert (nearest(found, z)[0] - chosen).abs().max() <= 2 < 20 < (nearest(subspace, z)[0] - chosen).abs().mean()
+    assert (moved - right).norm(dim=1).max() < 0.1 < 1 < (components - right).norm(dim=1).min()
+
+
 def test_pitch_is_heard_where_a_frame_lies_near_the_trajectory_and_is_not_quiet() -> None:
     fitted, curve = made_up("f0", MIXED[:, :2])
     model = VAE(dim=8).requires_grad_(False)
@@ -137,9 +156,23 @@ def taught() -> VAE:
     return model.eval().requires_grad_(False)
 
 
-def test_factors_of_held_out_vowels_come_to_their_targets_at_any_level(taught: VAE) -> None:
+@pytest.fixture(scope="module")
+def components(taught: VAE) -> Controller:
+    return Controller.of(taught, STFT)
+
+
+@pytest.fixture(scope="module")
+def discriminants(taught: VAE) -> Controller:
+    with pytest.MonkeyPatch.context() as fewer:
+        fewer.setattr(control, "DRAWN", 24)
+        return Controller.of(taught, STFT, method="discriminants")
+
+
+def test_factors_of_held_out_vowels_come_to_their_targets_at_any_level(
+    taught: VAE, components: Controller, discriminants: Controller
+) -> None:
     """Read from what the model decodes by the vowel that it decodes most alike; errors in percent."""
-    controller, setting = Controller.of(taught, STFT), Vowel(145, 450, 1450, 2550)
+    controller, setting = components, Vowel(145, 450, 1450, 2550)
     one_level = replace(controller, spaces=[controller.space()])
     for factor, target, most in (("f0", 180, 1), ("f1", 600, 16), ("f2", 1900, 5), ("f3", 2400, 8)):
         grid = torch.from_numpy(GRIDS[factor]).float()[::2]
@@ -150,18 +183,59 @@ def test_factors_of_held_out_vowels_come_to_their_targets_at_any_level(taught: V
             z = latents_of(taught, power, level)
             alike = controller.decode(z).log()
             encoded = Encoded(z[torch.isin(grid, sources)], level)
-            ways = [chosen.move(encoded, {factor: target_T}) for chosen in (controller, one_level)]
+            chosen = (controller, one_level, discriminants)
+            ways = [each.move(encoded, {factor: target_T}) for each in chosen]
             for z_TL in (*ways, controller.translate(encoded, factor, sources, target_T)):
                 read = grid[torch.cdist(controller.decode(z_TL).log(), alike).argmin(1)]
                 errors.append(100 * (read / target - 1).abs().mean().item())
-        here, middle, translated = (np.array(errors[n::3]) for n in range(3))
-        assert (here < most).all() and (translated < most).all(), factor
+        here, middle, discriminant, translated = (np.array(errors[n::4]) for n in range(4))
+        assert (here < most).all() and (translated < most).all() and (discriminant < most).all(), factor
         if factor in ("f1", "f2"):
             assert here.mean() < 0.8 * middle.mean()  # vowels of another level than the sound's mislead it
     steady = torch.from_numpy(sound(setting, 16000))
     half_silent = torch.cat([0.3 * steady, torch.zeros(16000)])
     expected = (steady.square().mean().sqrt() / steady.abs().max()).item()
     assert controller.encode(half_silent).level == pytest.approx(expected, rel=0.05)  # that of the speech, at peak 1
+
+
+def test_a_whisper_has_no_pitch_and_keeps_its_formants(
+    taught: VAE, components: Controller, discriminants: Controller
+) -> None:
+    setting = Vowel(0, 450, 1450, 2550)
+    vowels = [sound(replace(setting, f0=float(f0)), 4000) for f0 in range(120, 280, 8)]
+    power = vowels_of(taught, STFT, vowels)
+    z = latents_of(taught, power, 0.15)
+    for controller in (components, discriminants):
+        voiced = Encoded(z, 0.15)
+        whisper = replace(voiced, z=controller.move(voiced, {"f0": torch.zeros(len(z))}))
+        assert (controller.pitch(voiced) > 0).float().mean() > 0.9 and (
+            controller.pitch(whisper) == 0
+        ).float().mean() > 0.9
+        before, after = (discriminants.decode(each.z).log() for each in (voiced, whisper))
+        # What noise between the harmonics adds, it adds in all bands alike, so that the envelope stays.
+        rise = torch.stack([(after - before)[:, low:high].mean() for low, high in ((20, 50), (50, 100), (100, 200))])
+        assert rise.max() - rise.min() < 1.5
+
+
+def test_discriminants_generate_speech_whose_factors_are_the_targets(discriminants: Controller) -> None:
+    asked = {"f0": 160.0, "f1": 500.0, "f2": 1500.0, "f3": 2600.0}
+    made = discriminants.generate({factor: torch.full((3,), hertz) for factor, hertz in asked.items()})
+    for factor, hertz in asked.items():
+        found = nearest(discriminants.space().subspaces[factor], made)[0]
+        torch.testing.assert_close(found, torch.full((3,), hertz), rtol=0.15, atol=0)
+
+
+def test_the_true_source_is_that_of_the_trimmed_sound(prepared: Summary, tmp_path: Path) -> None:
+    corpus, settings = PreparedCorpus(prepared.out, "test"), Evaluation()
+    subject = Subject(None, corpus, STFT, None, settings, tmp_path, "")
+    for utterance in corpus.utterances[:2]:
+        start, stop = trim_silence(corpus.audio(utterance), settings.trim_db or 0)
+        before = analyse(corpus.audio(utterance)[start:stop] / np.float32(32768))
+        found = {factor: Control(factor)._truth(subject, utterance, len(before["f0"])) for factor in GRIDS}
+        assert ((found["f0"] > 0) == (before["f0"] > 0)).mean() > 0.8
+        both = (found["f0"] > 0) & (before["f0"] > 0)
+        for factor in GRIDS:
+            assert np.nanmedian(np.abs(before[factor][both] / found[factor][both] - 1)) < 0.12
 
 
 @pytest.mark.parametrize(
@@ -274,8 +348,9 @@ def test_from_training_to_a_controlled_recording(
     assert trained.returncode == 0, trained.stderr
     rows = read_results(run / "results.csv")
     ways = {task: {row.model for row in rows if row.task == task} for task in ("control_f0", "control_f1", "f0")}
-    assert ways["control_f0"] == {"sf_vae", "sf_vae translated", "WORLD", "TD-PSOLA"}
-    assert ways["control_f1"] == {"sf_vae", "sf_vae translated"} and ways["f0"] == {"sf_vae", "Praat", "WORLD"}
+    moves = {"sf_vae", *(f"sf_vae {way}" for way in ("discriminants", "translated", "translated_true"))}
+    assert ways["control_f0"] == {*moves, "WORLD", "TD-PSOLA"}
+    assert ways["control_f1"] == moves and ways["f0"] == {"sf_vae", "Praat", "WORLD"}
     for metric in ("nisqa", "input_nisqa"):
         found = {(row.task, row.model, row.value) for row in rows if row.metric == metric}
         assert found == {(task, way, 2.5) for task in ("control_f0", "control_f1") for way in ways[task]}
@@ -290,6 +365,10 @@ def test_from_training_to_a_controlled_recording(
     done = program("control.py", *base, f"input={wav}", "f0=200", "f1=500", "everywhere=true")
     assert done.returncode == 0, done.stderr
     assert soundfile.info(out).frames == soundfile.info(wav).frames and out.with_suffix(".png").exists()
+    subspaces = out.read_bytes()
+    words = [*base, f"input={wav}", "f1=500", "everywhere=true"]
+    done = program("control.py", *words, "method=discriminants")
+    assert done.returncode == 0 and out.read_bytes() != subspaces, done.stderr
     contour = tmp_path / "contour.csv"
     contour.write_text("0,120\n1,200\n")
     done = program("control.py", *base, f"f0={contour}", "f1=500", "f2=1500", "f3=2500", "seconds=0.5")
@@ -299,6 +378,8 @@ def test_from_training_to_a_controlled_recording(
         (["f0=high", f"input={wav}", "everywhere=true"], "f0=high is no frequency"),
         (["f0=180", "whisper=true", f"input={wav}"], "a whisper has no pitch"),
         (["f0=180"], "input= is missing"),
+        ([f"input={wav}", "f1=500", "method=lda"], "method=lda: choose from components, discriminants"),
+        ([f"input={wav}", "f1=500", "method=discriminants", "share=0.9"], "share=0.9 is a setting of method=comp"),
         ([f"input={wav}"], "nothing is to change"),
     ):
         refused = program("control.py", *base, *words)

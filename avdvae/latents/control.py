@@ -11,29 +11,44 @@ It uses `infer` and `decode` alone, so it works for any model with a latent per 
 
 Latents also encode the level of the sound, and the published vowels have one level. Here the subspaces are fitted to
 vowels at each of LEVELS, and a recording is moved in those of its own level, to within 1 dB.
+
+`method=discriminants`, of this suite, has discriminants A_i in place of U_i (subspaces.py), of vowels in many settings,
+voices and levels, and so one space for all levels. c_i is the mean latent of vowels along a factor, w that of whispers:
+
+    y^_i     argmin_y |A_i^T (z - c_i(y))|
+    move     z~ = z + sum_i c_i(y_i) - c_i(y^_i)
+    whisper  z~ = z + w - c_0(y^_0)
+    f0       y^_0;    voiced if |A_0^T (z - c_0(y^_0))| is short and the frame not quiet
+
+So what other factors contribute to z stays as it is, where a subspace replaces all of z within U_i.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from avdvae.data.talker.vowels import SETTINGS, sound, trajectory, whispered
+from avdvae.data.talker.vowels import GRIDS, SETTINGS, draw_settings, sound, trajectory, whispered
 from avdvae.errors import UserError
-from avdvae.latents.subspaces import Subspace, fit_subspace, nearest
+from avdvae.latents.subspaces import Subspace, fit_discriminants, fit_subspace, nearest
 from avdvae.protocols import Autoregressive, Batch, LatentModel, Latents
 from avdvae.signals.audio import MARGIN, SILENCE, Stft
 
+METHODS = ("components", "discriminants")
 SHARES = {"f0": 0.9, "f1": 0.8, "f2": 0.9, "f3": 0.9}  # of a factor's variance that its subspace contains
+DIRECTIONS = {"f0": 8, "f1": 2, "f2": 3, "f3": 2}  # discriminants of a factor, chosen on validation speakers
+DRAWN = 96  # settings and voices for the discriminants of a factor
+VALUES = {"f0": 101, "f1": 34, "f2": 34, "f3": 34}  # of a factor in each of these
 FRAMES = 8  # of an artificial vowel
 LEVEL = 0.2  # root mean square of an artificial vowel without a recording
 LEVELS = [LEVEL * 10 ** (db / 20) for db in range(-16, 7, 2)]  # 0.03 to 0.4: speech that peaks at 1
+FEW_LEVELS = LEVELS[2::3]
 LOUD = 1e-2  # of the loudest frame's power: frames above it determine the level of a recording
 QUIET = 1e-3  # of the loudest frame's power: frames below it are unvoiced
 
@@ -59,6 +74,23 @@ def encode_factors(model: LatentModel, stft: Stft, levels: Sequence[float]) -> l
         for level, found in zip(levels, encoded, strict=True):
             found[factor] = torch.stack([latents_of(model, power_NTF, level) for power_NTF in powers])
     return encoded
+
+
+def encode_drawn(model: LatentModel, stft: Stft) -> tuple[dict[str, Tensor], Tensor]:
+    """The latents of vowels along each factor's grid, S J L for drawn settings and each of FEW_LEVELS; and of whispers
+    in those of f0, W L."""
+    rng, samples, encoded, whispers = np.random.default_rng(0), 2 * MARGIN + stft.hop, {}, []
+    for factor, count in VALUES.items():
+        values = np.linspace(GRIDS[factor][0], GRIDS[factor][-1], count).tolist()
+        settings, found = draw_settings(factor, DRAWN, rng), []
+        for setting in settings:
+            power_JTF = vowels_of(model, stft, [sound(replace(setting, **{factor: y}), samples) for y in values])
+            found += [latents_of(model, power_JTF, level) for level in FEW_LEVELS]
+        encoded[factor] = torch.stack(found)
+        if factor == "f0":
+            whispers = [whispered(setting, samples, rng) for setting in settings for _ in range(4)]
+    power_VTF = vowels_of(model, stft, whispers)
+    return encoded, torch.cat([latents_of(model, power_VTF, level) for level in FEW_LEVELS])
 
 
 @torch.no_grad()
@@ -119,6 +151,14 @@ class Space:
                 moved_TL[here] = self._move_all(z_TL[here], moving)
         return moved_TL
 
+    def generate(self, targets: Mapping[str, Float[Tensor, " T"]]) -> Float[Tensor, "T L"]:
+        """All factors moved to their targets from the middle of the vowels."""
+        return self.move(self.middle_L.expand(len(next(iter(targets.values()))), -1), targets)
+
+    @property
+    def middle_L(self) -> Float[Tensor, " L"]:
+        return torch.stack([subspace.mean_L for subspace in self.subspaces.values()]).mean(0)
+
     def _move_all(self, z_TL: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         bases, steps = [], []
         for factor, hertz_T in targets.items():
@@ -131,31 +171,69 @@ class Space:
 
 
 @dataclass(frozen=True)
+class Discriminants(Space):
+    """The same by discriminants, for sounds of any level."""
+
+    whisper_L: Float[Tensor, " L"]
+
+    def generate(self, targets: Mapping[str, Float[Tensor, " T"]]) -> Float[Tensor, "T L"]:
+        """The middle of the vowels has no value of a factor to be read."""
+        return self.middle_L + sum(self._at(factor, y) - self.subspaces[factor].mean_L for factor, y in targets.items())
+
+    def _move_all(self, z_TL: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        steps = []
+        for factor, hertz_T in targets.items():
+            subspace = self.subspaces[factor]
+            steps.append(self._at(factor, hertz_T) - subspace.mean_at(nearest(subspace, z_TL)[0]))
+        return z_TL + torch.stack(steps).sum(0)
+
+    def _at(self, factor: str, hertz_T: Tensor) -> Tensor:
+        """c, or w where the target is 0."""
+        at_TL = self.whisper_L.repeat(len(hertz_T), 1)
+        at_TL[hertz_T != 0] = self.subspaces[factor].mean_at(hertz_T[hertz_T != 0])
+        return at_TL
+
+
+def _voicing_bound(f0: Subspace, spoken_VL: Float[Tensor, "V L"], whispers_WL: Float[Tensor, "W L"]) -> float:
+    """The distance with equal error rates: as many spoken vowels beyond it as whispers within, in relative numbers."""
+    spoken, whispers = (nearest(f0, z)[1].sort().values for z in (spoken_VL, whispers_WL))
+    bounds = torch.cat([spoken, whispers]).sort().values
+    beyond = 1 - torch.searchsorted(spoken, bounds, right=True) / len(spoken)
+    within = torch.searchsorted(whispers, bounds, right=True) / len(whispers)
+    return bounds[(beyond - within).abs().argmin()].item()
+
+
+@dataclass(frozen=True)
 class Controller:
-    """A model with the subspaces of its factors, at several levels."""
+    """A model with the subspaces of its factors, at several levels, or with their discriminants."""
 
     model: LatentModel
     stft: Stft
     spaces: Sequence[Space]
 
     @classmethod
-    def of(cls, model: LatentModel, stft: Stft, share: float | None = None) -> Controller:
-        """Fitted to artificial vowels, spoken and whispered; `share` replaces SHARES for all factors."""
+    def of(cls, model: LatentModel, stft: Stft, share: float | None = None, method: str = METHODS[0]) -> Controller:
+        """Fitted to artificial vowels, spoken and whispered; `share` replaces SHARES of components for all factors."""
+        if method not in METHODS:
+            raise UserError(f"method={method}: choose from {', '.join(METHODS)}")
+        if share is not None and method != METHODS[0]:
+            raise UserError(f"share={share} is a setting of method=components: leave it out, or that method={method}")
         if others := set(model.sees) - {"power"}:
             raise UserError(
                 f"{type(model).__name__} also requires {', '.join(others)}, and vowels are sound alone: choose another"
             )
+        if method == "discriminants":
+            drawn, whispers_WL = encode_drawn(model, stft)
+            found = {name: fit_discriminants(name, z_SJL, DIRECTIONS[name]) for name, z_SJL in drawn.items()}
+            within = _voicing_bound(found["f0"], drawn["f0"].flatten(end_dim=1), whispers_WL)
+            return cls(model, stft, [Discriminants(LEVEL, found, within, whispers_WL.mean(0))])
         rng, samples = np.random.default_rng(0), 2 * MARGIN + (FRAMES - 1) * stft.hop
         whispers = [whispered(setting, samples, rng) for setting in SETTINGS["f0"] for _ in range(25)]
         whispers_VTF, spaces = vowels_of(model, stft, whispers), []
         for level, encoded in zip(LEVELS, encode_factors(model, stft, LEVELS), strict=True):
             subspaces = {name: fit_subspace(name, mu_SNL, share or SHARES[name]) for name, mu_SNL in encoded.items()}
-            spoken = nearest(subspaces["f0"], encoded["f0"].flatten(end_dim=1))[1]
-            whispered_V = nearest(subspaces["f0"], latents_of(model, whispers_VTF, level))[1]
-            # Equal error rate: as many spoken frames beyond the bound as whispered ones within, in relative numbers.
-            bounds = torch.cat([spoken, whispered_V]).sort().values
-            wrong = (spoken > bounds[:, None]).float().mean(1) - (whispered_V <= bounds[:, None]).float().mean(1)
-            spaces.append(Space(level, subspaces, bounds[wrong.abs().argmin()].item()))
+            spoken_VL, whispers_WL = encoded["f0"].flatten(end_dim=1), latents_of(model, whispers_VTF, level)
+            spaces.append(Space(level, subspaces, _voicing_bound(subspaces["f0"], spoken_VL, whispers_WL)))
         return cls(model, stft, spaces)
 
     def space(self, level: float = LEVEL) -> Space:
@@ -194,9 +272,7 @@ class Controller:
 
     def generate(self, targets: Mapping[str, Float[Tensor, " T"]]) -> Float[Tensor, "T L"]:
         """Latents of speech from trajectories of the factors alone."""
-        space = self.space()
-        middle_L = torch.stack([subspace.mean_L for subspace in space.subspaces.values()]).mean(0)
-        return space.move(middle_L.expand(len(next(iter(targets.values()))), -1), targets)
+        return self.space().generate(targets)
 
     @torch.no_grad()
     def decode(self, z_TL: Float[Tensor, "T L"], others: Latents | None = None) -> Float[Tensor, "T F"]:

@@ -16,12 +16,23 @@ Differences from the paper:
 - it keeps 80 % of the variance for every factor. That leaves some of the original pitch, so that the result is
   sometimes an octave off. For F1, more than 80 % includes dimensions in which settings differ more than values of F1.
 
-    symbol   meaning                     attribute
-    y_n      value of a factor in Hz     hertz_N
-    z        latent, its mean            z_TL
-    m_i      mean of m_s                 mean_L
-    U_i      basis of a subspace         basis_LM
-    g_i      trajectory in it            knots_J, coordinates_JM
+Discriminants in place of principal components, a method of this suite. Latents of vowels in many settings s, voices and
+levels, at values y_j, are c_i(y_j) + e_sj with c_i their mean over s. Other factors also move z in U_i; A_i weighs
+directions down in which they do:
+
+    B_i = cov_j c_i(y_j),    W_i = mean_sj e_sj e_sj^T + rho (tr W_i / L) I
+    A_i      the first eigenvectors of B_i a = lambda W_i a, with A_i^T W_i A_i = I
+    read     y^ = argmin_y |A_i^T (z - c_i(y))|, the likeliest y for e ~ N(0, W_i) within these directions
+
+    symbol   meaning                          attribute
+    y_n      value of a factor in Hz          hertz_N
+    z        latent, its mean                 z_TL
+    m_i      mean of m_s, of c_i(y_j)         mean_L
+    U_i      basis of a subspace              basis_LM
+    g_i      trajectory in it                 knots_J, coordinates_JM
+    c_i      mean latents along the factor    along_NL
+    A_i      discriminants                    basis_LM; A_i^T (c_i - m_i): coordinates_JM
+    rho                                       RIDGE
 """
 
 from __future__ import annotations
@@ -40,17 +51,18 @@ from avdvae.data.talker.vowels import GRIDS
 from avdvae.errors import UserError
 
 PUBLISHED_SHARE = 0.8  # of a factor's variance that its subspace contains
+RIDGE = 0.03  # of the mean variance of other factors, added in all directions
 SEGMENTS = 100  # of a trajectory; published: 20, but the trajectory of f0 winds once every 16 Hz, the width of a bin
 
 
 @dataclass(frozen=True)
 class Subspace:
-    """The subspace of a factor, and its trajectory there."""
+    """The subspace of a factor, and its trajectory there; or its discriminants, for which U is A and g A^T (c - m)."""
 
     factor: str
     mean_L: Float[Tensor, " L"]
     basis_LM: Float[Tensor, "L M"]
-    shares_L: Float[Tensor, " L"]  # of the variance, in the first 1, 2, ... eigenvectors
+    shares_L: Float[Tensor, " L"]  # of the variance, or the sum of lambda, in the first 1, 2, ... eigenvectors
     knots_J: Float[Tensor, " J"]
     coordinates_JM: Float[Tensor, "J M"]
     hertz_N: Float[Tensor, " N"]
@@ -66,18 +78,24 @@ class Subspace:
 
     def at(self, hertz_T: Float[Tensor, " T"]) -> Float[Tensor, "T M"]:
         """g"""
+        return hats(self._checked(hertz_T), self.knots_J) @ self.coordinates_JM
+
+    def mean_at(self, hertz_T: Float[Tensor, " T"]) -> Float[Tensor, "T L"]:
+        """c"""
+        return hats(self._checked(hertz_T), self.hertz_N) @ self.along_NL
+
+    def _checked(self, hertz_T: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
         low, high = self.range
         if len(wrong := hertz_T[~((hertz_T >= low) & (hertz_T <= high))]):
             given = " to ".join(f"{value:.0f}" for value in dict.fromkeys((wrong.min().item(), wrong.max().item())))
             raise UserError(f"{self.factor} would be {given} Hz: it moves between {low:g} and {high:g} Hz")
-        return hats(hertz_T, self.knots_J) @ self.coordinates_JM
+        return hertz_T
 
     def translated(
         self, z_TL: Float[Tensor, "T L"], source_T: Float[Tensor, " T"], target_T: Float[Tensor, " T"]
     ) -> Float[Tensor, "T L"]:
         """z - mu(source) + mu(target) (Hsu et al., 2017), for comparison."""
-        source, target = ((hertz_T[:, None] - self.hertz_N).abs().argmin(1) for hertz_T in (source_T, target_T))
-        return z_TL - self.along_NL[source] + self.along_NL[target]
+        return z_TL - self.mean_at(source_T) + self.mean_at(target_T)
 
 
 def hats(hertz_N: Float[Tensor, " N"], knots_J: Float[Tensor, " J"]) -> Float[Tensor, "N J"]:
@@ -97,6 +115,21 @@ def fit_subspace(factor: str, mu_SNL: Float[Tensor, "S N L"], share: float) -> S
     coordinates_JM = torch.linalg.lstsq(hats(hertz_N, knots_J), centred_SNL.mean(0) @ basis_LM).solution
     mean_L, along_NL = mu_SNL.mean((0, 1)), mu_SNL.mean(0)
     return Subspace(factor, mean_L, basis_LM, shares_L, knots_J, coordinates_JM, hertz_N, along_NL)
+
+
+def fit_discriminants(factor: str, z_SJL: Float[Tensor, "S J L"], directions: int) -> Subspace:
+    """The discriminants of latents at values along the factor's grid, equally apart, in each setting."""
+    along_JL = z_SJL.mean(0)
+    others_NL = (z_SJL - along_JL).flatten(end_dim=1)
+    within_LL = others_NL.T @ others_NL / len(others_NL)
+    within_LL += RIDGE * within_LL.diagonal().mean() * torch.eye(len(within_LL), device=z_SJL.device)
+    whiten_LL = torch.linalg.inv(torch.linalg.cholesky(within_LL))
+    values_L, vectors_LL = torch.linalg.eigh(whiten_LL @ torch.cov(along_JL.T, correction=0) @ whiten_LL.T)
+    basis_LM = whiten_LL.T @ vectors_LL.flip(1)[:, :directions]
+    low, high = GRIDS[factor][[0, -1]].tolist()
+    hertz_J, mean_L = torch.linspace(low, high, len(along_JL), device=z_SJL.device), along_JL.mean(0)
+    shares_L, coordinates_JM = values_L.flip(0).cumsum(0) / values_L.sum(), (along_JL - mean_L) @ basis_LM
+    return Subspace(factor, mean_L, basis_LM, shares_L, hertz_J, coordinates_JM, hertz_J, along_JL)
 
 
 def principal_angles(one: Subspace, other: Subspace) -> Float[Tensor, " M"]:

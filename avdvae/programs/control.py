@@ -5,6 +5,7 @@ avdvae control run=RUN input=speech.wav f0=x1.5           1.5 times the pitch
 avdvae control run=RUN input=speech.wav f0=contour.csv    lines of seconds,Hz, interpolated
 avdvae control run=RUN input=speech.wav f1=700 f2=x1.1    formants, with or without the pitch
 avdvae control run=RUN input=speech.wav whisper=true
+avdvae control run=RUN input=speech.wav f1=700 method=discriminants   more precise for formants
 avdvae control run=RUN f0=140 f1=500 f2=1500 f3=2500      speech from trajectories alone
 
 Only frames that the model finds voiced are changed. The output, controlled.wav by default, has one channel at 16 kHz; a
@@ -75,7 +76,7 @@ def control(config: Mapping[str, Any]) -> None:
     model = run.load_model()
     if not is_speech_prior(model):
         raise UserError(f"{type(model).__name__} has no latents of power spectra to move: choose another model")
-    controller = Controller.of(model, run.stft, config["share"])
+    controller = Controller.of(model, run.stft, config["share"], config["method"])
     signals: dict[str, np.ndarray] = {}
     if wave_N is None:
         seconds_T = torch.arange(run.stft.frames(int(config["seconds"] * RATE))) * run.stft.hop / RATE

@@ -4,7 +4,8 @@
     a_k = |G(k f0)| |V(k f0)|,    phi_k = arg V(k f0)
 
 G falls by 6 dB an octave, glottis and radiation together; V is a cascade of resonators with two poles each. There is no
-aliasing and no jitter. One factor at a time moves along its grid in GRIDS, with the others at one of several settings.
+aliasing and no jitter. One factor at a time moves along its grid in GRIDS, with the others at one of several settings:
+those of SETTINGS, in one voice, or drawn by `draw_settings`, each in a voice of its own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ GRIDS = {  # in Hz
 _UPPER = np.array([3500.0, 4500, 5500, 6500])  # F4 to F7 are constant
 _WIDTHS = np.array([70.0, 90, 140, 175, 250, 400, 600])  # of F1 to F7, Hz
 _TILT_FROM = 100.0  # Hz, where the source begins to fall
+_VOICE_TILT_FROM = 300.0  # Hz, where the sources of voices begin to differ
+_DRAWN_FROM = {"f0": (100.0, 300.0), "f1": (250.0, 850.0), "f2": (1100.0, 2400.0), "f3": (2000.0, 3400.0)}  # Hz
+_APART = 150.0  # Hz at least between two formants of a drawn setting, at both ends of the grid
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class Vowel:
     f1: float
     f2: float
     f3: float
+    tilt: float = 0.0  # exponent of the frequency, by which a voice differs
+    width: float = 1.0  # of its formants, relative to _WIDTHS
+    upper: float = 1.0  # its F4 to F7, relative to _UPPER
 
 
 # The other factors while one moves: vowels and voices over which its subspace is to be the same.
@@ -51,14 +58,31 @@ def trajectory(factor: str, setting: Vowel) -> list[Vowel]:
     return [replace(setting, **{factor: value}) for value in GRIDS[factor].tolist()]
 
 
+def draw_settings(factor: str, count: int, rng: np.random.Generator) -> list[Vowel]:
+    """Other factors and voices while `factor` moves."""
+    found: list[Vowel] = []
+    while len(found) < count:
+        vowel = Vowel(
+            **{name: rng.uniform(*ends) for name, ends in _DRAWN_FROM.items()},
+            tilt=rng.uniform(-0.5, 0.5),
+            width=2 ** rng.uniform(-0.25, 0.5),
+            upper=rng.uniform(0.925, 1.075),
+        )
+        ends = [replace(vowel, **{factor: end}) for end in (GRIDS[factor][0], GRIDS[factor][-1])]
+        if all(min(end.f2 - end.f1, end.f3 - end.f2) >= _APART for end in ends):
+            found.append(vowel)
+    return found
+
+
 def envelope(vowel: Vowel, hertz: Float[np.ndarray, " K"]) -> Complex[np.ndarray, " K"]:
     """Source and tract at these frequencies."""
-    centres = np.array([vowel.f1, vowel.f2, vowel.f3, *_UPPER])
-    keep = np.exp(-np.pi * _WIDTHS / RATE)
+    centres = np.array([vowel.f1, vowel.f2, vowel.f3, *_UPPER * vowel.upper])
+    keep = np.exp(-np.pi * _WIDTHS * vowel.width / RATE)
     turn = 2 * keep * np.cos(2 * np.pi * centres / RATE)
     delay_K1 = np.exp(-2j * np.pi * hertz[:, None] / RATE)
     tract = (1 - turn + keep**2) / (1 - turn * delay_K1 + keep**2 * delay_K1**2)
-    return tract.prod(1) / np.hypot(1, hertz / _TILT_FROM)
+    voice = (np.maximum(hertz, _VOICE_TILT_FROM) / 1000) ** vowel.tilt
+    return tract.prod(1) * voice / np.hypot(1, hertz / _TILT_FROM)
 
 
 def sound(vowel: Vowel, samples: int) -> Float[np.ndarray, " N"]:

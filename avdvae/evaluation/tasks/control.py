@@ -8,16 +8,18 @@ frames (f0_in_speech, ...):
     voiced                       frames that are still voiced
     nisqa                        naturalness by NISQA, where the extra `naturalness` and its weights are installed
 
-Frames whose factor lies outside the grid of the artificial vowels are left out for all methods: no mean latent
-exists for them.
+Frames whose factor lies outside the grid of the artificial vowels, by Praat or in truth, are left out for all methods:
+no mean latent exists for them.
 
 The methods, a row of the table each:
 
-    NAME              latents/control.py, on the latents of the measured model
-    NAME translated   z - mu(y_source) + mu(y_target), the mean latents of artificial vowels (W.-N. Hsu, Y. Zhang,
-                      J. Glass, "Learning latent representations for speech generation and transformation", Interspeech
-                      2017); y_source is given, as estimated by Praat
-    WORLD, TD-PSOLA   of f0 alone: vocoders, without a model
+    NAME                   latents/control.py, on the latents of the measured model
+    NAME discriminants     the same, by its method=discriminants
+    NAME translated        z - mu(y_source) + mu(y_target), the mean latents of artificial vowels (W.-N. Hsu, Y. Zhang,
+                           J. Glass, "Learning latent representations for speech generation and transformation",
+                           Interspeech 2017); y_source is given, as estimated by Praat, which also measures the result
+    NAME translated_true   y_source is the truth, which exists for Talker
+    WORLD, TD-PSOLA        of f0 alone: vocoders, without a model
 
 Pitch is estimated by Praat's autocorrelation and, as f0_world, by WORLD's Harvest, formants by Praat's Burg method, on
 recordings and on Talker alike. A vowel is a tenth of a second in which they hardly move.
@@ -34,13 +36,16 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from avdvae.data.shard_files import Utterance
 from avdvae.data.talker.vowels import FACTORS, GRIDS
 from avdvae.errors import UserError
 from avdvae.evaluation.tasks.task import Measured, Part, Subject
-from avdvae.latents.control import LEVEL, Controller, encode_factors
+from avdvae.evaluation.tasks.truth import find_truth, truth_of
+from avdvae.latents.control import LEVEL, METHODS, Controller, encode_factors
 from avdvae.latents.subspace_figures import factor_relations, latent_trajectories, variance_curves
 from avdvae.latents.subspaces import relations
 from avdvae.protocols import is_speech_prior
+from avdvae.signals.audio import trim_silence
 from avdvae.signals.clock import RATE
 from avdvae.signals.metrics import INPUT, naturalness
 from avdvae.signals.phonetics import formants, move_by_psola, move_by_world, pitch_praat, pitch_world
@@ -88,16 +93,23 @@ class Control:
         measured, controller = Measured(), controller_of(subject)
         if self.factor == "f0" and part.first == 0:
             draw_latents(subject, controller)
-        for batch in subject.loader(subject.items(part)):
+        items = subject.items(part)
+        utterances = {utterance.id: utterance for utterance in items.utterances}
+        for batch in subject.loader(items):
             waves_BN, lengths_B = batch.need("waveform", subject.model).cpu().numpy(), batch.need("lengths", self)
             for item, padded_N, length in zip(batch.ids, waves_BN, lengths_B.tolist(), strict=True):
                 wave_N, scores = padded_N[:length], dict[str, list[Mapping[str, float]]]()
                 before, natural = analyse(wave_N), naturalness(wave_N, RATE)
+                sources = {"translated": before[self.factor]}
+                if find_truth(subject, item) is not None:
+                    sources["translated_true"] = self._truth(subject, utterances[item], len(before["f0"]))
                 for target in TARGETS[self.factor]:
                     moves_T = self._moves(before, target)
+                    for source_T in sources.values():
+                        moves_T &= self._on_grid(source_T)
                     if not moves_T.any():
                         continue
-                    for method, after_N in self._changed(controller, subject.name, wave_N, before, moves_T, target):
+                    for method, after_N in self._changed(subject, wave_N, sources, moves_T, target):
                         found = self._score(before, analyse(after_N), moves_T, target)
                         found |= {INPUT + "nisqa": natural, "nisqa": naturalness(after_N, RATE)}
                         scores.setdefault(method, []).append(found)
@@ -111,33 +123,46 @@ class Control:
 
     def _moves(self, before: Analysis, target: float) -> Bool[np.ndarray, " T"]:
         """Voiced steps in which the factor lies within its grid and the formants stay apart."""
-        low, high = GRIDS[self.factor][0], GRIDS[self.factor][-1]
-        moves_T = (before["f0"] > 0) & (before[self.factor] >= low) & (before[self.factor] <= high)
+        moves_T = (before["f0"] > 0) & self._on_grid(before[self.factor])
         number = FACTORS.index(self.factor)
         for neighbour, sign in ((number - 1, 1), (number + 1, -1)) if number else ():
             if 1 <= neighbour < len(FACTORS):
                 moves_T &= sign * (target - before[FACTORS[neighbour]]) >= APART
         return moves_T
 
+    def _on_grid(self, hertz_T: Float[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:
+        return (hertz_T >= GRIDS[self.factor][0]) & (hertz_T <= GRIDS[self.factor][-1])
+
+    def _truth(self, subject: Subject, utterance: Utterance, count: int) -> Float[np.ndarray, " T"]:
+        """The true factor at the steps of the analysis of the trimmed sound."""
+        truth, trim_db = truth_of(subject, utterance.id), subject.settings.trim_db
+        start = 0 if trim_db is None else trim_silence(subject.corpus.audio(utterance), trim_db)[0]
+        seconds_T = start / RATE + STEP * np.arange(1, count + 1)
+        values = np.column_stack([truth["f0"], truth["formants"]])[:, FACTORS.index(self.factor)]
+        return values[np.rint(seconds_T / truth["step"]).astype(int).clip(max=len(values) - 1)]
+
     def _changed(
         self,
-        controller: Controller,
-        name: str,
+        subject: Subject,
         wave_N: np.ndarray,
-        before: Analysis,
+        sources: Mapping[str, Float[np.ndarray, " T"]],
         moves_T: Bool[np.ndarray, " T"],
         target: float,
     ) -> Iterator[tuple[str, np.ndarray]]:
         """The sound of each method."""
+        controller, name = controller_of(subject), subject.name
         encoded = controller.encode(torch.from_numpy(wave_N))
         frames = np.arange(len(encoded.z)) * controller.stft.hop / RATE
         steps = np.rint(frames / STEP - 1).astype(int).clip(0, len(moves_T) - 1)
         target_T = torch.full((len(steps),), float(target)).where(torch.from_numpy(moves_T[steps]), torch.nan)
-        source_T = torch.from_numpy(before[self.factor][steps]).float()
-        for method, z_TL in (
-            (name, controller.move(encoded, {self.factor: target_T})),
-            (f"{name} translated", controller.translate(encoded, self.factor, source_T, target_T)),
-        ):
+        moved = {
+            name: controller.move(encoded, {self.factor: target_T}),
+            f"{name} discriminants": controller_of(subject, "discriminants").move(encoded, {self.factor: target_T}),
+        }
+        for source, source_T in sources.items():
+            hertz_T = torch.from_numpy(source_T[steps]).float()
+            moved[f"{name} {source}"] = controller.translate(encoded, self.factor, hertz_T, target_T)
+        for method, z_TL in moved.items():
             yield method, controller.synthesise(z_TL, encoded, griffin_lim=self.factor == "f0").cpu().numpy()
         if self.factor == "f0":
             contour_N = np.full(len(wave_N), float(target))
@@ -165,9 +190,9 @@ class Control:
         return subject.example(part, item, "", signals, {})
 
 
-@lru_cache(maxsize=1)
-def controller_of(subject: Subject) -> Controller:
-    return Controller.of(subject.model, subject.stft)
+@lru_cache(maxsize=len(METHODS))
+def controller_of(subject: Subject, method: str = METHODS[0]) -> Controller:
+    return Controller.of(subject.model, subject.stft, method=method)
 
 
 def draw_latents(subject: Subject, controller: Controller) -> None:

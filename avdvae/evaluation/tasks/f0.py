@@ -10,22 +10,18 @@ truth is stored beside Talker's clips.
 
 from __future__ import annotations
 
-import csv
-import json
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from avdvae.data.conditions import Condition
-from avdvae.data.shard_files import PREPARE
-from avdvae.errors import UserError, reading
+from avdvae.errors import UserError
 from avdvae.evaluation.tasks.control import controller_of
 from avdvae.evaluation.tasks.task import Measured, Part, Subject
+from avdvae.evaluation.tasks.truth import truth_of
 from avdvae.protocols import is_speech_prior
 from avdvae.signals.clock import RATE
 from avdvae.signals.phonetics import pitch_praat, pitch_world
@@ -42,7 +38,7 @@ class F0:
             raise UserError(
                 f"{type(subject.model).__name__} has no latents of power to estimate f0 from: choose another task"
             )
-        truth_of(subject, subject.chosen.utterances[0].id)
+        truth_of(subject, subject.chosen.utterances[0].id)  # raises where there is none
 
     def parts(self, subject: Subject) -> list[Part]:
         s = subject.settings
@@ -83,20 +79,3 @@ def errors(truth_T: Float[np.ndarray, " T"], estimate_T: Float[np.ndarray, " T"]
     if (fine := off[off <= GROSS]).size:
         scores["fine_error"] = 100 * float(fine.mean())
     return scores
-
-
-def truth_of(subject: Subject, item: str) -> dict[str, Any]:
-    """f0, 0 where unvoiced, and its step in seconds."""
-    path = Path(_sources(subject.corpus.root).get(item, item)).with_suffix(".json")
-    if subject.corpus.utterances[0].corpus != "talker" or not path.is_file():
-        raise UserError(f"task f0 needs the true f0 in {path}, which is missing: give data=talker")
-    with reading(path, "truth of a clip of Talker", "delete its folder, and prepare the corpus again"):
-        return json.loads(path.read_text())
-
-
-@lru_cache(maxsize=2)
-def _sources(prepared: Path) -> dict[str, str]:
-    """The file of each utterance."""
-    path = prepared / "quality.csv"
-    with reading(path, "table of clips", f"delete it and run `{PREPARE}` again"), path.open(encoding="utf-8") as file:
-        return {row["id"]: row["source"] for row in csv.DictReader(file)}

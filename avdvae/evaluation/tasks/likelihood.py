@@ -35,7 +35,7 @@ class Likelihood:
         if not isinstance(model, WaveformModel):
             raise UserError(
                 f"{type(model).__name__} gives densities, not probabilities of 16-bit samples, so it has no bits per "
-                "sample: choose exp=wavenet, lstm, vrnn_wave, srnn_wave, stcn or cw_vae"
+                "sample: choose exp=byte_lm, wavenet, lstm, vrnn_wave, srnn_wave, stcn or cw_vae"
             )
         if draws is not None and (draws < 1 or not isinstance(model, LatentModel)):
             raise UserError(

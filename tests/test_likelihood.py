@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_contract import utterances
-from test_waveforms import small
+from test_waveforms import small, sound
 
 from avdvae.data.prepare import Summary
 from avdvae.data.shards import PreparedCorpus
@@ -17,7 +17,7 @@ from avdvae.errors import UserError
 from avdvae.evaluation.measure import measure
 from avdvae.evaluation.results import Result, summarise
 from avdvae.evaluation.tasks.task import Evaluation, Subject
-from avdvae.latents.likelihood import bound_bits, fitted_dmol, flac_bits, importance_bits
+from avdvae.latents.likelihood import bits_in_pieces, bound_bits, fitted_dmol, flac_bits, importance_bits
 from avdvae.latents.neighbours import neighbours_right
 from avdvae.models.cw_vae import CWVAE
 from avdvae.models.lstm import LSTM
@@ -67,6 +67,17 @@ def test_more_draws_bring_the_bound_nearer(kind):
     torch.testing.assert_close(few, one, rtol=0.02, atol=0)  # in the mean, one draw is the bound
 
 
+def test_pieces_are_scored_as_utterances_of_their_own():
+    model, batch = small(LSTM), utterances(700, 1100)
+    whole, pieces = bound_bits(model, batch), bits_in_pieces(model, batch, 512)
+    for b, lengths in enumerate(([512, 188], [512, 512, 76])):
+        parts = batch.need("waveform", model)[b].split(512)
+        alone = [bound_bits(model, sound(part[None, :n])).item() for part, n in zip(parts, lengths, strict=False)]
+        assert pieces[b].item() == pytest.approx(sum(alone), rel=1e-5)
+    assert (pieces - whole).abs().min() > 1  # an LSTM without the samples before
+    torch.testing.assert_close(bits_in_pieces(model, batch, 2000), whole, rtol=1e-5, atol=0)
+
+
 def test_bits_are_a_ratio_of_totals():
     def row(item: str, metric: str, value: float) -> Result:
         return Result("r", "m", "likelihood", "c", "test", item, item, "", None, "", metric, value)
@@ -104,10 +115,12 @@ def subject_of(model: Any, prepared: Summary, out: Path, **settings: Any) -> Sub
 
 
 def test_likelihood_from_the_corpus_to_the_rows(prepared, tmp_path):
-    rows = measure(subject_of(small(CWVAE), prepared, tmp_path, tasks=("likelihood",), importance=2, per_speaker=1))
+    asked = {"importance": 2, "pieces": 8192}
+    rows = measure(subject_of(small(CWVAE), prepared, tmp_path, tasks=("likelihood",), per_speaker=1, **asked))
     bits = {metric: [r.value for r in rows if r.metric == metric] for metric in {r.metric for r in rows}}
     assert len(bits["bits_per_frame"]) == len({row.item for row in rows}) > 2
     assert all(value == 16 for value in bits["uniform_bits"])
+    assert np.mean(bits["bits_in_pieces"]) == pytest.approx(np.mean(bits["bits_per_frame"]), rel=0.1)
     # Talker's recordings have noise of their own: FLAC needs more than 2 bits, and less than one mixture for all.
     assert 2 < np.mean(bits["flac_bits"]) < np.mean(bits["dmol_bits"]) < np.mean(bits["bits_per_frame"]) < 40
     corpus = PreparedCorpus(prepared.out, "train", verify=False)

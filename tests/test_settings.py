@@ -19,6 +19,7 @@ PAPER = sorted(path.stem for path in CONFIGS.glob("exp/*_paper.yaml"))
 FACE = {"width", "codes", "dim"}
 DELIBERATE = {  # what a config gives its model otherwise than its class has it
     # Sizes for two cores; the class has those published, as exp=..._paper gives them.
+    "byte_lm": {"dim", "heads", "layers", "context"},
     "cw_vae": {"channels", "dim"},
     "lstm": {"hidden"},
     "mdvae": {"size", "memory", "width", "dim"},

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float, Int16
-from torch import Tensor
+from torch import Tensor, nn
 
 from avdvae.probability.objectives import Schedule
 from avdvae.probability.pcm import CODES, DMoL
@@ -33,6 +33,20 @@ def bound_bits(model: WaveformModel, batch: Batch) -> Float[Tensor, " B"]:
         elbo, state = model.carry(part, Schedule(), state)
         bits_B -= elbo.bound / math.log(2)
     return bits_B
+
+
+@torch.no_grad()
+def bits_in_pieces(model: WaveformModel, batch: Batch, size: int) -> Float[Tensor, " B"]:
+    """Minus the bounds of pieces of `size` samples, each as an utterance of its own."""
+    assert batch.waveform is not None and batch.lengths is not None
+    bits = []
+    for name, waveform_N, length in zip(batch.ids, batch.waveform, batch.lengths.tolist(), strict=True):
+        pieces_BN = nn.functional.pad(waveform_N[:length], (0, -length % size)).view(-1, size)
+        lengths_B = (length - size * torch.arange(len(pieces_BN), device=pieces_BN.device)).clamp_max(size)
+        mask_BT = torch.ones(len(pieces_BN), 0, dtype=torch.bool)
+        pieces = Batch((name,) * len(pieces_BN), mask_BT, waveform=pieces_BN, lengths=lengths_B)
+        bits.append(-model.carry(pieces, Schedule(), None)[0].bound.sum() / math.log(2))
+    return torch.stack(bits)
 
 
 @torch.no_grad()

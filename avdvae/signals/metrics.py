@@ -20,7 +20,7 @@ from jaxtyping import Float
 from avdvae.errors import UserError, nearest
 
 METRICS = ("si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi", "estoi")
-OF_EACH_SAMPLE = ("bits_per_frame", "importance_bits", "dmol_bits", "flac_bits", "uniform_bits")
+OF_EACH_SAMPLE = ("bits_per_frame", "importance_bits", "bits_in_pieces", "dmol_bits", "flac_bits", "uniform_bits")
 LOW_IS_GOOD = (
     *("rmse", "rtf", "mpjpe_mm", "gross_error", "fine_error", "voicing_error"),
     *("f0", "f0_world", "f1", "f2", "f3"),  # relative errors
@@ -56,6 +56,7 @@ LOOKS = {
     "mpjpe_mm": Look("MPJPE", "mm", 1),
     "bits_per_frame": Look("bits", "a frame", 3),
     "importance_bits": Look("importance-weighted", "bits", 3),
+    "bits_in_pieces": Look("in pieces", "bits", 3),
     "dmol_bits": Look("fitted DMoL", "bits", 3),
     "flac_bits": Look("FLAC", "bits", 3),
     "uniform_bits": Look("uniform", "bits", 1),

@@ -2,6 +2,8 @@
 
 bits_per_frame     minus the bound, with one draw (the exact likelihood of models without latents); a frame is a sample
 importance_bits    minus the importance-weighted bound with `evaluate.importance` draws, unless that is null
+bits_in_pieces     minus the bound of pieces of `evaluate.pieces` samples, each as an utterance of its own, unless that
+                   is null: what a model loses or gains by the context of whole utterances
 dmol_bits          by one mixture of two logistics, fitted to the same utterances
 flac_bits          of the stream of a FLAC file, headers excluded
 uniform_bits       16
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from avdvae.errors import UserError
 from avdvae.evaluation.tasks.task import Measured, Part, Subject
-from avdvae.latents.likelihood import bound_bits, fitted_dmol, flac_bits, importance_bits
+from avdvae.latents.likelihood import bits_in_pieces, bound_bits, fitted_dmol, flac_bits, importance_bits
 from avdvae.probability.pcm import CODES
 from avdvae.protocols import Batch, LatentModel, WaveformModel
 from avdvae.signals.clock import RATE
@@ -35,7 +37,7 @@ class Likelihood:
         if not isinstance(model, WaveformModel):
             raise UserError(
                 f"{type(model).__name__} gives densities, not probabilities of 16-bit samples, so it has no bits per "
-                "sample: choose exp=wavenet, lstm, vrnn_wave, srnn_wave, stcn or cw_vae"
+                "sample: choose exp=byte_lm, wavenet, lstm, vrnn_wave, srnn_wave, stcn or cw_vae"
             )
         if draws is not None and (draws < 1 or not isinstance(model, LatentModel)):
             raise UserError(
@@ -56,6 +58,8 @@ class Likelihood:
             bits = {"bits_per_frame": bound_bits(model, batch)}
             if subject.settings.importance is not None:
                 bits["importance_bits"] = importance_bits(model, batch, subject.settings.importance)
+            if subject.settings.pieces is not None:
+                bits["bits_in_pieces"] = bits_in_pieces(model, batch, subject.settings.pieces)
             for b, item in enumerate(batch.ids):
                 codes = _codes(batch, b)
                 totals = {name: float(bits_B[b]) for name, bits_B in bits.items()}

@@ -45,6 +45,7 @@ class Evaluation:
     examples: int = 3  # of each state of the lips
     workers: int | None = None  # None: one per core
     importance: int | None = None  # draws of the importance-weighted bound
+    pieces: int | None = None  # samples of each, for the bits of pieces
     neighbours: Sequence[int] = (1, 5, 10, 20)  # of the probes
 
     def __post_init__(self) -> None:
@@ -55,6 +56,7 @@ class Evaluation:
             ("examples", self.examples, 0),
             ("workers", self.workers, 1),
             ("importance", self.importance, 1),
+            ("pieces", self.pieces, 1),
         ):
             if value is not None and value < low:
                 raise UserError(f"evaluate.{name}={value}: give {low} or more")

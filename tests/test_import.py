@@ -16,8 +16,8 @@ from torch import Tensor
 
 from avdvae.enhancement.separation import separate_long
 from avdvae.errors import UserError
+from avdvae.orchestration.importing import import_weights
 from avdvae.others.published_weights import read_published_weights
-from avdvae.programs.import_weights import import_weights
 from avdvae.protocols import Batch
 from avdvae.runs import build_model, build_vem, open_run
 

@@ -75,16 +75,21 @@ def write_report(run: Path) -> Path:
 
 def page(head: Mapping[str, Any], sections: Sequence[Section]) -> str:
     """A page of HTML. `head`: title, lead, facts, command, and whether the corpus is `generated`."""
+    return rendered("report.html", head=head, sections=sections)
+
+
+def rendered(template: str, **content: Any) -> str:
+    """A file of templates/ with this content."""
     import jinja2
 
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("avdvae.evaluation"),
-        autoescape=True,
+        autoescape=template.endswith(".html"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return templates.get_template("report.html").render(head=head, sections=sections)
+    return templates.get_template(template).render(**content)
 
 
 def _sections(run: Path) -> list[Section]:

@@ -27,7 +27,7 @@ from avdvae.files import replacing
 from avdvae.signals.metrics import ALL_NOISES, INPUT, LOW_IS_GOOD, OF_EACH_SAMPLE
 
 NOISE_GROUPS = {"stationary": ("White", "Car", "LR")}
-_SAME = 1e-3  # by how much metrics of one and the same input may differ between two machines
+SAME_INPUT = 1e-3  # by how much metrics of one and the same input may differ between two machines
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def compare(
         mixture = row.task, row.item, row.noise, row.snr
         if row.metric.startswith(INPUT):
             unchecked[mixture] = False
-            if abs(row.value - other) > _SAME:
+            if abs(row.value - other) > SAME_INPUT:
                 raise UserError(
                     f"{mine} and {other_run} differ in the mixture {mixture_in_words(*mixture)}: its {row.metric} is "
                     f"{row.value:.6g} and {other:.6g}: evaluate both on the same corpus with the same settings of "

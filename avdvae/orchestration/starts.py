@@ -39,16 +39,21 @@ def find_start(name: str, request: Request, splits: Mapping[str, PreparedCorpus]
     if not config["models"]:
         shared = wanted["model"].keys() & config["model"].keys() - {"target"}
         wanted["model"] |= {key: config["model"][key] for key in shared}
+    return find_training(Request(wanted, words, request.command), splits)
+
+
+def find_training(request: Request, splits: Mapping[str, PreparedCorpus]) -> Run:
+    """A trained run with the settings of this request; trained now if there is none."""
+    wanted, name = request.config, request.config["exp"]
     if trained := _trained(name, wanted):
         return trained
     if int(os.environ.get("RANK", 0)) or int(os.environ.get("LOCAL_RANK", 0)):
-        raise UserError(f"{config['exp']} starts from a trained {name}: train exp={name} first, in one process")
+        raise UserError(f"there is no trained {name} to start from: train exp={name} first, in one process")
     deciding = hashlib.sha256(json.dumps(deciding_settings(wanted), sort_keys=True).encode()).hexdigest()[:16]
     with locked(Path(wanted["runs"], ".locks", f"{name}-{deciding}"), f"trains {name}"):
         if trained := _trained(name, wanted):
             return trained
         print(f"start      {name}, trained first", flush=True)
-        request = Request(wanted, words, request.command)
         starts = [find_start(before, request, splits) for before in wanted["start"]]
         begun = find_runs(Path(wanted["runs"]), wanted)
         run = begun[-1] if begun else new_run(wanted)

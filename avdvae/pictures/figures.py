@@ -113,6 +113,48 @@ def forest(
     return figure
 
 
+def contrasts_forest(
+    groups: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, str]
+) -> matplotlib.figure.Figure:
+    """Differences with intervals: a panel for each unit, the key of `groups`, a line for each of its rows, which have
+    label, place, mean, ci_low, ci_high, bound, sign and holds; `colours`: of the places. Triangles: the smallest effect
+    that counts, and in which direction. Filled dots: the contrast holds."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = STYLE | {"axes.grid.axis": "x", "axes.spines.left": False, "ytick.left": False}
+    lines = {unit: list(dict.fromkeys(row["label"] for row in rows)) for unit, rows in groups.items()}
+    here = {row["place"] for rows in groups.values() for row in rows}
+    places = [place for place in colours if place in here]
+    step = 0.8 / len(places)
+    with rc_context(style):
+        count = sum(map(len, lines.values()))
+        height = 0.5 + 0.75 * len(groups) + (0.16 + 0.16 * len(places)) * count
+        figure = Figure(figsize=(8.5, height))
+        figure.set_layout_engine("constrained", h_pad=0.06)
+        axes = figure.subplots(
+            len(groups), 1, squeeze=False, height_ratios=[len(labels) + 0.6 for labels in lines.values()]
+        )
+        for (unit, rows), ax in zip(groups.items(), axes.ravel(), strict=True):
+            ax.axvline(0, color=GREY, linewidth=1)
+            for row in rows:
+                number = places.index(row["place"])
+                y = lines[unit].index(row["label"]) + step * (number - (len(places) - 1) / 2)
+                colour = colours[row["place"]]
+                ax.plot([row["ci_low"], row["ci_high"]], [y] * 2, color=colour, solid_capstyle="butt")
+                face = colour if row["holds"] else "white"
+                ax.plot(row["mean"], y, "o", color=colour, markerfacecolor=face, markersize=6)
+                ax.plot(row["bound"], y, ">" if row["sign"] > 0 else "<", color="#404040", markersize=5)
+            ax.set(xlabel=unit, ylim=(len(lines[unit]) - 0.4, -0.6))
+            ax.set_yticks(range(len(lines[unit])), lines[unit])
+            ax.margins(x=0.08)
+        if len(places) > 1:
+            for place in places:
+                axes[0, 0].plot([], [], "o-", color=colours[place], label=place)
+            legend_above(figure, axes[0, 0])
+    return figure
+
+
 def _curve(items: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "4 snrs"]:
     """SNRs, means, lower and upper ends. The input is the same for all lips, so the first of each SNR is taken."""
     first = {item["snr"]: item for item in reversed(items)}

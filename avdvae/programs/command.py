@@ -15,6 +15,7 @@ COMMANDS = {  # and their modules
     "enhance": "enhance",
     "evaluate": "evaluate",
     "compare": "compare",
+    "claims": "claims",
     "mixtures": "mixtures",
     "transfer": "transfer",
     "interpolate": "interpolate",

@@ -1,4 +1,4 @@
-"""List experiments, corpora, tasks and E-steps, each with a line and its paper.
+"""List experiments, corpora, tasks, claims and E-steps, each with a line and its paper.
 
 avdvae list
 avdvae list experiments
@@ -111,6 +111,7 @@ LISTS: dict[str, tuple[str, Callable[[], dict[str, str]]]] = {
     "data": ("avdvae prepare data=NAME, and avdvae train data=NAME", data),
     "schedules": ("avdvae train train=NAME", lambda: choices("train")),
     "tasks": ("evaluate.tasks=[NAME]", tasks),
+    "claims": ("avdvae claims only=[NAME]", lambda: {n: read("claims", n)["statement"] for n in choices("claims")}),
     "esteps": ("enhance.estep.name=NAME", esteps),
     "others": ("of other packages", others),
 }

@@ -1,0 +1,260 @@
+"""The claims of configs/claims, tested: models are trained or found, measured in the tasks of the claims, and judged.
+
+A place is a corpus with models that are trained on it, or with published weights. Trainings are found again by
+starts.py. The evaluations of a run lie in its folder, one for each task, by their settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from avdvae.configurations import CONFIGS, choices, compose, word
+from avdvae.data.corpora import find_corpus
+from avdvae.data.shards import PreparedCorpus
+from avdvae.errors import UserError, in_file, known_settings, nearest
+from avdvae.evaluation.claims_page import write_claims
+from avdvae.evaluation.measure import check_tasks, evaluate_run, subject_of
+from avdvae.evaluation.results import read_results
+from avdvae.evaluation.tasks import find_task
+from avdvae.evaluation.verdicts import Claim, Contrast, Outcome, Rows, Side, Tested, judge, read_claim
+from avdvae.files import locked
+from avdvae.orchestration.importing import import_weights
+from avdvae.orchestration.request import Request
+from avdvae.orchestration.resuming import epochs_of
+from avdvae.orchestration.starts import find_training
+from avdvae.orchestration.training import check
+from avdvae.runs import Run, create_run, deciding_settings, open_run
+
+OWN_DATA = "talker"  # the corpus of the experiments themselves
+# Experiments whose models DVAE_SE has trained; its SRNN is trained by scheduled sampling.
+PUBLISHED = {"vae_sequences": "wsj_vae", "rvae": "wsj_rvae", "dkf": "wsj_dkf", "srnn_gm": "wsj_srnn"}
+OF_EVALUATIONS = ("evaluate.", "enhance.")  # begin settings without effect on the weights
+
+
+@dataclass(frozen=True)
+class Settings:
+    """configs/claims.yaml"""
+
+    only: Sequence[str] = ()
+    budget: str = "quick"
+    corpora: Mapping | None = None
+    peer: str | None = None
+    settings: Sequence[str] = ()
+    runs: str = "runs"
+    out: str = "claims"
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Settings:
+        return known_settings(cls, "", **given)
+
+    def command(self, name: str) -> str:
+        """The command that tests one claim with these settings."""
+        others = {"budget": "quick", "corpora": None, "peer": None}
+        words = [word(key, value) for key, default in others.items() if (value := getattr(self, key)) != default]
+        return shlex.join(["avdvae", "claims", f"only=[{name}]", *words, *self.settings])
+
+
+@dataclass(frozen=True)
+class Place:
+    """`words`: of all trainings and evaluations there; `peer`: the checkout with the published weights."""
+
+    name: str
+    words: Sequence[str]
+    peer: Path | None = None
+
+    def has(self, claim: Claim, contrast: Contrast) -> bool:
+        """Whether the models are there; all are, where they are trained."""
+        words = [*claim.settings, *(word for side in contrast.sides for word in side.settings)]
+        others = [word for word in words if not _key(word).startswith(OF_EVALUATIONS)]
+        return not self.peer or (not others and all(side.model in PUBLISHED for side in contrast.sides))
+
+
+def run_claims(settings: Settings) -> Path:
+    """Test claims and write their page; returns its folder."""
+    claims = {path.stem: _checked(path) for path in _files(settings.only)}
+    budget, tested = _budget(settings.budget), list[Tested]()
+    for place in _places(settings):
+        models = Models(place, budget, settings.settings)
+        asked = {name: [c for c in claim.contrasts if place.has(claim, c)] for name, claim in claims.items()}
+        for name, contrasts in asked.items():  # wrong settings are refused before anything is trained
+            for side in (side for contrast in contrasts for side in contrast.sides):
+                models.request(side, claims[name])
+        for name, contrasts in asked.items():
+            if contrasts:
+                claim = claims[name]
+                print(f"claim      {name}, {place.name}", flush=True)
+                outcomes = [models.outcome(contrast, claim) for contrast in contrasts]
+                tested.append(Tested(name, claim, place.name, outcomes, models.protocol(contrasts, claim)))
+                print(f"verdict    {name}, {place.name}: {tested[-1].verdict}", flush=True)
+    out = Path(settings.out)
+    write_claims(tested, out, {name: settings.command(name) for name in claims}, settings.budget)
+    width = max(len(each.name) for each in tested) + 2
+    print("\n" + "\n".join(f"{each.name:<{width}}{each.verdict:<14}{each.place}" for each in tested) + "\n")
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is asked for
+
+
+def _files(only: Sequence[str]) -> list[Path]:
+    known = choices("claims")
+    if unknown := [name for name in only if name not in known and not Path(name).is_file()]:
+        raise UserError(f"only=[{','.join(only)}]: no claim is called {unknown[0]}: {nearest(unknown[0], known)}")
+    return [CONFIGS / "claims" / f"{name}.yaml" if name in known else Path(name) for name in only or known]
+
+
+def _checked(path: Path) -> Claim:
+    """A claim whose experiments and tasks exist."""
+    claim, known = read_claim(path), choices("exp")
+    with in_file(path):
+        for side in (side for contrast in claim.contrasts for side in contrast.sides):
+            if side.model not in known:
+                raise UserError(f"no experiment is called {side.model}: {nearest(side.model, known)}")
+            find_task(side.task)
+    return claim
+
+
+def _budget(name: str) -> Sequence[str]:
+    if name not in (known := choices("budgets")):
+        raise UserError(f"no budget is called {name}: {nearest(name, known)}")
+    return yaml.safe_load((CONFIGS / "budgets" / f"{name}.yaml").read_text(encoding="utf-8"))["settings"]
+
+
+def _places(settings: Settings) -> list[Place]:
+    corpora = {OWN_DATA: None} if settings.corpora is None else settings.corpora
+    places = []
+    for name, folder in corpora.items():
+        if folder is None and name != OWN_DATA:
+            raise UserError(f"corpora={{{name}}}: give the folder of the prepared corpus, as {{{name}:FOLDER}}")
+        if folder is not None and not (Path(str(folder)) / "manifest.csv").is_file():
+            raise UserError(f"corpora={{{name}:{folder}}}: there is no manifest.csv: prepare it with avdvae prepare")
+        words = [word("runs", settings.runs), *([] if folder is None else [word("prepared", str(folder))])]
+        places.append(Place(str(name), words))
+    peer = Path(settings.peer) if settings.peer else None
+    if peer and not (peer / "trained_models").is_dir():
+        raise UserError(f"peer={peer} has no trained_models: give a checkout of github.com/XiaoyuBIE1994/DVAE_SE")
+    return places + [Place(f"{p.name}, published weights", p.words, peer) for p in places if peer]
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trained and measured
+
+
+@dataclass
+class Models:
+    """The models at a place: trained or found, and measured, each once. `words`: of all, the first and the last."""
+
+    place: Place
+    first: Sequence[str]
+    last: Sequence[str]
+    requests: dict[tuple[str, ...], Request] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
+    rows: dict[tuple[str, str], Rows] = field(default_factory=dict)
+    corpora: dict[str, Path] = field(default_factory=dict)
+
+    def outcome(self, contrast: Contrast, claim: Claim) -> Outcome:
+        try:
+            asked = [(self.request(side, claim), side.task) for side in contrast.sides]
+            for request, task in asked:
+                self.check(request, task)
+            measured = iter([self.measured(*one) for one in asked])
+            sides = [next(measured) if isinstance(side, Side) else None for side in (contrast.left, contrast.right)]
+            return judge(contrast, *sides)
+        except UserError as error:
+            print(f"not done   {contrast.in_words}: {error}", flush=True)
+            return Outcome(contrast, "not measured", reason=str(error))
+
+    def request(self, side: Side, claim: Claim) -> Request:
+        """Of the training. Of words with the same key, the last stands."""
+        given = *self.first, *self.place.words, *claim.settings, *side.settings, *self.last
+        words = (*{_key(word): word for word in (*given, f"exp={side.model}")}.values(),)
+        if words not in self.requests:
+            command = shlex.join(["avdvae", "train", *words])
+            self.requests[words] = Request(compose("config", words), words, command)
+        return self.requests[words]
+
+    def prepared(self, config: Mapping[str, Any]) -> Path:
+        key = json.dumps([config[part] for part in ("prepared", "data", "lips")])
+        if key not in self.corpora:
+            self.corpora[key] = find_corpus(config)
+        return self.corpora[key]
+
+    def check(self, request: Request, task: str) -> None:
+        """Refuse before hours of training what could not be measured after them."""
+        config = request.config
+        evaluated = {**config, "evaluate": {**config["evaluate"], "tasks": [task]}}
+        check_tasks(subject_of(Run(Path(), evaluated), check(config), self.prepared(config), Path()))
+
+    def run(self, request: Request) -> Run:
+        """Trained or imported, unless it is there."""
+        config, name = request.config, request.config["exp"]
+        if (key := json.dumps(deciding_settings(config), sort_keys=True)) in self.runs:
+            return self.runs[key]
+        if self.place.peer:
+            path = Path(config["runs"], "published", PUBLISHED[name])
+            with locked(path.with_name(f".{path.name}.lock"), f"imports {path.name}"):
+                if not path.exists():
+                    import_weights(self.place.peer / "trained_models" / path.name, path)
+            self.runs[key] = open_run(path)
+        else:
+            splits = {split: PreparedCorpus(self.prepared(config), split) for split in ("train", "valid")}
+            self.runs[key] = find_training(request, splits)
+        return self.runs[key]
+
+    def measured(self, request: Request, task: str) -> Rows:
+        """The rows of a task, which is measured unless it is complete."""
+        run, config = self.run(request), request.config
+        prepared = self.prepared(config)
+        evaluated = {**config["evaluate"], "tasks": [task]}
+        deciding = str(prepared), config["enhance"], {k: v for k, v in evaluated.items() if k != "workers"}
+        key = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
+        out = run.path / "evaluations" / f"{task}-{key}"
+        if (str(out), task) not in self.rows:
+            with locked(out.with_name(f".{out.name}.lock"), f"measures {config['exp']}, {task}"):
+                if not Run(out, config).noted.get("complete"):
+                    print(f"measure    {config['exp']}, {task.replace('_', ' ')}, in {out}", flush=True)
+                    asked = {
+                        **run.config,
+                        "prepared": str(prepared),
+                        "enhance": config["enhance"],
+                        "evaluate": evaluated,
+                    }
+                    with nullcontext() if out.exists() else Run(out, asked).undone_unless("results.csv"):
+                        evaluate_run(Run(run.path, asked), create_run(out, asked).path, prepared, [])
+                    Run(out, asked).note(complete=True)
+            self.rows[str(out), task] = Rows(run.config["exp"], read_results(out / "results.csv"))
+        return self.rows[str(out), task]
+
+    def protocol(self, contrasts: Sequence[Contrast], claim: Claim) -> list[str]:
+        """A sentence for each corpus and each model that was trained."""
+        sentences = dict[str, None]()
+        for side in (side for contrast in contrasts for side in contrast.sides):
+            config = self.request(side, claim).config
+            key = json.dumps(deciding_settings(config), sort_keys=True)
+            if key in self.runs:
+                sentences |= dict.fromkeys(self._about(side, config, self.runs[key]))
+        return sorted(sentences)
+
+    def _about(self, side: Side, config: Mapping[str, Any], run: Run) -> list[str]:
+        noted, name = run.noted, " ".join([side.model, *side.settings])
+        size = f"{noted['parameters']:,} parameters"
+        if self.place.peer:
+            return [f"{name}: {size}, the published weights {Path(noted['imported']).parent.name}."]
+        corpus = PreparedCorpus(self.prepared(config), "train", verify=False)
+        epochs, minutes = epochs_of(run), noted["seconds"]["train"] / 60
+        trained = f"{epochs} epochs in {minutes:.1f} min, seed {config['seed']}" if epochs else "not trained further"
+        return [f"{name}: {size}, {corpus.hours:.2f} hours of {len(corpus.speakers)} speakers, {trained}."]

@@ -29,6 +29,7 @@ TITLES = {
     "enhancement": "Enhancement",
     "resynthesis": "Resynthesis",
     "resynthesis_true_past": "Resynthesis with the true past (teacher forcing)",
+    "calibration": "Calibration: coverage of intervals of posterior draws",
     "transfer": "Transfer of one latent: agreement with source and donor",
     "denoising": "Denoising of occluded mouths and eyes",
     "emotion": "Emotion classification from few labels",

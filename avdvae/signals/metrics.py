@@ -24,6 +24,7 @@ OF_EACH_SAMPLE = ("bits_per_frame", "importance_bits", "bits_in_pieces", "dmol_b
 LOW_IS_GOOD = (
     *("rmse", "rtf", "mpjpe_mm", "gross_error", "fine_error", "voicing_error"),
     *("f0", "f0_world", "f1", "f2", "f3"),  # relative errors
+    *("calibration_error", "calibration_error_loud", "calibration_error_quiet"),
     *OF_EACH_SAMPLE,
 )
 NISQA = Path("~/.torchmetrics/NISQA/nisqa.tar")  # its weights, which the user puts there
@@ -77,6 +78,18 @@ LOOKS = {
     "f3_in_speech": Look("F3", "%", 1),
     "voiced_in_speech": Look("still voiced", "%", 0),
     "nisqa": Look("NISQA", "", 2),
+    "calibration_error": Look("calibration error", "", 3),
+    "coverage_50": Look("in 50 % interval", "%", 1),
+    "coverage_90": Look("in 90 % interval", "%", 1),
+    "coverage_95": Look("in 95 % interval", "%", 1),
+    "calibration_error_loud": Look("loud: error", "", 3),
+    "coverage_50_loud": Look("loud: in 50 %", "%", 1),
+    "coverage_90_loud": Look("loud: in 90 %", "%", 1),
+    "coverage_95_loud": Look("loud: in 95 %", "%", 1),
+    "calibration_error_quiet": Look("quiet: error", "", 3),
+    "coverage_50_quiet": Look("quiet: in 50 %", "%", 1),
+    "coverage_90_quiet": Look("quiet: in 90 %", "%", 1),
+    "coverage_95_quiet": Look("quiet: in 95 %", "%", 1),
     "lips_weight": Look("weight of the lips", "", 2),
     "lips_weight_hidden": Look("while hidden", "", 2),
 }

@@ -7,6 +7,7 @@ from functools import cache
 from avdvae.data.talker.vowels import FACTORS
 from avdvae.entry_points import find_class
 from avdvae.errors import UserError
+from avdvae.evaluation.tasks.calibration import Calibration
 from avdvae.evaluation.tasks.control import Control
 from avdvae.evaluation.tasks.denoising import Denoising
 from avdvae.evaluation.tasks.emotion import EmotionOfFew
@@ -23,6 +24,7 @@ TASKS: dict[str, Task] = {
     "enhancement": Enhancement(),
     "resynthesis": Resynthesis(true_past=False),
     "resynthesis_true_past": Resynthesis(true_past=True),
+    "calibration": Calibration(),
     "transfer": Transfer(),
     "denoising": Denoising(),
     "emotion": EmotionOfFew(),

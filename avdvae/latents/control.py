@@ -18,9 +18,10 @@ voices and levels, and so one space for all levels. c_i is the mean latent of vo
     y^_i     argmin_y |A_i^T (z - c_i(y))|
     move     z~ = z + sum_i c_i(y_i) - c_i(y^_i)
     whisper  z~ = z + w - c_0(y^_0)
-    f0       y^_0;    voiced if |A_0^T (z - c_0(y^_0))| is short and the frame not quiet
 
-So what other factors contribute to z stays as it is, where a subspace replaces all of z within U_i.
+So what other factors contribute to z stays as it is, where a subspace replaces all of z within U_i. Whether a frame is
+voiced, and f0, still follow from the subspaces: in units of W_0, most frames of speech lie beyond the bound between
+artificial vowels and whispers.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Discriminants(Space):
-    """The same by discriminants, for sounds of any level."""
+    """The same by discriminants, for sounds of any level. They do not determine voicing."""
 
     whisper_L: Float[Tensor, " L"]
 
@@ -210,6 +211,7 @@ class Controller:
     model: LatentModel
     stft: Stft
     spaces: Sequence[Space]
+    discriminants: Discriminants | None = None
 
     @classmethod
     def of(cls, model: LatentModel, stft: Stft, share: float | None = None, method: str = METHODS[0]) -> Controller:
@@ -225,8 +227,8 @@ class Controller:
         if method == "discriminants":
             drawn, whispers_WL = encode_drawn(model, stft)
             found = {name: fit_discriminants(name, z_SJL, DIRECTIONS[name]) for name, z_SJL in drawn.items()}
-            within = _voicing_bound(found["f0"], drawn["f0"].flatten(end_dim=1), whispers_WL)
-            return cls(model, stft, [Discriminants(LEVEL, found, within, whispers_WL.mean(0))])
+            discriminants = Discriminants(LEVEL, found, math.inf, whispers_WL.mean(0))
+            return replace(cls.of(model, stft), discriminants=discriminants)
         rng, samples = np.random.default_rng(0), 2 * MARGIN + (FRAMES - 1) * stft.hop
         whispers = [whispered(setting, samples, rng) for setting in SETTINGS["f0"] for _ in range(25)]
         whispers_VTF, spaces = vowels_of(model, stft, whispers), []
@@ -237,8 +239,11 @@ class Controller:
         return cls(model, stft, spaces)
 
     def space(self, level: float = LEVEL) -> Space:
-        """The one with the nearest level."""
+        """The one of subspaces with the nearest level."""
         return min(self.spaces, key=lambda space: abs(math.log(space.level / level)))
+
+    def space_to_move_in(self, level: float = LEVEL) -> Space:
+        return self.discriminants or self.space(level)
 
     def encode(self, waveform_N: Float[Tensor, " N"]) -> Encoded:
         peak = waveform_N.abs().max().clamp_min(SILENCE).item()
@@ -259,7 +264,7 @@ class Controller:
 
     def move(self, encoded: Encoded, targets: Mapping[str, Float[Tensor, " T"]]) -> Float[Tensor, "T L"]:
         """Each factor moved to its target, in the space of the recording's level."""
-        return self.space(encoded.level).move(encoded.z, targets)
+        return self.space_to_move_in(encoded.level).move(encoded.z, targets)
 
     def translate(
         self, encoded: Encoded, factor: str, source_T: Float[Tensor, " T"], target_T: Float[Tensor, " T"]
@@ -272,7 +277,7 @@ class Controller:
 
     def generate(self, targets: Mapping[str, Float[Tensor, " T"]]) -> Float[Tensor, "T L"]:
         """Latents of speech from trajectories of the factors alone."""
-        return self.space().generate(targets)
+        return self.space_to_move_in().generate(targets)
 
     @torch.no_grad()
     def decode(self, z_TL: Float[Tensor, "T L"], others: Latents | None = None) -> Float[Tensor, "T F"]:

@@ -5,7 +5,7 @@ avdvae control run=RUN input=speech.wav f0=x1.5           1.5 times the pitch
 avdvae control run=RUN input=speech.wav f0=contour.csv    lines of seconds,Hz, interpolated
 avdvae control run=RUN input=speech.wav f1=700 f2=x1.1    formants, with or without the pitch
 avdvae control run=RUN input=speech.wav whisper=true
-avdvae control run=RUN input=speech.wav f1=700 method=discriminants   more precise for formants
+avdvae control run=RUN input=speech.wav f1=700 method=discriminants   by discriminants in place of subspaces
 avdvae control run=RUN f0=140 f1=500 f2=1500 f3=2500      speech from trajectories alone
 
 Only frames that the model finds voiced are changed. The output, controlled.wav by default, has one channel at 16 kHz; a
@@ -89,7 +89,7 @@ def control(config: Mapping[str, Any]) -> None:
         if not voiced_T.any():
             raise UserError(f"{type(model).__name__} finds no voice in {config['input']}: give everywhere=true")
         seconds_T = torch.arange(len(encoded.z)) * run.stft.hop / RATE
-        subspaces = controller.space(encoded.level).subspaces
+        subspaces = controller.space_to_move_in(encoded.level).subspaces
         targets = {
             factor: read_target(factor, value, seconds_T, nearest(subspaces[factor], encoded.z)[0])
             for factor, value in asked.items()

@@ -15,6 +15,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from published import publish
 from test_run import refuse, run
 
 from avdvae.configurations import CONFIGS, choices, compose
@@ -22,6 +23,7 @@ from avdvae.data.prepare import Summary
 from avdvae.errors import UserError
 from avdvae.evaluation.results import Result
 from avdvae.evaluation.verdicts import Contrast, Rows, Side, judge, overall, read_claim, verdict_of
+from avdvae.orchestration.claims import Settings, run_claims
 from avdvae.protocols import LatentModel
 from avdvae.runs import build_model, open_run
 from avdvae.signals.metrics import OF_EACH_SAMPLE
@@ -224,7 +226,8 @@ MINE = {
             "left": {"model": "vae", "task": "resynthesis", "metric": "si_sdr", "settings": ["model.dim=8"]},
             "right": {"model": "nmf", "settings": []},
             "at_least": 100,
-        }
+        },
+        {"left": {"model": "vae_sequences", "task": "resynthesis", "metric": "si_sdr"}, "right": 0, "at_least": -1e3},
     ],
 }
 LIPS = {
@@ -245,6 +248,7 @@ LIPS = {
 def test_two_claims_are_tested_and_a_second_time_nothing_is_trained_or_measured(
     prepared: Summary, tmp_path: Path
 ) -> None:
+    publish(tmp_path / "DVAE_SE" / "trained_models" / "wsj_vae", "VAE")
     for name, claim in (("mine", MINE), ("lips", LIPS)):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(claim))
     few = ["train=debug", "evaluate.lips=[clean,none]", "evaluate.noises=[White]", "evaluate.snrs=[0]"]
@@ -253,14 +257,21 @@ def test_two_claims_are_tested_and_a_second_time_nothing_is_trained_or_measured(
         f"claims.only=[{tmp_path / 'mine.yaml'},{tmp_path / 'lips.yaml'}]",
         f"claims.corpora={{talker:{prepared.out}}}",
     ]
-    words += [f"runs={tmp_path / 'runs'}", f"claims.out={tmp_path / 'out'}", *few]
+    words += [
+        f"claims.peer={tmp_path / 'DVAE_SE'}",
+        f"runs={tmp_path / 'runs'}",
+        f"claims.out={tmp_path / 'out'}",
+        *few,
+    ]
     printed = run("run.py", "exp=claims", *words)
-    assert re.findall(r"^(\w+) +(\w+) +talker$", printed, re.MULTILINE) == [("mine", "fails"), ("lips", "undecided")]
+    verdicts = re.findall(r"^(\w+) +(\w+) +talker(.*)$", printed, re.MULTILINE)
+    assert verdicts == [("mine", "fails", ""), ("lips", "undecided", ""), ("mine", "holds", ", published weights")]
     assert "not done   vae_mm − 8: likelihood, FLAC: VAEMM gives densities" in printed
-    assert printed.count("trained first") == 5, "vae of 8 latents, nmf; vae_mm, which starts from vae and cvae_plain"
+    assert printed.count("trained first") == 6, "two small VAEs, NMF; VAE-MM, which starts from A-VAE and AV-CVAE"
     with (tmp_path / "out" / "claims.csv").open() as file:
-        mine, lips, refused = csv.DictReader(file)
+        mine, ours, lips, refused, published = csv.DictReader(file)
     assert mine["verdict"] == "fails" and mine["speakers"] == lips["speakers"] == "1" and refused["reason"]
+    assert ours["n"] == published["n"] == "2" and ours["mean"] != published["mean"]
     sizes = {
         open_run(path.parent).config["model"].get("dim") for path in tmp_path.glob("runs/vae/*/weights.safetensors")
     }
@@ -272,16 +283,33 @@ def test_two_claims_are_tested_and_a_second_time_nothing_is_trained_or_measured(
     assert 'src="http' not in page and "data:image/svg+xml" in page and (tmp_path / "out/claims/mine.svg").exists()
     assert "claims/mine.svg" in text
 
+    (nmf,) = tmp_path.glob("runs/nmf/*/evaluations/resynthesis-*/results.csv")
+    whole = nmf.read_text()
+    nmf.with_name("run.json").unlink()  # as if it had been interrupted
+    nmf.write_text(whole.splitlines()[0] + "\n")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     again = run("claims.py", *(word.removeprefix("claims.") for word in words))
-    assert "trained first" not in again and "measure  " not in again
-    locks = {path for path in before if path.name.endswith(".lock")}
+    measured = re.findall("^measure +(.*), in", again, re.MULTILINE)
+    assert "trained first" not in again and measured == ["nmf, resynthesis"] and nmf.read_text() == whole
+    anew = {path for path in before if path.name.endswith(".lock") or nmf.parent in path.parents}
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file()}
-    assert {path for path in before if before[path] != after[path]} <= locks and before.keys() == after.keys()
+    assert {path for path in before if before[path] != after[path]} <= anew and before.keys() <= after.keys()
+    assert "no budget is called quik: did you mean quick" in refuse("run.py", "exp=claims", "claims.budget=quik")
 
-    assert "no claim is called dvae_beat_vae: did you mean dvae_beats_vae" in refuse(
-        "claims.py", "only=[dvae_beat_vae]"
-    )
-    assert "there is no setting trian: did you mean train or" in refuse("claims.py", "trian=debug")
-    assert "no budget is called quik: did you mean quick" in refuse("claims.py", "budget=quik")
-    assert "corpora={grid}: give the folder" in refuse("claims.py", "corpora={grid:null}")
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        ({"only": ["dvae_beat_vae"]}, "no claim is called dvae_beat_vae: did you mean dvae_beats_vae"),
+        ({"settings": ["trian=debug"]}, "there is no setting trian: did you mean train or"),
+        ({"corpora": {"grid": None}}, "corpora={grid}: give the folder of the prepared corpus"),
+        ({"corpora": {"grid": "."}}, "there is no manifest.csv: prepare it"),
+        ({"peer": "."}, "peer=. has no trained_models: give a checkout"),
+        ({"budget": 3}, "budget=3: give a word"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_is_trained(asked, complaint, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=complaint):
+        run_claims(Settings.of(asked))
+    assert not [*tmp_path.iterdir()]

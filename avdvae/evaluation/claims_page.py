@@ -14,7 +14,7 @@ from avdvae.evaluation.verdicts import Outcome, Side, Tested
 from avdvae.files import replacing
 from avdvae.pictures.figures import contrasts_forest
 from avdvae.pictures.style import colours_of, drawn
-from avdvae.signals.metrics import Look
+from avdvae.signals.metrics import LOOKS, Look
 
 NOTE = (
     "A contrast claims that a difference between two measurements of the same items is at least, or at most, the "
@@ -95,7 +95,10 @@ def _groups(own: Sequence[Tested]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _unit(outcome: Outcome) -> str:
-    look = Look.of(outcome.contrast.metric)
+    """Of its axis; metrics without a look of their own are shares and correlations."""
+    look = LOOKS.get(outcome.contrast.metric)
+    if look is None:
+        return "difference"
     return f"{look.name} in {look.unit}" if look.unit else look.name
 
 

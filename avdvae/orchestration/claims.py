@@ -58,9 +58,10 @@ class Settings:
 
     def command(self, name: str) -> str:
         """The command that tests one claim with these settings."""
-        others = {"budget": "quick", "corpora": None, "peer": None}
-        words = [word(key, value) for key, default in others.items() if (value := getattr(self, key)) != default]
-        return shlex.join(["avdvae", "claims", f"only=[{name}]", *words, *self.settings])
+        words = [f"only=[{name}]", f"budget={self.budget}"]
+        words += [] if self.corpora is None else [word("corpora", self.corpora)]
+        words += [] if self.peer is None else [f"peer={Path(self.peer).name}"]
+        return shlex.join(["avdvae", "claims", *words, *self.settings])
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ def _key(word: str) -> str:
 
 @dataclass
 class Models:
-    """The models at a place: trained or found, and measured, each once. `words`: of all, the first and the last."""
+    """The models at a place: trained or found, and measured, each once. `first` and `last`: words of all of them, which
+    those of claims override, and which override those."""
 
     place: Place
     first: Sequence[str]
@@ -240,21 +242,21 @@ class Models:
         return self.rows[str(out), task]
 
     def protocol(self, contrasts: Sequence[Contrast], claim: Claim) -> list[str]:
-        """A sentence for each corpus and each model that was trained."""
-        sentences = dict[str, None]()
+        """A sentence for each model."""
+        sentences = set[str]()
         for side in (side for contrast in contrasts for side in contrast.sides):
             config = self.request(side, claim).config
             key = json.dumps(deciding_settings(config), sort_keys=True)
             if key in self.runs:
-                sentences |= dict.fromkeys(self._about(side, config, self.runs[key]))
+                sentences.add(self._about(side, config, self.runs[key]))
         return sorted(sentences)
 
-    def _about(self, side: Side, config: Mapping[str, Any], run: Run) -> list[str]:
+    def _about(self, side: Side, config: Mapping[str, Any], run: Run) -> str:
         noted, name = run.noted, " ".join([side.model, *side.settings])
         size = f"{noted['parameters']:,} parameters"
         if self.place.peer:
-            return [f"{name}: {size}, the published weights {Path(noted['imported']).parent.name}."]
+            return f"{name}: {size}, the published weights {Path(noted['imported']).parent.name}."
         corpus = PreparedCorpus(self.prepared(config), "train", verify=False)
         epochs, minutes = epochs_of(run), noted["seconds"]["train"] / 60
         trained = f"{epochs} epochs in {minutes:.1f} min, seed {config['seed']}" if epochs else "not trained further"
-        return [f"{name}: {size}, {corpus.hours:.2f} hours of {len(corpus.speakers)} speakers, {trained}."]
+        return f"{name}: {size}, {corpus.hours:.2f} hours of {len(corpus.speakers)} speakers, {trained}."

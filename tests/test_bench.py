@@ -132,7 +132,8 @@ class Peer(torch.nn.Module):
 def test_every_model_is_timed() -> None:
     same_model = {"cvae_plain", "srnn_gm", "srnn_tf_gm"}
     models = {name for name in EXPERIMENTS if not name.endswith("_paper")}
-    assert set(OmegaConf.load(PROJECT / "configs/bench.yaml").models) == models - same_model
+    large = {"byte_lm"}  # takes gigabytes for a batch of the others
+    assert set(OmegaConf.load(PROJECT / "configs/bench.yaml").models) == models - same_model - large
 
 
 def test_what_cannot_be_timed_is_refused_in_a_sentence(peer: Path, tmp_path: Path) -> None:

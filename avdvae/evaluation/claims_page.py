@@ -40,7 +40,7 @@ def write_claims(tested: Sequence[Tested], out: Path, commands: Mapping[str, str
         claims.append(content)
     head = {
         "title": "Claims",
-        "lead": f"{len(claims)} claims of the field, tested with the budget {budget}",
+        "lead": f"{len(claims)} claim{'' if len(claims) == 1 else 's'} of the field, tested with the budget {budget}",
         "facts": {},
         "command": "",
         "generated": any(place.startswith("talker") for place in places),

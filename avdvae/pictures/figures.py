@@ -59,6 +59,7 @@ def difference_curves(
     states, models = (list(dict.fromkeys(item[key] for item in pooled)) for key in ("lips", "model"))
     with rc_context(STYLE):
         figure, axes = panels(len(states), sharey=True)
+        figure.set_figwidth(max(figure.get_figwidth(), 7))  # pages scale figures to one width
         for ax, lips in zip(axes, states, strict=True):
             ax.axhline(0, color=GREY, linestyle=(0, (4, 3)))
             for model, colour in (colours or colours_of(models)).items():

@@ -1,4 +1,4 @@
-"""Sweeps of trainings: by Optuna, and as jobs of the launchers for clusters, which here run on this machine."""
+"""Sweeps by Optuna, and jobs of the launchers for clusters, which here run on this machine."""
 
 import os
 import subprocess
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from avdvae.data.prepare import Summary
+from avdvae.data.prepare import Summary, prepare
+from avdvae.data.talker.corpus import Talker
 from avdvae.runs import Run, open_run
 from avdvae.training.curves import read_curves
 
@@ -18,9 +19,13 @@ PROJECT = Path(__file__).parent.parent
 
 def sweep(prepared: Summary, runs: Path, *words: str) -> None:
     given = ["train=debug", "train.epochs=1", f"prepared={prepared.out}", f"runs={runs}", *words]
-    command = [sys.executable, str(PROJECT / "experiments" / "run.py"), "-m", *given]
+    jobs("experiments/run.py", PROJECT, *given)
+
+
+def jobs(program: str, folder: Path, *words: str) -> None:
+    command = [sys.executable, str(PROJECT / program), "-m", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -42,7 +47,22 @@ def test_optuna_gets_the_validation_losses(prepared: Summary, tmp_path: Path) ->
     assert found["best_params"] == best_settings
 
 
-@pytest.mark.parametrize(("launcher", "plugin"), [("submitit_local", "submitit"), ("ray", "ray")])
+LAUNCHERS = pytest.mark.parametrize(("launcher", "plugin"), [("submitit_local", "submitit"), ("ray", "ray")])
+
+
+@LAUNCHERS
+def test_parts_of_a_corpus_are_prepared_by_jobs(launcher: str, plugin: str, tmp_path: Path) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher", reason="pip install 'avdvae[cluster]'")
+    corpus = Talker(tmp_path / "corpora", speakers=12, utterances=6, seconds=1, films=False)
+    whole = prepare(corpus, tmp_path / "whole", workers=1).out
+    words = ["data=talker_sound", f"data.root={corpus.root}", "data.speakers=12", "data.utterances=6"]
+    words += ["data.seconds=1", "out=parts", "workers=1", "shards=2", "shard=range(2)", f"hydra/launcher={launcher}"]
+    jobs("preprocessing/lips.py", tmp_path, *words)
+    for name in ("manifest.csv", "shards/00000.safetensors", "shards/00001.safetensors"):
+        assert (tmp_path / "parts" / name).read_bytes() == (whole / name).read_bytes()
+
+
+@LAUNCHERS
 def test_jobs_that_start_from_the_same_model_train_it_once(
     launcher: str, plugin: str, prepared: Summary, tmp_path: Path
 ) -> None:

@@ -252,3 +252,21 @@ def _in_process(words: list[str]) -> Any:
     module = import_module(f"avdvae.programs.{name}")
     task = {"evaluate": "evaluate", "compare": "compare", "mixtures": "write_mixtures"}[name]
     return vars(module)[task](config | dict(word.split("=") for word in given if "=" in word))
+
+
+def test_the_page_on_comparing_runs(prepared: Summary, tmp_path: Path) -> None:
+    """Its commands and its Python, the leaderboard last, for which the others make what it compares."""
+    page = (Path(__file__).parent.parent / "docs/comparing.md").read_text()
+    commands = re.findall(r"^(?:\$ )?avdvae (.*)$", page, re.MULTILINE)
+    fewer = [f"prepared={prepared.out}", "train.epochs=1", "evaluate.workers=1", "enhance.iterations=2"]
+    commands = [words.split() + (fewer if words.startswith("train") else []) for words in commands]
+    wiener, in_python = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    train, (board,), (mixtures,), (score,) = (
+        [words for words in commands if words[0] == name] for name in ("train", "compare", "mixtures", "evaluate")
+    )
+    begin = "import sys, avdvae\nfrom avdvae.programs.command import main\ndef run(*words):\n    sys.argv[1:] = words\n"
+    steps = [*(f"run(*{words})" for words in (*train, mixtures)), wiener, f"run(*{score})", f"run(*{board})", in_python]
+    program = "\n".join([begin + "    main()", *steps])
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "leaderboard board/leaderboard.html" in done.stdout and done.stdout.rstrip().endswith("runs/nmf")

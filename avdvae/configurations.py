@@ -73,12 +73,16 @@ def _written(value: Any) -> str:
 
 def choices(group: str) -> dict[str, str]:
     """The files of a group of configs/ by name, with the first sentence of each."""
-    return {path.stem: first_sentence(path) for path in sorted((CONFIGS / group).glob("*.yaml"))}
+    return {path.stem: first_sentence(_comment(path)) for path in sorted((CONFIGS / group).glob("*.yaml"))}
 
 
-def first_sentence(path: Path) -> str:
+def _comment(path: Path) -> str:
+    """At the beginning of a file."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if "@package" not in line]
-    text = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+    return " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+
+
+def first_sentence(text: str) -> str:
     return re.split(r"(?<!et al)\. (?=[A-Z])", text)[0].rstrip(".")
 
 

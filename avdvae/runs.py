@@ -181,15 +181,21 @@ def open_run(path: Path) -> Run:
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is no run, for it has no config.yaml: give a folder made by experiments/run.py")
     file, remedy = path / "config.yaml", "restore it from a copy, or train the run anew"
-    with reading(file, "configuration of a run", remedy):
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("it has no names with values")
+    config = read_config(file, "configuration of a run", remedy)
     try:
         Configuration.check(config)
     except UserError as error:
         raise UserError(f"{file} is damaged or of another kind, for {error}: {remedy}") from error
     return Run(path, config)
+
+
+def read_config(file: Path, kind: str, remedy: str) -> dict[str, Any]:
+    """A file of names with values; `kind` and `remedy` are for the error over one that is damaged."""
+    with reading(file, kind, remedy):
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it has no names with values")
+    return config
 
 
 def find_runs(root: Path, config: dict[str, Any]) -> list[Run]:

@@ -76,7 +76,7 @@ class Board(NamedTuple):
 
 
 def entries_of(runs: Sequence[Path]) -> list[Entry]:
-    """The models in the results of runs; models of one name are told apart by their folders."""
+    """The models in the results of runs; folders are added to the names of models of one name."""
     found: list[tuple[str, Path, list[Result]]] = []
     for path in runs:
         if not (path / "results.csv").is_file():

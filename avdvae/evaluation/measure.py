@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from avdvae.data.shards import PreparedCorpus
-from avdvae.errors import UserError, known_settings, reading, require
+from avdvae.errors import UserError, known_settings, require
 from avdvae.evaluation.report import write_report
 from avdvae.evaluation.results import (
     Result,
@@ -37,7 +36,7 @@ from avdvae.files import replacing
 from avdvae.parallel import in_parallel, one_thread_each
 from avdvae.pictures.figures import cost_curves
 from avdvae.protocols import LatentModel
-from avdvae.runs import Run, build_vem, open_run
+from avdvae.runs import Run, build_vem, open_run, read_config
 from avdvae.signals.metrics import PACKAGES
 
 ENHANCED = "enhanced"  # the key of an evaluation of wavs that another system made: the folder of them
@@ -225,11 +224,7 @@ def config_of(evaluation: Path) -> dict[str, Any]:
     path = evaluation / "config.yaml"
     if not path.is_file():
         raise UserError(f"{evaluation} has no config.yaml: give the folder of a run or of an evaluation")
-    with reading(path, "configuration", "restore it from a copy, or evaluate again in another folder"):
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("it has no names with values")
-    return config
+    return read_config(path, "configuration", "restore it from a copy, or evaluate again in another folder")
 
 
 def unlike(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

@@ -45,25 +45,24 @@ def find_start(name: str, request: Request, splits: Mapping[str, PreparedCorpus]
 def find_training(request: Request, splits: Mapping[str, PreparedCorpus]) -> Run:
     """A trained run with the settings of this request; trained now if there is none."""
     wanted, name = request.config, request.config["exp"]
-    if trained := _trained(name, wanted):
+    if trained := _trained(name, find_runs(Path(wanted["runs"]), wanted)):
         return trained
     if int(os.environ.get("RANK", 0)) or int(os.environ.get("LOCAL_RANK", 0)):
         raise UserError(f"there is no trained {name} to start from: train exp={name} first, in one process")
     deciding = hashlib.sha256(json.dumps(deciding_settings(wanted), sort_keys=True).encode()).hexdigest()[:16]
     with locked(Path(wanted["runs"], ".locks", f"{name}-{deciding}"), f"trains {name}"):
-        if trained := _trained(name, wanted):
+        found = find_runs(Path(wanted["runs"]), wanted)
+        if trained := _trained(name, found):
             return trained
         print(f"start      {name}, trained first", flush=True)
         starts = [find_start(before, request, splits) for before in wanted["start"]]
-        begun = find_runs(Path(wanted["runs"]), wanted)
-        run = begun[-1] if begun else new_run(wanted)
+        run = found[-1] if found else new_run(wanted)
         train_run(run, splits, starts, request.command)
         return run
 
 
-def _trained(name: str, wanted: dict[str, Any]) -> Run | None:
-    trained = [run for run in find_runs(Path(wanted["runs"]), wanted) if run.trained]
-    if not trained:
+def _trained(name: str, found: Sequence[Run]) -> Run | None:
+    if not (trained := [run for run in found if run.trained]):
         return None
     print(f"start      {name}, found in {trained[-1].path}", flush=True)
     return trained[-1]

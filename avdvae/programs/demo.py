@@ -166,12 +166,12 @@ def build_page(demo: Demo) -> Any:
                 )
                 clean = gr.Button("Enhance", variant="primary", elem_id="clean")
                 with gr.Row():
-                    heard = [gr.Audio(label=name, buttons=["download"], elem_id=name) for name in ("noisy", "enhanced")]
+                    pair = [gr.Audio(label=name, buttons=["download"], elem_id=name) for name in ("noisy", "enhanced")]
 
                 def enhance(path: str | None, progress: Any = gr.Progress()) -> tuple[str, str]:  # noqa: B008
                     return demo.enhance(path, progress)
 
-                clean.click(enhance, file, heard)
+                clean.click(enhance, file, pair)
     return page
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from avdvae.configurations import CONFIGS, choices
+from avdvae.configurations import CONFIGS, choices, first_sentence
 from avdvae.data.corpora import READERS
 from avdvae.enhancement.esteps import ESTEPS
 from avdvae.entry_points import GROUPS, installed
@@ -77,11 +77,11 @@ def data() -> dict[str, str]:
 
 
 def tasks() -> dict[str, str]:
-    return {name: first_sentence(inspect.getmodule(type(task))).partition(": ")[2] for name, task in TASKS.items()}
+    return {name: described(inspect.getmodule(type(task))).partition(": ")[2] for name, task in TASKS.items()}
 
 
 def esteps() -> dict[str, str]:
-    return {name: first_sentence(kind) + cited(kind.__doc__) for name, kind in ESTEPS.items()}
+    return {name: described(kind) + cited(kind.__doc__) for name, kind in ESTEPS.items()}
 
 
 def others() -> dict[str, str]:
@@ -92,10 +92,10 @@ def read(group: str, name: str) -> dict[str, Any]:
     return yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-def first_sentence(thing: object) -> str:
-    """Of a docstring, without the citation at its end."""
+def described(thing: object) -> str:
+    """The first sentence of a docstring, without the citation at its end."""
     text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
-    return re.split(rf"(?<!et al)\. (?=[A-Z])|: (?={INITIALS})", text)[0].rstrip(".")
+    return first_sentence(re.split(rf": (?={INITIALS})", text)[0])
 
 
 def cited(text: str | None) -> str:

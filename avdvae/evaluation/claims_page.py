@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from avdvae.evaluation.report import Section, page, picture_of, rendered
 from avdvae.evaluation.tables import Cell, Group, Table, interval, number
-from avdvae.evaluation.verdicts import Outcome, Side, Tested
-from avdvae.files import replacing
+from avdvae.evaluation.verdicts import Outcome, Side, Tested, read_tested, stored
+from avdvae.files import locked, replacing
 from avdvae.pictures.figures import contrasts_forest
 from avdvae.pictures.style import colours_of, drawn
 from avdvae.signals.metrics import LOOKS, Look
@@ -22,17 +22,27 @@ NOTE = (
     "beyond zero, or beyond the effect where the claim is to be no worse than by that much. It fails if the interval "
     "excludes the effect. Otherwise it is undecided. A claim holds if all of its contrasts hold; it fails if one fails."
 )
+STORE = "claims.json"
 COLUMNS = ("left", "right", "left − right", "claimed", "verdict", "items", "speakers")
 
 
-def write_claims(tested: Sequence[Tested], out: Path, commands: Mapping[str, str], budget: str) -> None:
-    """Write claims.html, claims.md, claims.csv and claims/*.svg into the folder `out`."""
-    places = list(dict.fromkeys(each.place for each in tested))
+def add_to_page(tested: Sequence[Tested], out: Path) -> None:
+    """Store tested claims in the folder `out`, for `write_page`, in place of earlier verdicts at the same places."""
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".lock", "writes the page"), replacing(out / STORE) as new:
+        both = {(each.name, each.place): each for each in (*read_tested(out / STORE), *tested)}
+        new.write_text(stored([both[key] for key in sorted(both)]), encoding="utf-8")
+
+
+def write_page(out: Path) -> None:
+    """Write claims.html, claims.md, claims.csv and claims/*.svg of all claims that are stored in the folder `out`."""
+    tested = read_tested(out / STORE)
+    places = sorted({each.place for each in tested})
     files: dict[str, bytes] = {}
     claims = []
     for name in dict.fromkeys(each.name for each in tested):
         own = [each for each in tested if each.name == name]
-        content = _content(own, commands[name])
+        content = _content(own)
         if groups := _groups(own):
             figure = contrasts_forest(groups, colours_of(places))
             files[f"claims/{name}.svg"] = drawn(figure, "svg")
@@ -40,7 +50,7 @@ def write_claims(tested: Sequence[Tested], out: Path, commands: Mapping[str, str
         claims.append(content)
     head = {
         "title": "Claims",
-        "lead": f"{len(claims)} claim{'' if len(claims) == 1 else 's'} of the field, tested with the budget {budget}",
+        "lead": f"{len(claims)} claim{'' if len(claims) == 1 else 's'} of the field, tested",
         "facts": {},
         "command": "",
         "generated": any(place.startswith("talker") for place in places),
@@ -50,13 +60,13 @@ def write_claims(tested: Sequence[Tested], out: Path, commands: Mapping[str, str
     files["claims.html"] = page(head, [overview, *sections]).encode()
     files["claims.md"] = rendered("claims.md", note=NOTE, places=places, claims=claims).encode()
     files["claims.csv"] = _csv(tested).encode()
-    (out / "claims").mkdir(parents=True, exist_ok=True)
+    (out / "claims").mkdir(exist_ok=True)
     for name, text in files.items():
         with replacing(out / name) as new:
             new.write_bytes(text)
 
 
-def _content(own: Sequence[Tested], command: str) -> dict[str, Any]:
+def _content(own: Sequence[Tested]) -> dict[str, Any]:
     """Of a claim, at all places."""
     claim = own[0].claim
     facts = {
@@ -77,7 +87,7 @@ def _content(own: Sequence[Tested], command: str) -> dict[str, Any]:
         "tried": claim.tried,
         "notes": claim.notes,
         "protocol": [f"{each.place}: {sentence}" for each in own for sentence in each.protocol],
-        "command": command,
+        "commands": list(dict.fromkeys(each.command for each in own)),
     }
 
 

@@ -17,9 +17,10 @@ fails, and is undecided otherwise; what could not be measured leaves it undecide
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -139,6 +140,7 @@ class Tested:
     place: str
     outcomes: Sequence[Outcome]
     protocol: Sequence[str]  # sentences
+    command: str
 
     @property
     def verdict(self) -> Verdict:
@@ -162,16 +164,45 @@ def read_claim(path: Path) -> Claim:
         if not isinstance(given, dict):
             raise ValueError("it has no names with values")
     with in_file(path):
-        _check(Claim, "the claim", given)
-        contrasts = [_contrast(f"contrasts[{n}]", each) for n, each in enumerate(given["contrasts"])]
-        if not contrasts:
-            raise UserError("contrasts is empty: give one or more")
-        return Claim(**{**given, "contrasts": contrasts})
+        return _claim(given)
+
+
+def read_tested(path: Path) -> list[Tested]:
+    """Those that `stored` gave."""
+    if not path.exists():
+        return []
+    with reading(path, "list of tested claims", "delete it"):
+        each = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            Tested(
+                **{
+                    **one,
+                    "claim": _claim(one["claim"]),
+                    "outcomes": [
+                        Outcome(**{**o, "contrast": _contrast("contrast", o["contrast"])}) for o in one["outcomes"]
+                    ],
+                }
+            )
+            for one in each
+        ]
+
+
+def stored(tested: Sequence[Tested]) -> str:
+    """As JSON."""
+    return json.dumps([asdict(each) for each in tested], indent=1, ensure_ascii=False)
+
+
+def _claim(given: Mapping[str, Any]) -> Claim:
+    _check(Claim, "the claim", given)
+    contrasts = [_contrast(f"contrasts[{n}]", each) for n, each in enumerate(given["contrasts"])]
+    if not contrasts:
+        raise UserError("contrasts is empty: give one or more")
+    return Claim(**{**given, "contrasts": contrasts})
 
 
 def _contrast(place: str, given: Mapping[str, Any]) -> Contrast:
     _check(Contrast, place, given)
-    if ("at_least" in given) == ("at_most" in given):
+    if (given.get("at_least") is None) == (given.get("at_most") is None):
         raise UserError(f"{place}: give either at_least, the smallest difference that counts, or at_most")
     left, right = given["left"], given["right"]
     kinds = {type(left), type(right)}

@@ -11,7 +11,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from avdvae.configurations import CONFIGS, choices, compose, word
 from avdvae.data.corpora import find_corpus
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError, in_file, known_settings, nearest
-from avdvae.evaluation.claims_page import write_claims
+from avdvae.evaluation.claims_page import add_to_page, write_page
 from avdvae.evaluation.measure import check_tasks, evaluate_run, subject_of
 from avdvae.evaluation.results import read_results
 from avdvae.evaluation.tasks import find_task
@@ -56,11 +56,11 @@ class Settings:
     def of(cls, given: Mapping[str, Any]) -> Settings:
         return known_settings(cls, "", **given)
 
-    def command(self, name: str) -> str:
-        """The command that tests one claim with these settings."""
+    def command(self, name: str, place: Place) -> str:
+        """The command that tests one claim at one place with these settings."""
         words = [f"only=[{name}]", f"budget={self.budget}"]
-        words += [] if self.corpora is None else [word("corpora", self.corpora)]
-        words += [] if self.peer is None else [f"peer={Path(self.peer).name}"]
+        words += [] if self.corpora is None else [word("corpora", {place.corpus: self.corpora[place.corpus]})]
+        words += [] if place.peer is None else [f"peer={place.peer.name}"]
         return shlex.join(["avdvae", "claims", *words, *self.settings])
 
 
@@ -68,9 +68,13 @@ class Settings:
 class Place:
     """`words`: of all trainings and evaluations there; `peer`: the checkout with the published weights."""
 
-    name: str
+    corpus: str
     words: Sequence[str]
     peer: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.corpus}, published weights" if self.peer else self.corpus
 
     def has(self, claim: Claim, contrast: Contrast) -> bool:
         """Whether the models are there; all are, where they are trained."""
@@ -80,9 +84,9 @@ class Place:
 
 
 def run_claims(settings: Settings) -> Path:
-    """Test claims and write their page; returns its folder."""
+    """Test claims and add them to the page in the folder `out`, which is returned."""
     claims = {path.stem: _checked(path) for path in _files(settings.only)}
-    budget, tested = _budget(settings.budget), list[Tested]()
+    budget, out, tested = _budget(settings.budget), Path(settings.out), list[Tested]()
     for place in _places(settings):
         models = Models(place, budget, settings.settings)
         asked = {name: [c for c in claim.contrasts if place.has(claim, c)] for name, claim in claims.items()}
@@ -94,10 +98,11 @@ def run_claims(settings: Settings) -> Path:
                 claim = claims[name]
                 print(f"claim      {name}, {place.name}", flush=True)
                 outcomes = [models.outcome(contrast, claim) for contrast in contrasts]
-                tested.append(Tested(name, claim, place.name, outcomes, models.protocol(contrasts, claim)))
+                protocol, command = models.protocol(contrasts, claim), settings.command(name, place)
+                tested.append(Tested(name, claim, place.name, outcomes, protocol, command))
+                add_to_page(tested[-1:], out)
                 print(f"verdict    {name}, {place.name}: {tested[-1].verdict}", flush=True)
-    out = Path(settings.out)
-    write_claims(tested, out, {name: settings.command(name) for name in claims}, settings.budget)
+    write_page(out)
     width = max(len(each.name) for each in tested) + 2
     print("\n" + "\n".join(f"{each.name:<{width}}{each.verdict:<14}{each.place}" for each in tested) + "\n")
     return out
@@ -134,17 +139,18 @@ def _budget(name: str) -> Sequence[str]:
 def _places(settings: Settings) -> list[Place]:
     corpora = {OWN_DATA: None} if settings.corpora is None else settings.corpora
     places = []
-    for name, folder in corpora.items():
-        if folder is None and name != OWN_DATA:
+    for name, given in corpora.items():
+        own = given if isinstance(given, Mapping) else {"prepared": given}
+        if (folder := own.get("prepared")) is None and name != OWN_DATA:
             raise UserError(f"corpora={{{name}}}: give the folder of the prepared corpus, as {{{name}:FOLDER}}")
         if folder is not None and not (Path(str(folder)) / "manifest.csv").is_file():
             raise UserError(f"corpora={{{name}:{folder}}}: there is no manifest.csv: prepare it with avdvae prepare")
-        words = [word("runs", settings.runs), *([] if folder is None else [word("prepared", str(folder))])]
-        places.append(Place(str(name), words))
+        words = {"runs": settings.runs} | {str(key): value for key, value in own.items() if value is not None}
+        places.append(Place(str(name), [word(key, value) for key, value in words.items()]))
     peer = Path(settings.peer) if settings.peer else None
     if peer and not (peer / "trained_models").is_dir():
         raise UserError(f"peer={peer} has no trained_models: give a checkout of github.com/XiaoyuBIE1994/DVAE_SE")
-    return places + [Place(f"{p.name}, published weights", p.words, peer) for p in places if peer]
+    return places + [replace(place, peer=peer) for place in places if peer]
 
 
 def _key(word: str) -> str:

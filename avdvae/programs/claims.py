@@ -3,11 +3,12 @@
 avdvae claims                                 all claims of configs/claims, on Talker
 avdvae claims only=[dvae_beats_vae]           some of them, or files of your own, as [mine.yaml]
 avdvae claims corpora={librispeech:data/prepared/librispeech} budget=full
+avdvae claims 'corpora={librispeech:{prepared:data/prepared/librispeech,train.lr:1e-3}}'    settings of one corpus
 avdvae claims peer=DVAE_SE                    the published weights of that checkout, too
 avdvae claims train=debug seed=1              any settings of `avdvae train`, for all models
 
 Trainings and measurements are found again by their settings: an interrupted command continues, and a finished one
-costs nothing. Two commands may run side by side and share them.
+costs nothing. Two commands may run side by side and share them. The page keeps what earlier commands have found.
 """
 
 from __future__ import annotations

@@ -186,6 +186,10 @@ def test_choosing_takes_the_first_long_enough_of_each_speaker(tmp_path, monkeypa
     assert corpus.choose(None, 1.25).utterances == (rows[5], rows[6])
     chosen = corpus.choose(None, 0)
     assert chosen.utterances == rows == corpus.utterances and chosen is not corpus
+    one = rows[4].speaker
+    assert corpus.choose(None, 0, [one]).utterances == tuple(row for row in rows if row.speaker == one) != rows
+    with pytest.raises(UserError, match="has no speaker nobody here"):
+        corpus.choose(None, 0, [one, "nobody"])
     assert set(corpus.choose(1, 2.0).audio(rows[6])) == {6}
     for per_speaker, min_seconds in ((0, 1.0), (None, 2.5)):
         with pytest.raises(UserError, match=rf"per_speaker={per_speaker} and .* at most the 2.00 s of the longest"):

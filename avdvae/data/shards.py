@@ -21,7 +21,7 @@ from avdvae.data.shard_files import (
     read_header,
     read_manifest,
 )
-from avdvae.errors import UserError
+from avdvae.errors import UserError, nearest
 
 
 class PreparedCorpus:
@@ -87,11 +87,18 @@ class PreparedCorpus:
             )
         return not lacking
 
-    def choose(self, per_speaker: int | None, min_seconds: float) -> PreparedCorpus:
-        """The same corpus with only the first utterances of each speaker, `per_speaker` at most, of those that last at
-        least `min_seconds`."""
+    def choose(
+        self, per_speaker: int | None, min_seconds: float, speakers: Sequence[str] | None = None
+    ) -> PreparedCorpus:
+        """The same corpus with only the first utterances of each speaker, or of `speakers`, `per_speaker` at most, of
+        those that last at least `min_seconds`."""
+        known = {u.speaker for u in self.utterances}
+        if unknown := [name for name in speakers or () if name not in known]:
+            raise UserError(f"{self.root} has no speaker {unknown[0]} here: {nearest(unknown[0], known)}")
         taken, utterances = Counter[str](), []
         for u in self.utterances:
+            if speakers is not None and u.speaker not in speakers:
+                continue
             if u.seconds >= min_seconds and (per_speaker is None or taken[u.speaker] < per_speaker):
                 taken[u.speaker] += 1
                 utterances.append(u)

@@ -228,7 +228,9 @@ class Models:
         run, config = self.run(request), request.config
         prepared = self.prepared(config)
         evaluated = {**config["evaluate"], "tasks": [task]}
-        deciding = str(prepared), config["enhance"], {k: v for k, v in evaluated.items() if k != "workers"}
+        # a setting that is null may be missing from an older evaluation
+        given = {k: v for k, v in evaluated.items() if k != "workers" and v is not None}
+        deciding = str(prepared), config["enhance"], given
         key = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
         out = run.path / "evaluations" / f"{task}-{key}"
         if (str(out), task) not in self.rows:

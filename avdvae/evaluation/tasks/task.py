@@ -37,6 +37,7 @@ class Evaluation:
     noises: Sequence[str] = ("White", "Car", "LR", "Babble")
     snrs: Sequence[float] = (-10, -5, 0, 5, 10, 15)
     lips: Sequence[str] = ("clean", "occluded")  # for models that are conditioned on them
+    speakers: Sequence[str] | None = None  # None: all of the split
     per_speaker: int | None = 1
     min_seconds: float = 1.0
     trim_db: float | None = 30.0
@@ -119,7 +120,7 @@ class Subject:
 
     @cached_property
     def chosen(self) -> PreparedCorpus:
-        return self.corpus.choose(self.settings.per_speaker, self.settings.min_seconds)
+        return self.corpus.choose(self.settings.per_speaker, self.settings.min_seconds, self.settings.speakers)
 
     @property
     def states(self) -> Sequence[str]:

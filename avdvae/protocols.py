@@ -6,7 +6,7 @@ Suffixes of tensors give their shape, one letter an axis. Batch first, time seco
     T   STFT frames, steps    L   dimensions of a latent    D   coordinates of a pose
     F   frequencies           M   features of a layer       H W   pixels of a crop
     N   samples of sound      G   gates of a layer          S   1 or T: the same for all frames, or not
-    I   iterations of an EM   R   draws and components
+    I   iterations of an EM   R   draws and components      J   sources in a mixture
 
 Other letters, and those with another meaning in one file, are explained there. To a model without dependence between
 frames, T is a second batch axis.
@@ -14,7 +14,7 @@ frames, T is a second batch axis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
@@ -46,6 +46,8 @@ class Batch:
     lengths     B          samples of waveform and mixture that hold data; the rest pads
     starts      B          index of the first frame in its utterance; None if augmented: do not cache features
     labels      B dicts    speaker, sex, emotion, ... as the corpus has them
+
+    A mixture of several sources has pictures of each: lips B T J H W, confidence B T J, face B T J R C 3.
     """
 
     ids: tuple[str, ...]
@@ -54,9 +56,9 @@ class Batch:
     mixture: Float[Tensor, "B N"] | None = None
     power: Float[Tensor, "B T F"] | None = None
     noisy: Float[Tensor, "B T F"] | None = None
-    lips: UInt8[Tensor, "B T H W"] | None = None
-    confidence: Float[Tensor, "B T"] | None = None
-    face: UInt8[Tensor, "B T R C 3"] | None = None
+    lips: UInt8[Tensor, "B T *J H W"] | None = None
+    confidence: Float[Tensor, "B T *J"] | None = None
+    face: UInt8[Tensor, "B T *J R C 3"] | None = None
     mouth: Float[Tensor, "B T 2"] | None = None
     pose: Float[Tensor, "B T D"] | None = None
     lengths: Int64[Tensor, " B"] | None = None
@@ -142,6 +144,15 @@ class Context:
     temper: float = 1.0
     past: Float[Tensor, "*draws B _ F"] | None = None
 
+    @property
+    def sources(self) -> int:
+        """Of a mixture, which the likelihood adds up."""
+        return 1
+
+    def fed_back(self, power: Callable[[int], Float[Tensor, "B T F"]]) -> Context:
+        """With the power of the source, `power(0)`, as its past if the model is autoregressive."""
+        return self if self.past is None else replace(self, past=power(0))
+
 
 @dataclass(frozen=True)
 class Inferred:
@@ -193,6 +204,10 @@ class Autoregressive(LatentModel, Protocol):
         """The past with the model's own output in the frames that are `own`, by default in all."""
         ...
 
+    def walk(self, z: Latents, context: Context, follow: Callable[[int, Any], Float[Tensor, "K B 1 F"]]) -> None:
+        """Frame by frame: `follow` gets t and the likelihood of x_t, and gives the x_t that is fed back."""
+        ...
+
 
 @runtime_checkable
 class MixtureModel(LatentModel, Protocol):
@@ -229,6 +244,24 @@ class WaveformModel(Model, Protocol):
         ...
 
 
+@runtime_checkable
+class Prior(Protocol):
+    """What the EM takes of a SpeechPrior, or of those of several sources together."""
+
+    sees: tuple[str, ...]
+    can_miss: tuple[str, ...]
+
+    def context(self, batch: Batch) -> Context: ...
+
+    def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred: ...
+
+    def decode(
+        self, z: Latents, context: Context, feedback: Tensor | None = None
+    ) -> Mapping[str, SpeechLikelihood]: ...
+
+    def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]: ...
+
+
 class SpeechPrior(LatentModel, Protocol):
     """A LatentModel with a likelihood of `power`, to which noise can be added; `is_speech_prior` is the test."""
 
@@ -261,6 +294,6 @@ def why_not_enhancing(model: Model) -> str | None:
 PICTURES = frozenset({"lips", "face"})  # modalities that come from films
 
 
-def indispensable(model: LatentModel) -> set[str]:
+def indispensable(model: Prior) -> set[str]:
     """The modalities without which `model` infers nothing."""
     return set(model.sees) - set(model.can_miss)

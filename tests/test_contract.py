@@ -335,7 +335,7 @@ def _log_prob(likelihood, observed):
 
 def test_decoding_gives_a_likelihood_that_can_take_noise(speech_prior, batch):
     likelihood, power = decode(speech_prior, batch, 3), batch.need("power", speech_prior)
-    variance, precision, weights, _ = likelihood.components(power)
+    variance, precision, weights, *_ = likelihood.components(power)
     assert (likelihood.expected > 0).all() and likelihood.expected.shape == (3, *power.shape)
     assert variance.shape[1:] == power.shape and variance.isfinite().all() and (variance > 0).all()
     torch.testing.assert_close(precision, 1 / (variance + VARIANCE_FLOOR))
@@ -367,8 +367,8 @@ def test_it_enhances(speech_prior, batch):
     assert modes(model) == before
     filters = []
     for target, likelihood in ends:  # two, of models that can do without the lips: an utterance keeps the better
-        speech, _, weight, _ = likelihood.components(batch.need("noisy", model))
-        clean = target.gain_BT1 * speech
+        speech, _, weight, *_ = likelihood.components(batch.need("noisy", model))
+        clean = target.gain_BTJ * speech
         share = clean / (clean + target.noise_BTF)
         filters.append(share.mean(0) if weight is None else (weight * share).sum(0))
     kept = [

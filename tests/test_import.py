@@ -296,7 +296,7 @@ def test_a_run_of_published_weights_enhances_and_does_not_train(tmp_path):
     run = open_run(tmp_path / "ours")
     noise = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(0))
     settings = build_vem(run.config["enhance"] | {"iterations": 2})
-    clean = separate_long(run.load_speech_prior(), noise, run.stft, settings)
+    (clean,) = separate_long(run.load_speech_prior(), noise, run.stft, settings)
     assert 0 < clean.square().sum() < noise.square().sum()
     command = [sys.executable, str(PROJECT / "experiments" / "run.py"), f"resume={run.path}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -241,6 +241,15 @@ class AutoregressiveVAE(DynamicalVAE):
             z_before = z
         return torch.cat(past, 2)
 
+    @torch.no_grad()
+    def walk(self, z: Latents, context: Context, follow: Callable[[int, Any], Float[Tensor, "K B 1 F"]]) -> None:
+        """See protocols.Autoregressive."""
+        z_before, state = torch.zeros_like(z["z"][:, :, :1]), None
+        x_before = z_before.new_zeros(*z_before.shape[:3], self.features)
+        for t, z_t in enumerate(z["z"].split(1, 2)):
+            h, state = self.update_state(self.network_input(x_before), z_before, z_t, state)
+            x_before, z_before = follow(t, self.likelihood(self.output_at(h, z_t))), z_t
+
 
 def sample_path(
     inputs: Float[Tensor, "#K B T M"], noise_KBTL: Tensor, step: Callable[[Tensor, Tensor], Tensor]

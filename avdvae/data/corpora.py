@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from avdvae.data.clips import Corpus
+from avdvae.data.flute import Flute
 from avdvae.data.gait import Gait
 from avdvae.data.prepare import prepare
 from avdvae.data.readers.crema_d import CremaD
@@ -44,6 +45,7 @@ _TREES: tuple[type[Tree], ...] = (
 READERS: dict[str, Callable[..., Any]] = {
     "talker": Talker,
     "gait": Gait,
+    "flute": Flute,
     "folder": Folder,
     **{tree.NAME: tree for tree in _TREES},
 }

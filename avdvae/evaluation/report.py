@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _CURVES = ("si_sdr", "pesq_wb", "estoi")
 _EACH_NOISE = "Each noise separately"
 TITLES = {
+    "separation": "Separation",
     "enhancement": "Enhancement",
     "resynthesis": "Resynthesis",
     "resynthesis_true_past": "Resynthesis with the true past (teacher forcing)",
@@ -137,7 +138,7 @@ def _head(run: Path) -> dict[str, Any]:
         "lead": " on the corpus ".join(filter(None, (model, corpus))),
         "facts": {name: fact for name, fact in facts.items() if fact not in ("", None)},
         "command": about.get("command", ""),
-        "generated": corpus in ("talker", "gait"),
+        "generated": corpus in ("talker", "gait", "flute"),
     }
 
 

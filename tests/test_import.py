@@ -24,6 +24,7 @@ from avdvae.runs import build_model, build_vem, open_run
 PROJECT = Path(__file__).parent.parent
 EXPERIMENT = {"RVAE": "rvae_causal", "RVAE both ways": "rvae"}
 T = 6
+HALVES = ("mean", "logvar")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -318,6 +319,39 @@ def test_published_weights_are_trained_on(prepared, tmp_path):
     assert done.returncode == 0, done.stderr
     before, after = (open_run(tmp_path / name).load_model().state_dict() for name in ("ours", "on"))
     torch.testing.assert_close(dict(after), dict(before), rtol=0, atol=0)  # after no epoch at all
+
+
+def test_a_file_of_mixdvae_becomes_a_run_with_each_tensor_in_its_place(tmp_path):
+    """By the names of its class, against the same numbers under those of DVAE_SE."""
+    tensors = publish(tmp_path / "theirs", "SRNN")
+    import_weights(tmp_path / "theirs", tmp_path / "dvae_se")
+    names = {"gen_logvar": "gen_x"} | {f"{q}_{part}": f"{q}_z_{part}" for q in ("inf", "prior") for part in HALVES}
+    renamed = {}
+    for name, tensor in tensors.items():
+        layer, _, rest = name.replace(".linear", ".linear_").partition(".")
+        renamed[f"{names.get(layer, layer)}.{rest}"] = tensor
+    assert {"mlp_gz_z.linear_1.bias", "inf_z_mean.weight", "prior_z_logvar.bias", "gen_x.bias"} <= renamed.keys()
+    file = tmp_path / "model_scass_wsj.pt"
+    torch.save(renamed, file)
+    import_weights(file, tmp_path / "ours")
+    run = open_run(tmp_path / "ours")
+    assert run.config["exp"] == "srnn_gm" and run.config["hop"] == 256 and run.noted["parameters"] == 884_993
+    ours, same = (open_run(tmp_path / name).load_model().state_dict() for name in ("ours", "dvae_se"))
+    assert all(torch.equal(ours[name], same[name]) for name in same)
+
+    for change, complaint in (
+        (
+            {"mlp_x_h.linear_0.weight": torch.ones(4, 4)},
+            "model of 4 numbers a frame, and only those of spectra",
+        ),
+        ({"rnn_h.weight_hh_l0": None}, "is no model of MixDVAE, for it lacks 'rnn_h.weight_hh_l0'"),
+        ({"gen_x.bias": None}, "lacks gen_x.bias in our SRNN"),
+    ):
+        kept = {name: tensor for name, tensor in (renamed | change).items() if tensor is not None}
+        torch.save(kept, file)
+        with pytest.raises(UserError, match=complaint):
+            import_weights(file, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_program_says_what_it_misses():

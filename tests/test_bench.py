@@ -83,6 +83,14 @@ def test_every_column_is_measured_and_the_work_is_that_counted_by_hand(peer: Pat
     assert [int(rows[name]["peer_parameters"]) for name in rows] == [2 * 513 * 4 + 517, 2 * 513 * 8 + 521]
 
 
+def test_separation_is_timed_with_a_model_for_each_source(tmp_path: Path) -> None:
+    out = tmp_path / "speed.csv"
+    assert "of 2 sources" in run("bench.py", "models=[cvae]", *TINY, "frames=1", "sources=2", f"out={out}")
+    with out.open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["sources"] == "2" and float(row["em_rtf"]) > 0
+
+
 def test_training_from_a_corpus_is_timed_beside_batches_in_memory(prepared, tmp_path: Path) -> None:
     out = tmp_path / "speed.csv"
     words = ["models=[cvae]", *TINY, "frames=1", "hop=533", f"prepared={prepared.out}", f"out={out}"]

@@ -93,13 +93,18 @@ def compare(
     audio-only model is compared with clean lips. `input_*` metrics must agree, otherwise the mixtures differ; they are
     left out, and so are `*_improvement` metrics, which differ exactly as the outputs do.
     """
-    theirs = {(row.task, row.item, row.noise, row.snr, row.metric, row.lips): row.value for row in other_rows}
+    methods = {row.model for row in rows} & {row.model for row in other_rows}  # measured beside both models
+    theirs = {
+        (row.model in methods and row.model, row.task, row.item, row.noise, row.snr, row.metric, row.lips): row.value
+        for row in other_rows
+    }
     their_lips = {row.lips for row in other_rows}
     mine, other_run = (sides[0].run if sides else "an empty run" for sides in (rows, other_rows))
     differences, samples, unchecked = [], _samples(rows), dict[tuple, bool]()
     for row in rows:
         lips = row.lips if row.lips in their_lips else ("" if row.lips else "clean")
-        other = theirs.get((row.task, row.item, row.noise, row.snr, row.metric, lips))
+        method = row.model in methods and row.model
+        other = theirs.get((method, row.task, row.item, row.noise, row.snr, row.metric, lips))
         if other is None:
             continue
         mixture = row.task, row.item, row.noise, row.snr

@@ -13,6 +13,7 @@ COMMANDS = {  # and their modules
     "prepare": "prepare",
     "train": "train",
     "enhance": "enhance",
+    "separate": "separate",
     "evaluate": "evaluate",
     "compare": "compare",
     "claims": "claims",

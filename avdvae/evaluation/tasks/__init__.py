@@ -17,11 +17,13 @@ from avdvae.evaluation.tasks.likelihood import Likelihood
 from avdvae.evaluation.tasks.motion import Motion
 from avdvae.evaluation.tasks.probe import Probe
 from avdvae.evaluation.tasks.resynthesis import Resynthesis
+from avdvae.evaluation.tasks.separation import Separation
 from avdvae.evaluation.tasks.task import Task
 from avdvae.evaluation.tasks.transfer import Transfer
 
 TASKS: dict[str, Task] = {
     "enhancement": Enhancement(),
+    "separation": Separation(),
     "resynthesis": Resynthesis(true_past=False),
     "resynthesis_true_past": Resynthesis(true_past=True),
     "calibration": Calibration(),

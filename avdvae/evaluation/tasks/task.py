@@ -48,6 +48,10 @@ class Evaluation:
     importance: int | None = None  # draws of the importance-weighted bound
     pieces: int | None = None  # samples of each, for the bits of pieces
     neighbours: Sequence[int] = (1, 5, 10, 20)  # of the probes
+    talkers: int | None = None  # of mixtures in the task separation; None: 2
+    beside: str | None = None  # a run of another corpus, whose sounds are the other sources
+    mixing: Sequence[str] | None = None  # None: sum and assignment
+    background: Sequence[str] | None = None  # noises that are added to the mixtures, too
 
     def __post_init__(self) -> None:
         for name, value, low in (
@@ -63,6 +67,19 @@ class Evaluation:
                 raise UserError(f"evaluate.{name}={value}: give {low} or more")
         if self.trim_db is not None and not self.trim_db > 0:
             raise UserError(f"evaluate.trim_db={self.trim_db}: give a number above 0, or null")
+        if self.talkers is not None and not 1 <= self.talkers <= 3:
+            raise UserError(f"evaluate.talkers={self.talkers}: give 1, 2 or 3")
+        if self.talkers is not None and self.beside is not None:
+            raise UserError(
+                f"evaluate.talkers={self.talkers} and evaluate.beside={self.beside}: give one of them, for with a run "
+                "beside there are two sources"
+            )
+        if unknown := set(self.mixing or ()) - {"sum", "assignment"}:
+            raise UserError(f"evaluate.mixing: {', '.join(sorted(unknown))}: choose from sum, assignment")
+        if unknown := set(self.background or ()) - set(NOISES):
+            raise UserError(
+                f"evaluate.background: no noise is called {', '.join(sorted(unknown))}: choose from {', '.join(NOISES)}"
+            )
         if min(self.neighbours, default=0) < 1:
             raise UserError(f"evaluate.neighbours={self.neighbours}: give numbers of 1 or more")
         if unknown := set(self.lips) - {"clean", "none", *CORRUPTIONS}:

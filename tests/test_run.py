@@ -156,7 +156,7 @@ def test_models_of_motion_are_ranked_side_by_side(prepared: Summary, tmp_path: P
     rows = read_results(tmp_path / "all" / "results.csv")
     every = {path.stem for path in PROJECT.glob("configs/exp/motion_*.yaml")} - {"motion_benchmark"}
     assert {row.model for row in rows if row.task == "motion"} == every
-    given_the_past = {f"motion_{name}" for name in ("storn", "vrnn", "srnn", "srnn_gm")}
+    given_the_past = {f"motion_{name}" for name in ("storn", "vrnn", "srnn", "srnn_gm", "hit_dvae", "light_dvae")}
     assert {row.model for row in rows if row.task == "motion_true_past"} == given_the_past
     assert {row.metric for row in rows} == {"mpjpe_mm"} and all(0 < row.value < 2000 for row in rows)
     ranked = [line.split() for line in printed.splitlines() if "MPJPE" in line][: len(every)]

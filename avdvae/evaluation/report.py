@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
+from avdvae.data.clips import GENERATED
 from avdvae.errors import UserError, reading
 from avdvae.evaluation.published import published_on
 from avdvae.evaluation.results import read_examples, read_results, read_summary
@@ -137,7 +138,7 @@ def _head(run: Path) -> dict[str, Any]:
         "lead": " on the corpus ".join(filter(None, (model, corpus))),
         "facts": {name: fact for name, fact in facts.items() if fact not in ("", None)},
         "command": about.get("command", ""),
-        "generated": corpus in ("talker", "gait"),
+        "generated": corpus in GENERATED,
     }
 
 

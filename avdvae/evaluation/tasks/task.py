@@ -122,6 +122,11 @@ class Subject:
         return self.corpus.choose(self.settings.per_speaker, self.settings.min_seconds)
 
     @property
+    def fps(self) -> float:
+        """Pictures or poses a second."""
+        return self.corpus.utterances[0].fps
+
+    @property
     def states(self) -> Sequence[str]:
         """States of the lips; "" alone for models without lips."""
         return self.settings.lips if "lips" in self.model.sees else ("",)

@@ -38,6 +38,7 @@ TITLES = {
     "probe": "Labels predicted from latents",
     "motion": "Motion",
     "motion_true_past": "Motion with the true past (teacher forcing)",
+    "prediction": "Prediction of motion: draws of the future after an observed beginning",
     **{f"control_{factor}": f"Control of {factor}: relative errors" for factor in ("f0", "f1", "f2", "f3")},
     "f0": "Pitch estimated from latents, by Praat and by WORLD",
 }

@@ -47,6 +47,9 @@ class Evaluation:
     importance: int | None = None  # draws of the importance-weighted bound
     pieces: int | None = None  # samples of each, for the bits of pieces
     neighbours: Sequence[int] = (1, 5, 10, 20)  # of the probes
+    observe: float = 0.5  # seconds of a motion before its prediction
+    predict: float = 2.0  # seconds
+    futures: int = 50  # drawn of each window
 
     def __post_init__(self) -> None:
         for name, value, low in (
@@ -57,6 +60,9 @@ class Evaluation:
             ("workers", self.workers, 1),
             ("importance", self.importance, 1),
             ("pieces", self.pieces, 1),
+            ("observe", self.observe, 0),
+            ("predict", self.predict, 0),
+            ("futures", self.futures, 1),
         ):
             if value is not None and value < low:
                 raise UserError(f"evaluate.{name}={value}: give {low} or more")

@@ -41,8 +41,8 @@ class Recognition(nn.Module):
 
     def share(self, features_NM: Float[Tensor, "N M"], movement: str | None) -> float:
         """Of features in which this movement is recognised."""
-        found = [self.classes[n] for n in self.head(features_NM).argmax(1).tolist()]
-        return found.count(movement) / len(found)  # type: ignore[arg-type]
+        found_N = self.head(features_NM).argmax(1).tolist()
+        return sum(self.classes[n] == movement for n in found_N) / len(found_N)
 
 
 Window = tuple[Utterance, int]  # and its first frame

@@ -28,7 +28,7 @@ import yaml
 
 from avdvae.errors import UserError, check_settings, in_file, reading
 from avdvae.evaluation.results import SAME_INPUT, Result, mixture_in_words, summarise
-from avdvae.signals.metrics import INPUT, Look
+from avdvae.signals.metrics import INPUT, WEIGHTS, Look
 
 Verdict = Literal["holds", "fails", "undecided", "not measured"]
 
@@ -247,7 +247,7 @@ def _described(side: Side) -> dict[str, str]:
 def judge(contrast: Contrast, left: Rows | None, right: Rows | None) -> Outcome:
     """`left` and `right` are None of a number."""
     pairs = _pairs(contrast, left, right)
-    weights = [row for rows in (left, right) if rows for row in rows.rows if row.metric == "samples"]
+    weights = [row for rows in (left, right) if rows for row in rows.rows if row.metric in WEIGHTS.values()]
     mean, one, two = (
         _mean([row for row, *_ in pairs], values, weights)
         for values in ([a - b for _, a, b in pairs], [a for _, a, _ in pairs], [b for *_, b in pairs])

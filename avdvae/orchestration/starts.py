@@ -36,6 +36,7 @@ def find_start(name: str, request: Request, splits: Mapping[str, PreparedCorpus]
     config, own = request.config, OWN if request.config["models"] else OWN + OWN_OF_A_TRAINING
     words = [word for word in request.words if not word.lstrip("+~").startswith(own)] + [f"exp={name}"]
     wanted = compose("config", words)
+    wanted["data"] = config["data"]  # of which `splits` are, whatever the other experiment is trained on by itself
     if not config["models"]:
         shared = wanted["model"].keys() & config["model"].keys() - {"target"}
         wanted["model"] |= {key: config["model"][key] for key in shared}

@@ -15,6 +15,7 @@ from avdvae.evaluation.tasks.enhancement import Enhancement
 from avdvae.evaluation.tasks.f0 import F0
 from avdvae.evaluation.tasks.likelihood import Likelihood
 from avdvae.evaluation.tasks.motion import Motion
+from avdvae.evaluation.tasks.prediction import Prediction
 from avdvae.evaluation.tasks.probe import Probe
 from avdvae.evaluation.tasks.resynthesis import Resynthesis
 from avdvae.evaluation.tasks.task import Task
@@ -32,6 +33,7 @@ TASKS: dict[str, Task] = {
     "probe": Probe(),
     "motion": Motion(true_past=False),
     "motion_true_past": Motion(true_past=True),
+    "prediction": Prediction(),
     **{f"control_{factor}": Control(factor) for factor in FACTORS},
     "f0": F0(),
 }

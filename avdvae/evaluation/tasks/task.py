@@ -48,6 +48,9 @@ class Evaluation:
     importance: int | None = None  # draws of the importance-weighted bound
     pieces: int | None = None  # samples of each, for the bits of pieces
     neighbours: Sequence[int] = (1, 5, 10, 20)  # of the probes
+    observe: float = 0.5  # seconds of a motion before its prediction
+    predict: float = 2.0  # seconds
+    futures: int = 50  # drawn of each window
 
     def __post_init__(self) -> None:
         for name, value, low in (
@@ -58,6 +61,9 @@ class Evaluation:
             ("workers", self.workers, 1),
             ("importance", self.importance, 1),
             ("pieces", self.pieces, 1),
+            ("observe", self.observe, 0),
+            ("predict", self.predict, 0),
+            ("futures", self.futures, 1),
         ):
             if value is not None and value < low:
                 raise UserError(f"evaluate.{name}={value}: give {low} or more")
@@ -121,6 +127,11 @@ class Subject:
     @cached_property
     def chosen(self) -> PreparedCorpus:
         return self.corpus.choose(self.settings.per_speaker, self.settings.min_seconds, self.settings.speakers)
+
+    @property
+    def fps(self) -> float:
+        """Pictures or poses a second."""
+        return self.corpus.utterances[0].fps
 
     @property
     def states(self) -> Sequence[str]:

@@ -197,7 +197,8 @@ def _claim(given: Mapping[str, Any]) -> Claim:
     contrasts = [_contrast(f"contrasts[{n}]", each) for n, each in enumerate(given["contrasts"])]
     if not contrasts:
         raise UserError("contrasts is empty: give one or more")
-    return Claim(**{**given, "contrasts": contrasts})
+    lists = {name: tuple(given.get(name, ())) for name in ("expected", "settings", "tried")}
+    return Claim(**{**given, **lists, "contrasts": contrasts})
 
 
 def _contrast(place: str, given: Mapping[str, Any]) -> Contrast:

@@ -66,7 +66,7 @@ def test_every_column_is_measured_and_the_work_is_that_counted_by_hand(peer: Pat
         rows = {row.pop("model"): row for row in csv.DictReader(file)}
     for row in rows.values():
         assert row.pop("device") == "cpu"
-        assert not any(row.pop(name) for name in [*row] if name.startswith("corpus_"))
+        assert not any(row.pop(name) for name in [*row] if name.startswith("corpus_") or name == "generated_per_s")
         assert all(math.isfinite(float(value)) and float(value) > 0 for value in row.values()), row
     # Each weight is multiplied with its inputs, and backward with its outputs' slopes twice: once for the weight's
     # slope, once for the inputs'. What is heard needs no slope.
@@ -81,6 +81,14 @@ def test_every_column_is_measured_and_the_work_is_that_counted_by_hand(peer: Pat
         speed = float(row["step_gflop"]) * float(row["steps_per_s"])
         assert float(row["matmul_share"]) == pytest.approx(speed / float(row["matmul_gflops"]))
     assert [int(rows[name]["peer_parameters"]) for name in rows] == [2 * 513 * 4 + 517, 2 * 513 * 8 + 521]
+
+
+def test_generation_is_timed_of_models_that_take_their_own_past(tmp_path: Path) -> None:
+    out = tmp_path / "speed.csv"
+    run("bench.py", "models=[dkf,srnn]", *TINY, f"out={out}")
+    with out.open() as file:
+        rates = {row["model"]: row["generated_per_s"] for row in csv.DictReader(file)}
+    assert not rates["dkf"] and float(rates["srnn"]) > 0
 
 
 def test_training_from_a_corpus_is_timed_beside_batches_in_memory(prepared, tmp_path: Path) -> None:

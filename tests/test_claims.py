@@ -190,6 +190,7 @@ def test_a_claim_names_experiments_tasks_and_metrics_that_there_are(path: Path) 
             "probe": rf"(phoneme|sex|tract|height_cm|speaker|emotion)_({latents}|mel)_k(1|5|10|20)",
             "transfer": rf"(kept|moments|{latents})_(voice|face|mood)_of_(source|donor)|"
             rf"(kept|moments|{latents})_(cepstra|opening)_as_(source|donor)",
+            "latent_use": f"(kl|share)_({latents})",
             "denoising": r"(psnr|ssim)_(mouth|eyes)(_deaf|_interpolated)?",
             "calibration": r"(calibration_error|coverage_(50|90|95))(_loud|_quiet)?",
             "control": "(f0|f0_world|f1|f2|f3|voiced)(_in_speech)?|nisqa",

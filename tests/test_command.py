@@ -51,6 +51,7 @@ def test_all_experiments_corpora_tasks_and_esteps_are_listed_with_a_line(here):
     assert lines["vq_mdvae"].endswith("(Sadok 2024, arXiv 2305.03582)"), "of the file to which its own refers"
     uncited = {name for name in choices("exp") if not re.search(r"\(.+ \d{4}(, arXiv [\d.]+)?\)$", lines[name])}
     several = {"dvae_benchmark", "motion_benchmark", "motion_prediction", "likelihood_benchmark"}
+    several |= {"odd_attention", "odd_attention_gait"}
     assert uncited == {"own", "robustness", *several}
     assert here("list", "esteps").count("\n") < 12
 

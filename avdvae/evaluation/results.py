@@ -148,6 +148,28 @@ def ranking(summary: Sequence[Mapping[str, Any]], task: str) -> list[tuple[str, 
     return sorted(models.items(), key=lambda model: model[1][first]["mean"], reverse=first not in LOW_IS_GOOD)
 
 
+def over_seeds(summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means of models whose names end in " seed=N", by name without it: over the seeds, the lowest and the highest."""
+    means: dict[tuple[Any, ...], list[float]] = {}
+    for item in summary:
+        if "compared_with" not in item:
+            where = [item[name] for name in ("task", "noise", "snr", "lips", "metric")]
+            means.setdefault((item["model"].rpartition(" seed=")[0], *where), []).append(item["mean"])
+    names = "model", "task", "noise", "snr", "lips", "metric"
+    return [
+        dict(zip(names, key, strict=True))
+        | {"seeds": len(of), "mean": float(np.mean(of)), "lowest": min(of), "highest": max(of)}
+        for key, of in means.items()
+    ]
+
+
+def write_over_seeds(path: Path, items: Sequence[Mapping[str, Any]]) -> None:
+    with replacing(path) as new, new.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, [*items[0]], lineterminator="\n")
+        table.writeheader()
+        table.writerows(items)
+
+
 def write_summary(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
     """JSON, one item per line; values that are not finite become null."""
     lines = [

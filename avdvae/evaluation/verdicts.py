@@ -188,8 +188,8 @@ def read_tested(path: Path) -> list[Tested]:
 
 
 def stored(tested: Sequence[Tested]) -> str:
-    """As JSON."""
-    return json.dumps([asdict(each) for each in tested], indent=1, ensure_ascii=False)
+    """As JSON, a line each."""
+    return "[\n" + ",\n".join(json.dumps(asdict(each), ensure_ascii=False) for each in tested) + "\n]\n"
 
 
 def _claim(given: Mapping[str, Any]) -> Claim:

@@ -41,7 +41,7 @@ of normalisations, positions, `query` as a setting, and sizes for two cores.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -51,7 +51,7 @@ from torch import Tensor, nn
 
 from avdvae.errors import UserError
 from avdvae.models.dynamical_vae import AutoregressiveVAE, Path, Recursion, each_frame, stack_frames
-from avdvae.nn.blocks import GaussianHead, concat_features, mlp
+from avdvae.nn.blocks import GaussianHead, concat_features, mlp, shifted
 from avdvae.probability.gaussian import Gaussian
 from avdvae.protocols import Context, Latents, Observed
 
@@ -205,21 +205,44 @@ class HiTDVAE(AutoregressiveVAE):
     def update_state(
         self, x_before: Tensor, z_before_KBTL: Tensor, z_KBTL: Tensor, state: State
     ) -> tuple[Float[Tensor, "K B T M"], State]:
-        past_KBTM = self.past_embedding(concat_features(self.phi_x(x_before), state.w))
-        before_KBTM, now_KBTM = (self.latent_embedding(concat_features(z, state.w)) for z in (z_before_KBTL, z_KBTL))
-        prior_past_KBTM = past_KBTM if self.past_in_prior else None
-        h_prior, prior = self._decode(self.decoders[0], before_KBTM, prior_past_KBTM, state.prior)
-        h_output, output = self._decode(self.decoders[-1], now_KBTM, past_KBTM, state.output)
+        past_KBTM = self.embed_past(x_before, state.w)
+        h_prior, prior = self.decode_prior(z_before_KBTL, past_KBTM, state.w, state.prior)
+        h_output, output = self._decode(self.decoders[-1], z_KBTL, past_KBTM, state.w, state.output)
         return torch.cat([h_prior, h_output], -1), State(state.w, prior, output)
 
-    def _decode(
-        self, layers: Iterable[nn.Module], latent_KBTM: Tensor, past_KBTM: Tensor | None, kept: Sequence[Kept] | None
+    def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
+        """Without the output's part of h."""
+        past_KBTM = self.embed_past(self.x_before(context), z["w"])
+        h_KBTM, _ = self.decode_prior(shifted(z["z"]), past_KBTM, z["w"])
+        return {"w": Gaussian.standard(*z["w"].shape, like=z["w"]), "z": self.prior_head(h_KBTM)}
+
+    def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
+        """Without the prior's part of h."""
+        past_KBTM = self.embed_past(self.x_before(context), z["w"])
+        return self.output_head(self._decode(self.decoders[-1], z["z"], past_KBTM, z["w"])[0])
+
+    def embed_past(self, x_before: Tensor, w_KB1L: Tensor) -> Float[Tensor, "K B T M"]:
+        return self.past_embedding(concat_features(self.phi_x(x_before), w_KB1L))
+
+    def decode_prior(
+        self, z_before_KBTL: Tensor, past_KBTM: Tensor, w_KB1L: Tensor, kept: Sequence[Kept] | None = None
     ) -> tuple[Float[Tensor, "K B T M"], Sequence[Kept]]:
-        """y_t of the last layer, and what all of them keep. Without `past_KBTM`, of the latents alone."""
-        y_KBTM, other_KBTM = latent_KBTM, past_KBTM
+        past = past_KBTM if self.past_in_prior else None
+        return self._decode(self.decoders[0], z_before_KBTL, past, w_KB1L, kept)
+
+    def _decode(
+        self,
+        layers: Iterable[nn.Module],
+        z_KBTL: Tensor,
+        past_KBTM: Tensor | None,
+        w_KB1L: Tensor,
+        kept: Sequence[Kept] | None = None,
+    ) -> tuple[Float[Tensor, "K B T M"], Sequence[Kept]]:
+        """y_t of the last layer, and what all layers keep. Without `past_KBTM`, of the latents alone."""
+        y_KBTM, other_KBTM = self.latent_embedding(concat_features(z_KBTL, w_KB1L)), past_KBTM
         if self.query == "x":
             assert past_KBTM is not None
-            y_KBTM, other_KBTM = past_KBTM, latent_KBTM
+            y_KBTM, other_KBTM = past_KBTM, y_KBTM
         y_NTM, other_NTM = y_KBTM.flatten(0, 1), None if other_KBTM is None else other_KBTM.flatten(0, 1)
         frame_S = torch.arange(y_NTM.shape[1] + (kept[0][0].shape[1] if kept else 0), device=y_NTM.device)
         lag_TS = frame_S[-y_NTM.shape[1] :, None] - frame_S

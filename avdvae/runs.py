@@ -53,6 +53,7 @@ class Configuration:
     prepared: str | None = None
     start: Sequence[str] = ()
     models: Sequence[str] = ()
+    seeds: Sequence[int] = ()
     compare: Sequence[str] = ()
 
     # Keys of sections that are read before the sections are checked.

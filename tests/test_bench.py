@@ -66,7 +66,7 @@ def test_every_column_is_measured_and_the_work_is_that_counted_by_hand(peer: Pat
         rows = {row.pop("model"): row for row in csv.DictReader(file)}
     for row in rows.values():
         assert row.pop("device") == "cpu"
-        assert not any(row.pop(name) for name in [*row] if name.startswith("corpus_"))
+        assert not any(row.pop(name) for name in [*row] if name.startswith("corpus_") or name == "generated_per_s")
         assert all(math.isfinite(float(value)) and float(value) > 0 for value in row.values()), row
     # Each weight is multiplied with its inputs, and backward with its outputs' slopes twice: once for the weight's
     # slope, once for the inputs'. What is heard needs no slope.
@@ -89,6 +89,14 @@ def test_separation_is_timed_with_a_model_for_each_source(tmp_path: Path) -> Non
     with out.open() as file:
         (row,) = csv.DictReader(file)
     assert row["sources"] == "2" and float(row["em_rtf"]) > 0
+
+
+def test_generation_is_timed_of_models_that_take_their_own_past(tmp_path: Path) -> None:
+    out = tmp_path / "speed.csv"
+    run("bench.py", "models=[dkf,srnn]", *TINY, f"out={out}")
+    with out.open() as file:
+        rates = {row["model"]: row["generated_per_s"] for row in csv.DictReader(file)}
+    assert not rates["dkf"] and float(rates["srnn"]) > 0
 
 
 def test_training_from_a_corpus_is_timed_beside_batches_in_memory(prepared, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,13 +22,15 @@ from test_run import refuse, run
 from avdvae.configurations import CONFIGS, choices, compose
 from avdvae.data.prepare import Summary
 from avdvae.errors import UserError
+from avdvae.evaluation.claims_page import write_page
 from avdvae.evaluation.results import Result
-from avdvae.evaluation.verdicts import Contrast, Rows, Side, judge, overall, read_claim, verdict_of
+from avdvae.evaluation.verdicts import Contrast, Rows, Side, judge, overall, read_claim, read_tested, verdict_of
 from avdvae.orchestration.claims import Settings, run_claims
 from avdvae.protocols import LatentModel
 from avdvae.runs import build_model, open_run
 from avdvae.signals.metrics import OF_EACH_SAMPLE
 
+PROJECT = Path(__file__).parent.parent
 QUICK = yaml.safe_load((CONFIGS / "budgets" / "quick.yaml").read_text())["settings"]
 CLAIMS = sorted((CONFIGS / "claims").glob("*.yaml"))
 SIDE = Side("rvae", "enhancement", "si_sdr")
@@ -187,6 +190,7 @@ def test_a_claim_names_experiments_tasks_and_metrics_that_there_are(path: Path) 
             "probe": rf"(phoneme|sex|tract|height_cm|speaker|emotion)_({latents}|mel)_k(1|5|10|20)",
             "transfer": rf"(kept|moments|{latents})_(voice|face|mood)_of_(source|donor)|"
             rf"(kept|moments|{latents})_(cepstra|opening)_as_(source|donor)",
+            "latent_use": f"(kl|share)_({latents})",
             "denoising": r"(psnr|ssim)_(mouth|eyes)(_deaf|_interpolated)?",
             "calibration": r"(calibration_error|coverage_(50|90|95))(_loud|_quiet)?",
             "control": "(f0|f0_world|f1|f2|f3|voiced)(_in_speech)?|nisqa",
@@ -214,6 +218,17 @@ def test_a_damaged_claim_is_refused_in_a_sentence(change, complaint, tmp_path) -
     path.write_text(yaml.safe_dump(yaml.safe_load(CLAIMS[0].read_text()) | change))
     with pytest.raises(UserError, match=rf"mine.yaml: .*{complaint}"):
         read_claim(path)
+
+
+def test_the_page_in_docs_is_of_the_claims_in_configs(tmp_path: Path) -> None:
+    docs = PROJECT / "docs"
+    shutil.copy(docs / "claims.json", tmp_path)
+    for tested in read_tested(docs / "claims.json"):
+        assert tested.claim == read_claim(CONFIGS / "claims" / f"{tested.name}.yaml"), "test this claim again"
+        assert (docs / "claims" / f"{tested.name}.svg").exists()
+    write_page(tmp_path)
+    for page in ("claims.md", "claims.csv"):
+        assert (docs / page).read_text() == (tmp_path / page).read_text()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from avdvae.models.av_rvae import AVRVAE
 from avdvae.models.dkf import DKF
 from avdvae.models.dsae import DSAE
 from avdvae.models.dynamical_vae import AutoregressiveVAE, DynamicalVAE, Path, sample_path
+from avdvae.models.hit_dvae import HiTDVAE
 from avdvae.models.rvae import RVAE
 from avdvae.models.srnn import SRNN
 from avdvae.models.srnn_wave import SRNNWave
@@ -30,14 +31,15 @@ from avdvae.probability.objectives import Schedule
 from avdvae.protocols import Batch
 
 SMALL: Any = {"features": 17, "hidden": 8, "dim": 3}
-MODELS: list[type[DynamicalVAE]] = [DKF, STORN, VRNN, SRNN, RVAE, DSAE]
+SMALLER: Any = {HiTDVAE: {"wide": 8, "heads": 2, "layers": 2, "inner": 16, "hidden_w": 8, "dim_w": 3}}
+MODELS: list[type[DynamicalVAE]] = [DKF, STORN, VRNN, SRNN, RVAE, DSAE, HiTDVAE]
 T = 9
 
 
 def small(kind: type[DynamicalVAE], **options: Any) -> Any:
     torch.manual_seed(0)
-    model = kind(**SMALL, **options)
-    for parameter in model.parameters():  # larger than usual, so that dependencies show
+    model = kind(**SMALL, **SMALLER.get(kind, {}), **options)
+    for parameter in model.parameters() if kind is not HiTDVAE else ():  # larger than usual, so that dependencies show
         parameter.data *= 2
     return model.eval().requires_grad_(False)
 
@@ -97,6 +99,11 @@ FUTURE = SO_FAR.T  # and now
         (small(RVAE, causal=True), SO_FAR, NONE, NONE, NONE, ALL, PAST, FUTURE),
         (small(RVAE, causal=False), ALL, NONE, NONE, NONE, ALL, PAST, ALL),
         (small(DSAE), NOW, NONE, PAST, NONE, ALL, NONE, ALL),
+        (small(HiTDVAE), SO_FAR, PAST, PAST, PAST, ALL, NONE, ALL),
+        (small(HiTDVAE, light=True), SO_FAR, PAST, PAST, PAST, ALL, NONE, ALL),
+        (small(HiTDVAE, query="x"), SO_FAR, PAST, PAST, PAST, ALL, NONE, ALL),
+        (small(HiTDVAE, past_in_prior=False), SO_FAR, PAST, PAST, NONE, ALL, NONE, ALL),
+        (small(HiTDVAE, light=True, past_in_prior=False), SO_FAR, PAST, PAST, NONE, ALL, NONE, ALL),
         (small(AVDKF, pixels=256), NOW, NONE, NEXT, NONE, ALL, NEXT, FUTURE),
         (small(AVRVAE, pixels=256, causal=True), SO_FAR, NONE, NONE, NONE, ALL, PAST, FUTURE),
     ],
@@ -189,6 +196,7 @@ def small_wave(kind: Any) -> Any:
         *(small(kind) for kind in MODELS),  # RVAE causal
         *(small(kind, pixels=256) for kind in (AVDKF, AVRVAE)),
         *(small(RVAE, causal=False), small(AVRVAE, pixels=256, causal=True)),
+        *(small(HiTDVAE, **options) for options in ({"light": True}, {"query": "x"}, {"past_in_prior": False})),
         *(residual(VRNN), residual(SRNN), small_wave(VRNNWave), small_wave(SRNNWave)),
     ],
     ids=lambda model: type(model).__name__,
@@ -257,7 +265,7 @@ def test_the_estimate_of_speech_is_the_past_of_an_autoregressive_model(batch):
     assert torch.equal(pasts[0], batch.noisy) and not torch.isclose(pasts[-1], pasts[0]).any()
 
 
-AUTOREGRESSIVE: list[type[AutoregressiveVAE]] = [STORN, VRNN, SRNN]
+AUTOREGRESSIVE: list[type[AutoregressiveVAE]] = [STORN, VRNN, SRNN, HiTDVAE]
 
 
 @pytest.mark.parametrize("kind", AUTOREGRESSIVE)
@@ -292,8 +300,9 @@ def test_scheduled_sampling_goes_from_the_true_past_to_its_own(kind, batch):
         inferred = model.infer(batch)
         past = model.own_past(inferred.z, context) if own else None
         likelihood = model.decode(inferred.z, context, feedback=past)["power"]
-        p = model.prior(inferred.z, replace(context, past=past) if own else context)["z"]
-        return (likelihood.log_prob(batch.power) - inferred.q["z"].kl(p))[0].sum(1)
+        p = model.prior(inferred.z, replace(context, past=past) if own else context)
+        kl_B = sum(q.kl(p[name])[0].sum(1) for name, q in inferred.q.items())
+        return likelihood.log_prob(batch.power)[0].sum(1) - kl_B
 
     for own in (False, True):
         torch.testing.assert_close(bound(float(own)), expected(own))
@@ -405,7 +414,7 @@ def test_the_av_dkf_trains_on_the_bound_and_on_the_likelihood_given_the_lips_alo
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_model_starts_as_one_of_its_own_kind(kind):
-    trained, model = small(kind), kind(**SMALL)
+    trained, model = small(kind), kind(**SMALL, **SMALLER.get(kind, {}))
     model.start_from(trained)
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in model.state_dict().items())
 

@@ -1,7 +1,10 @@
 """Human figures: generated or read, cleared of where they are and prepared, and what is wrong with them named."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import cdflib
 import numpy as np
 import pytest
 from test_prepare import lips_program, table
@@ -12,6 +15,7 @@ from avdvae.data.fixtures import MINIATURES
 from avdvae.data.fixtures.motion import about_the_room, on_32_joints, write_cdf
 from avdvae.data.gait import MOVEMENTS, Gait, perform, subject
 from avdvae.data.poses import SKELETONS, in_frame_of_hips, read_poses
+from avdvae.data.prepare import prepare
 from avdvae.data.readers.h36m import ACTIONS
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
@@ -147,13 +151,39 @@ def test_human36m_goes_through_the_program(h36m, tmp_path):
     row = rows["S1/Walking"]
     assert (row.fps, row.rate, row.seconds) == (25, 0, 1.0) and corpora["train"].hours == pytest.approx(150 / 3600)
 
-    import cdflib
-
     with cdflib.CDF(h36m / "S1" / FOLDER / "Walking.cdf") as file:
         world = np.asarray(file.varget("Pose")).reshape(-1, 32, 3)
     poses_TJ3 = corpora["train"].poses(row)
     assert poses_TJ3.shape == (25, 32, 3) and not poses_TJ3[:, 0].any()
     np.testing.assert_allclose(lengths("h36m", poses_TJ3), lengths("h36m", world[::2]) / 1000, atol=1e-5)
+
+
+def test_the_protocol_of_prediction_keeps_17_joints_at_50_hz_along_the_axes_of_the_room(h36m, tmp_path):
+    corpus = open_corpus({"reader": "h36m", "root": str(h36m), "protocol": "prediction"})
+    clips, faults = corpus.clips(1)
+    subjects = {split: {clip.speaker for clip in clips if clip.split == split} for split in SPLITS}
+    assert not faults and subjects["train"] == {"S1", "S5", "S6", "S7", "S8"} and subjects["test"] == {"S9", "S11"}
+    held_out = [clip for clip in clips if clip.split == "valid"]
+    assert 4 <= len(held_out) <= 18 and subjects["valid"] < subjects["train"], "some files of the training subjects"
+    chosen = [next(clip for clip in clips if clip.split == split) for split in SPLITS]
+    few: Any = SimpleNamespace(clips=lambda workers: (chosen, []))
+    out = prepare(few, tmp_path / "out", workers=1).out
+    for clip in chosen:
+        prepared = PreparedCorpus(out, clip.split)
+        (row,) = prepared.utterances
+        with cdflib.CDF(clip.source) as file:
+            world = np.asarray(file.varget("Pose")).reshape(-1, 32, 3) / 1000
+        assert (row.fps, row.seconds, row.labels) == (50, len(world) / 50, clip.labels)
+        kept = [*range(4), *range(6, 9), *range(12, 16), *range(17, 20), *range(25, 28)]
+        np.testing.assert_allclose(prepared.poses(row), (world - world[:, :1])[:, kept], atol=1e-6)
+    names = [SKELETONS["h36m"].joints[n] for n in kept]
+    sides = [name for name in names if name.split()[0] in ("left", "right")]
+    assert sides == [name for name in SKELETONS["gait"].joints if name.split()[0] in ("left", "right")]
+    with pytest.raises(UserError, match=r"was prepared with .*, not "):
+        prepare(open_corpus({"reader": "h36m", "root": str(h36m)}), out, workers=1)
+    with pytest.raises(UserError, match=r"data\.protocol=dlow: choose from dvae, prediction"):
+        open_corpus({"reader": "h36m", "root": str(h36m), "protocol": "dlow"})
+    assert corpus.key != open_corpus({"reader": "h36m", "root": str(h36m)}).key
 
 
 def test_every_fault_of_human36m_is_named_at_once(h36m, tmp_path):

@@ -152,12 +152,14 @@ def test_the_commands_of_the_readme_run(clip: Path, prepared: Summary, tmp_path:
         if program.endswith("run.py") and not any(word.startswith("resume") for word in words):
             words += [word for word in ("train=debug", "evaluate.noises=[White]") if word not in words]
             moves, chosen = "motion" in words[0], any(word.startswith("prepared") for word in words)
-            words += ["data=gait_tiny"] if moves else [] if chosen else [f"prepared={prepared.out}"]
+            tiny = "data=gait_futures_tiny" if "prediction" in words[0] else "data=gait_tiny"
+            words += [tiny] if moves else [] if chosen else [f"prepared={prepared.out}"]
             if words[0] == "exp=vq_mdvae":  # of faces, of which the prepared ones have none
                 words[-1:] = ["data.speakers=12", "data.utterances=2", "data.seconds=1.5"]
             fewer = {
                 "exp=dvae_benchmark": "vae_sequences,srnn",
                 "exp=motion_benchmark": "motion_vae,motion_dkf",
+                "exp=motion_prediction": "motion_vae,motion_srnn",
                 "exp=likelihood_benchmark": "lstm,cw_vae_1",
             }
             words += [f"models=[{fewer[words[0]]}]"] if words[0] in fewer else []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from avdvae.runs import build_model, open_run
 from avdvae.signals.video import probe
 
 PROJECT = Path(__file__).parent.parent
-SEVERAL = {"own", "robustness", "dvae_benchmark", "likelihood_benchmark"}
+SEVERAL = {"own", "robustness", "dvae_benchmark", "likelihood_benchmark", "odd_attention", "odd_attention_gait"}
 ELSEWHERE = ("motion", "vqvae", "mdvae")  # those that need poses or faces
 EXPERIMENTS = sorted(
     path.stem
@@ -154,9 +155,12 @@ def test_models_of_motion_are_ranked_side_by_side(prepared: Summary, tmp_path: P
     words = ["exp=motion_benchmark", "train=debug", f"prepared={gait}", f"runs={tmp_path}"]
     printed = run("run.py", *words, f"run_dir={tmp_path / 'all'}")
     rows = read_results(tmp_path / "all" / "results.csv")
-    every = {path.stem for path in PROJECT.glob("configs/exp/motion_*.yaml")} - {"motion_benchmark"}
+    every = {path.stem for path in PROJECT.glob("configs/exp/motion_*.yaml")} - {
+        "motion_benchmark",
+        "motion_prediction",
+    }
     assert {row.model for row in rows if row.task == "motion"} == every
-    given_the_past = {f"motion_{name}" for name in ("storn", "vrnn", "srnn", "srnn_gm")}
+    given_the_past = {f"motion_{name}" for name in ("storn", "vrnn", "srnn", "srnn_gm", "hit_dvae", "light_dvae")}
     assert {row.model for row in rows if row.task == "motion_true_past"} == given_the_past
     assert {row.metric for row in rows} == {"mpjpe_mm"} and all(0 < row.value < 2000 for row in rows)
     ranked = [line.split() for line in printed.splitlines() if "MPJPE" in line][: len(every)]
@@ -185,6 +189,31 @@ def test_what_a_model_starts_from_is_trained_as_its_own_experiment_says(
     assert "AVDKF starts from DKF, and was given VAE" in refuse("run.py", *words, f"start=[{runs / 'vae_sequences'}]")
     said = refuse("run.py", *words, f"start=[{runs / 'dkf'}]", "model.hidden=64")
     assert "this run has model.hidden=128, and here it is 64" in said and not (tmp_path / "c").exists()
+
+
+def test_models_that_differ_in_settings_are_compared_over_seeds(prepared: Summary, tmp_path: Path) -> None:
+    words = ["exp=odd_attention", 'models=[vae_sequences,"vae_sequences model.dim=4"]', "seeds=[0,1]", *debug(prepared)]
+    words += ["evaluate.tasks=[latent_use,resynthesis]", "evaluate.per_speaker=2", f"runs={tmp_path}"]
+    words += [f"run_dir={tmp_path / 'all'}"]
+    printed = run("run.py", *words)
+    assert printed.count("trained first") == 4 and "means over 2 seeds" in printed
+    rows = read_results(tmp_path / "all" / "results.csv")
+    names = ["vae_sequences", "vae_sequences model.dim=4"]
+    assert {row.model for row in rows} == {f"{name} seed={seed}" for name in names for seed in (0, 1)}
+    with (tmp_path / "all" / "seeds.csv").open() as file:
+        table = [row for row in csv.DictReader(file) if row["metric"] == "share_z"]
+    assert [row["model"] for row in table] == names
+    for row in table:
+        of_seed = [
+            mean([one.value for one in rows if (one.model, one.metric) == (f"{row['model']} seed={seed}", "share_z")])
+            for seed in (0, 1)
+        ]
+        assert of_seed[0] != of_seed[1] and float(row["mean"]) == pytest.approx(mean(of_seed))
+        assert [float(row["lowest"]), float(row["highest"])] == pytest.approx(sorted(of_seed))
+    assert (tmp_path / "all" / "vae_sequences_model.dim=4_seed=1" / "report.html").exists()
+    wrong = ['models=[vae_sequences,"vae_sequences model.dims=4"]', *words[2:-1], f"run_dir={tmp_path / 'no'}"]
+    assert "there is no setting model.dims: did you mean model.dim" in refuse("run.py", words[0], *wrong)
+    assert "seeds=[0, 1]: only a comparison takes several" in refuse("run.py", "exp=vae", *words[2:-1])
 
 
 def test_models_are_measured_side_by_side(runs: Path, prepared: Summary, tmp_path: Path) -> None:

@@ -17,10 +17,13 @@ from avdvae.training.settings import Training
 MODELS = sorted(path.stem for path in CONFIGS.glob("model/*.yaml") if path.stem != "own")
 PAPER = sorted(path.stem for path in CONFIGS.glob("exp/*_paper.yaml"))
 FACE = {"width", "codes", "dim"}
+HIT = {"hidden", "layers", "inner", "hidden_w", "layers_w"}
 DELIBERATE = {  # what a config gives its model otherwise than its class has it
     # Sizes for two cores; the class has those published, as exp=..._paper gives them.
     "byte_lm": {"dim", "heads", "layers", "context"},
     "cw_vae": {"channels", "dim"},
+    "hit_dvae": HIT,
+    "light_dvae": HIT | {"light"},
     "lstm": {"hidden"},
     "mdvae": {"size", "memory", "width", "dim"},
     "srnn_wave": {"dim", "wide", "hidden"},
@@ -65,7 +68,7 @@ def test_an_experiment_of_published_size_is_what_the_class_has_by_default(name):
     composed = compose("config", [f"exp={name}"])["model"]
     for place, target in targets(composed):
         values = reduce(getitem, place, composed)
-        assert all(values[key] == value for key, value in defaults(target).items() if key != "floor")
+        assert all(values[key] == value for key, value in defaults(target).items() if key not in ("floor", "light"))
 
 
 @pytest.mark.parametrize(("section", "kind"), [("train", Training), ("evaluate", Evaluation), ("enhance", Vem)])

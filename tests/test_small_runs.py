@@ -32,7 +32,8 @@ def small_run(name: str) -> dict[str, float]:
     """Losses in nats of three steps of Adam, then latents, prior, draws from it, and Wiener filters."""
     torch.manual_seed(0)
     model: Any = build_model(LISTED[name])
-    batch, schedule = utterances(SHORT, LONG), Schedule(epoch=1000, own=0.5 if name in ("srnn", "vrnn") else 0.0)
+    own = 0.5 if name in ("srnn", "vrnn", "hit_dvae") else 0.0
+    batch, schedule = utterances(SHORT, LONG), Schedule(epoch=1000, own=own)
     adam, numbers = torch.optim.Adam(model.parameters(), 1e-4), {}
     for step in range(3):
         loss = model(batch, schedule).loss(schedule).sum()

@@ -13,6 +13,7 @@ from avdvae.models.av_dkf import AVDKF
 from avdvae.models.cvae import CVAE
 from avdvae.models.dkf import DKF
 from avdvae.models.dsae import DSAE
+from avdvae.models.hit_dvae import HiTDVAE
 from avdvae.models.rvae import RVAE
 from avdvae.models.srnn import SRNN
 from avdvae.models.storn import STORN
@@ -30,7 +31,7 @@ def small(kind: type[nn.Module]) -> Any:
     sizes |= {"pixels": 16} if kind in (CVAE, AVDKF) else {}
     model = VAEMM(small(VAE), small(CVAE)) if kind is VAEMM else kind(**sizes)
     for parameter in model.parameters():  # the usual start is too timid for what depends on what to show
-        parameter.data *= 1 if kind is VAEMM else 2
+        parameter.data *= 1 if kind in (VAEMM, HiTDVAE) else 2
     return model.eval().requires_grad_(False)
 
 
@@ -41,7 +42,7 @@ def clip(seed: int, frames: int = T) -> Batch:
     return Batch((str(seed),), torch.ones(1, frames) > 0, waveform, None, power, lips=lips)
 
 
-@pytest.mark.parametrize("kind", [VAE, CVAE, VAEMM, RVAE, DKF, AVDKF, DSAE, VRNN, SRNN, STORN])
+@pytest.mark.parametrize("kind", [VAE, CVAE, VAEMM, RVAE, DKF, AVDKF, DSAE, VRNN, SRNN, STORN, HiTDVAE])
 def test_all_latents_carry_all_that_the_lips_do_not(kind):
     model, source, target = small(kind), clip(0), clip(1)
     names = [spec.name for spec in model.latents]
@@ -87,7 +88,7 @@ def test_what_pads_one_clip_counts_in_neither():
     torch.testing.assert_close(made.likelihoods["power"].expected[:, :, :6], alone.likelihoods["power"].expected)
 
 
-@pytest.mark.parametrize("kind", [VAE, CVAE, VAEMM, RVAE, DKF, AVDKF, DSAE, VRNN, SRNN, STORN])
+@pytest.mark.parametrize("kind", [VAE, CVAE, VAEMM, RVAE, DKF, AVDKF, DSAE, VRNN, SRNN, STORN, HiTDVAE])
 def test_what_goes_on_is_what_was_analysed_and_then_the_models_own(kind):
     model, source = small(kind), clip(0)
     torch.manual_seed(1)
@@ -98,9 +99,10 @@ def test_what_goes_on_is_what_was_analysed_and_then_the_models_own(kind):
     speech = made.likelihoods["power"].expected
     assert speech.shape == (2, 1, T, 17) and speech.isfinite().all() and (speech[0] != speech[1]).any()
     if isinstance(model, Autoregressive):  # it hears the analysis, and then itself
-        for draw, z in enumerate(made.z["z"]):
+        for draw in range(2):
+            z = {name: value[draw, None] for name, value in made.z.items()}
             past = torch.cat([source.need("power", model)[:, :4], speech[draw, :, 4:]], 1)
-            again = model.decode({"z": z[None]}, model.context(replace(source, power=past)))["power"].expected
+            again = model.decode(z, model.context(replace(source, power=past)))["power"].expected
             torch.testing.assert_close(again[0], speech[draw])
     assert generate(model, around, k=3).likelihoods["power"].expected.shape == (3, 1, T, 17)
 

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import soundfile
 
 from avdvae.data.clips import SPLITS, Clip, Corpus, Extent, Unreadable
-from avdvae.data.poses import FPS, read_poses
+from avdvae.data.poses import PoseFormat, read_poses
 from avdvae.data.readers.tree import Tree
 from avdvae.errors import UserError, one_line
 
@@ -47,7 +48,7 @@ def check(corpus: Corpus, workers: int) -> Checked:
     measures: dict[Path, Callable[[Path], float | str]] = {
         path: _length for clip in clips for path in (clip.audio, clip.video) if path
     }
-    measures |= {clip.poses: _length_of_poses for clip in clips if clip.poses}
+    measures |= {clip.poses: partial(_length_of_poses, how=clip.pose_format) for clip in clips if clip.poses}
     with ThreadPoolExecutor(workers) as pool:
         for path, found in zip(measures, pool.map(lambda path: measures[path](path), measures), strict=True):
             if isinstance(found, str):
@@ -60,10 +61,10 @@ def check(corpus: Corpus, workers: int) -> Checked:
     return Checked(sane, faults, seconds, corpus.extent if isinstance(corpus, Tree) else None)
 
 
-def _length_of_poses(path: Path) -> float | str:
+def _length_of_poses(path: Path, how: PoseFormat) -> float | str:
     """As _length."""
     try:
-        return len(read_poses(path)) / FPS
+        return len(read_poses(path, how)) / how.fps
     except UserError as error:
         return str(error)
 

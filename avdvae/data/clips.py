@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from avdvae.data.poses import PoseFormat
+
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+GENERATED = ("talker", "gait", "gait_futures", "flute")  # corpora that are not recorded
 
 
 def split_of(number: int, people: int) -> Split:
@@ -35,6 +38,7 @@ class Clip:
     lips: Path | None = None
     labels: dict[str, Any] = field(default_factory=dict)
     poses: Path | None = None
+    pose_format: PoseFormat = field(default_factory=PoseFormat)
 
     @property
     def source(self) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 from avdvae.data.clips import Corpus
 from avdvae.data.flute import Flute
 from avdvae.data.gait import Gait
+from avdvae.data.gait_futures import GaitFutures
 from avdvae.data.prepare import prepare
 from avdvae.data.readers.crema_d import CremaD
 from avdvae.data.readers.folder import Folder
@@ -46,6 +47,7 @@ READERS: dict[str, Callable[..., Any]] = {
     "talker": Talker,
     "gait": Gait,
     "flute": Flute,
+    "gait_futures": GaitFutures,
     "folder": Folder,
     **{tree.NAME: tree for tree in _TREES},
 }

@@ -13,16 +13,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Float32
 
 from avdvae.data.clips import Clip, Unreadable, split_of
-from avdvae.data.poses import FPS, SKELETONS
+from avdvae.data.poses import FPS, SKELETONS, PoseFormat
 from avdvae.errors import UserError
 from avdvae.files import replacing
-
-_VERSION = 1  # goes up when the same parameters give other bytes
 
 Swing = tuple[float, float, float]  # mean + swing * sin(phase - lag), in radians
 
@@ -148,6 +147,13 @@ def perform(
     rate, drift, reach = person.tempo * rng.uniform(0.9, 1.1), rng.uniform(0.03, 0.1), rng.uniform(0.9, 1.1)
     cycles_T = rate * (movement.cycles * time_T + drift * np.sin(1.3 * time_T + rng.uniform(0, 2 * np.pi)))
     phase_T = 2 * np.pi * (cycles_T + rng.uniform())
+    return figure(person.lengths, angles_of(person, movement, phase_T, reach))
+
+
+def angles_of(
+    person: Subject, movement: Movement, phase_T: Float[np.ndarray, " T"], reach: float | Float[np.ndarray, " T"]
+) -> dict[str, Float[np.ndarray, " T"]]:
+    """In radians, by name, with the side before it; `reach` multiplies that of the person."""
     rest: Swing = (0.0, 0.0, 0.0)
 
     def angle(name: str, swing: Swing, lag: float, share: float) -> Float[np.ndarray, " T"]:
@@ -163,7 +169,7 @@ def perform(
         for name in _OF_A_SIDE:
             swing = movement.swings.get(f"{side} {name}", movement.swings.get(name, rest))
             angles[f"{side} {name}"] = angle(name, swing, lag, share)
-    return figure(person.lengths, angles)
+    return angles
 
 
 def figure(
@@ -201,6 +207,10 @@ def _turn(axis: int, angle_T: Float[np.ndarray, " T"]) -> Float[np.ndarray, "T 3
 class Gait:
     """`sequences` of about `seconds` by each of `subjects`, who go through the movements in turn."""
 
+    NAME: ClassVar[str] = "gait"
+    VERSION: ClassVar[int] = 1  # goes up when the same parameters give other bytes
+    FORMAT: ClassVar[PoseFormat] = PoseFormat()
+
     root: Path
     subjects: int = 48
     sequences: int = 12
@@ -217,28 +227,48 @@ class Gait:
 
     @property
     def key(self) -> str:
-        parameters = {**asdict(self), "root": None, "version": _VERSION}
-        return f"gait-{hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]}"
+        parameters = {**asdict(self), "root": None, "version": self.VERSION}
+        return f"{self.NAME}-{hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]}"
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
         try:
             clips = [self._clip(n, s) for n in range(1, self.subjects + 1) for s in range(self.sequences)]
         except OSError as error:
             raise UserError(
-                f"cannot write Gait to data.root={self.root} ({error.strerror}): free space there, or name another"
+                f"cannot write {type(self).__name__} to data.root={self.root} ({error.strerror}): free space there, or "
+                "name another"
             ) from error
         return sorted(clips, key=lambda clip: clip.id), []
 
     def _clip(self, number: int, sequence: int) -> Clip:
         """Generated unless it is there."""
-        person, action = subject(self.seed, number), list(MOVEMENTS)[(number + sequence) % len(MOVEMENTS)]
-        name = f"{person.name}/{action} {sequence // len(MOVEMENTS) + 1}"
+        person = subject(self.seed, number)
+        name, labels = self.described(number, sequence)
+        name = f"{person.name}/{name}"
         path = self.root / self.key / f"{name}.npy"
         if not path.exists():
-            rng = np.random.default_rng([self.seed, number, sequence])
-            poses_TJ3 = perform(person, MOVEMENTS[action], self.seconds * rng.uniform(0.85, 1.15), rng)
+            poses_TJ3 = self.generated(number, sequence)
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as new, new.open("wb") as file:
                 np.save(file, poses_TJ3)
-        labels = {"action": action, "subject": person.name}
-        return Clip(name, "gait", split_of(number, self.subjects), person.name, None, labels=labels, poses=path)
+        return Clip(
+            name,
+            self.NAME,
+            split_of(number, self.subjects),
+            person.name,
+            None,
+            labels={**labels, "subject": person.name},
+            poses=path,
+            pose_format=self.FORMAT,
+        )
+
+    def described(self, number: int, sequence: int) -> tuple[str, dict[str, Any]]:
+        """The name of a sequence, after that of its subject, and its labels."""
+        action = list(MOVEMENTS)[(number + sequence) % len(MOVEMENTS)]
+        return f"{action} {sequence // len(MOVEMENTS) + 1}", {"action": action}
+
+    def generated(self, number: int, sequence: int) -> Float32[np.ndarray, "T 17 3"]:
+        rng = np.random.default_rng([self.seed, number, sequence])
+        _, labels = self.described(number, sequence)
+        seconds = self.seconds * rng.uniform(0.85, 1.15)
+        return perform(subject(self.seed, number), MOVEMENTS[labels["action"]], seconds, rng)

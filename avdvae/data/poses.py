@@ -2,6 +2,7 @@
 
 A pose is J joints x 3 coordinates in metres, in the frame of the hips: the origin between them, x to the right hip, y
 forward, z up along the body. It does not contain position, heading and lean of the body. FPS poses make a second.
+A PoseFormat may differ from that in rate, joints and frame.
 """
 
 from __future__ import annotations
@@ -15,6 +16,16 @@ from jaxtyping import Float, Float32
 from avdvae.errors import UserError
 
 FPS = 25
+
+
+@dataclass(frozen=True)
+class PoseFormat:
+    """`fps`: poses a second; `joints`: those that are kept, None for all; `turned`: into the frame of the hips. Without
+    that, the axes stay those of the room, and the origin alone is that of the hips."""
+
+    fps: int = FPS
+    joints: tuple[int, ...] | None = None
+    turned: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,10 +67,21 @@ SKELETONS = {
     ),
 }  # by the name of the corpus
 
+
+def skeleton_of(joints: int) -> Skeleton:
+    """Of figures with this number of joints."""
+    known = {len(skeleton.joints): skeleton for skeleton in SKELETONS.values()}
+    if joints not in known:
+        numbers = " or ".join(map(str, sorted(known)))
+        raise UserError(f"no skeleton of {joints} joints is known: give figures of {numbers} joints")
+    return known[joints]
+
+
 _RIGHT_HIP, _LEFT_HIP, _SPINE = 1, 6, 12  # of h36m
+_FILE_FPS = 50  # of its files
 
 
-def read_poses(path: Path) -> Float32[np.ndarray, "T J 3"]:
+def read_poses(path: Path, how: PoseFormat = PoseFormat()) -> Float32[np.ndarray, "T J 3"]:
     """From a CDF file of Human3.6M, world coordinates in millimetres at 50 Hz, or a NumPy file of what is returned."""
     if not path.stat().st_size:
         raise UserError("is empty")
@@ -71,7 +93,9 @@ def read_poses(path: Path) -> Float32[np.ndarray, "T J 3"]:
         else:
             with cdflib.CDF(path) as file:
                 world_TJ3 = np.asarray(file.varget("Pose")).reshape(-1, len(SKELETONS["h36m"].joints), 3)
-            poses_TJ3 = in_frame_of_hips(world_TJ3[::2].astype(np.float64) / 1000)
+            metres_TJ3 = world_TJ3[:: _FILE_FPS // how.fps].astype(np.float64) / 1000
+            poses_TJ3 = in_frame_of_hips(metres_TJ3) if how.turned else metres_TJ3 - metres_TJ3[:, :1]
+            poses_TJ3 = poses_TJ3 if how.joints is None else poses_TJ3[:, list(how.joints)]
     except Exception as error:  # cdflib raises errors of any kind on damaged files
         raise UserError(f"cannot be read as poses ({error})") from error
     lost = int((~np.isfinite(poses_TJ3).all(axis=(1, 2))).sum())

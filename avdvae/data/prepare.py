@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from avdvae.data.clips import Clip, Corpus, Unreadable
+from avdvae.data.poses import PoseFormat
 from avdvae.data.prepare_clip import Quality, prepare_clip
 from avdvae.data.shard_files import read_header, read_shard, write_manifest, write_shard
 from avdvae.data.shards import PreparedCorpus
@@ -128,7 +129,8 @@ class _Job:
     def settings(self) -> dict[str, int | str]:
         pictures = self.clip.video or self.clip.lips
         faces = {"face": self.face} if self.face and self.clip.video else {}
-        return {"size": self.size if pictures else "no pictures", "version": _VERSION} | faces
+        poses = {} if self.clip.pose_format == PoseFormat() else {"poses": str(self.clip.pose_format)}
+        return {"size": self.size if pictures else "no pictures", "version": _VERSION} | faces | poses
 
     @property
     def source(self) -> list[Any]:

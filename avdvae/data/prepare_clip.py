@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from avdvae.data.clips import Clip
-from avdvae.data.poses import FPS as POSES_PER_SECOND
 from avdvae.data.poses import read_poses
 from avdvae.data.precropped import FPS, read_lips
 from avdvae.data.shard_files import PreparedClip
@@ -84,8 +83,8 @@ def _cropped(clip: Clip, path: Path, size: int) -> tuple[PreparedClip, Quality]:
 
 
 def _figure(clip: Clip, path: Path) -> tuple[PreparedClip, Quality]:
-    poses = read_poses(path)
-    fps, (frames, joints, _) = float(POSES_PER_SECOND), poses.shape
+    poses = read_poses(path, clip.pose_format)
+    fps, (frames, joints, _) = float(clip.pose_format.fps), poses.shape
     prepared = PreparedClip(clip.id, clip.corpus, clip.split, clip.speaker, clip.labels, pose=poses, fps=fps)
     quality = Quality(clip.id, str(clip.source), kept="yes", frames=frames, fps=fps, joints=joints)
     return prepared, replace(quality, seconds=round(frames / fps, 3))

@@ -13,12 +13,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from avdvae.errors import UserError
-from avdvae.evaluation.results import Result, compare, mixture_in_words, ranking, read_results, summarise
+from avdvae.evaluation.results import (
+    BASELINES,
+    Result,
+    compare,
+    mixture_in_words,
+    ranking,
+    read_results,
+    summarise,
+)
 from avdvae.evaluation.tables import outputs
 from avdvae.signals.metrics import ALL_NOISES, INPUT, LOW_IS_GOOD, Look
 
 INPUT_ROW = "unprocessed input"
-_NOT_RANKED = ("samples", "rtf")  # shown where metrics= names them
+_NOT_RANKED = ("samples", "windows", "rtf")  # shown where metrics= names them
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,8 @@ def entries_of(runs: Sequence[Path]) -> list[Entry]:
         if not rows:
             raise UserError(f"{path / 'results.csv'} is empty: evaluate the run again")
         for model in dict.fromkeys(row.model for row in rows):
-            found.append((model, path, [row for row in rows if row.model == model]))
+            if model not in BASELINES or model not in [name for name, *_ in found]:
+                found.append((model, path, [row for row in rows if row.model == model]))
     entries = []
     for model, path, rows in found:
         others = [other.resolve().parts for name, other, _ in found if name == model and other != path]

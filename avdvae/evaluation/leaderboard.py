@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from avdvae.data.clips import GENERATED
 from avdvae.errors import UserError
 from avdvae.evaluation.boards import INPUT_ROW, Board, Entry, Line, best_of, boards_of, entries_of
 from avdvae.evaluation.latex import latex_tables
@@ -112,7 +113,7 @@ def _head(entries: Sequence[Entry], base: Entry, boards: Sequence[Board]) -> dic
         "lead": f"{len(entries)} models on the corpus {rows[0].corpus} ({rows[0].split})",
         "facts": {name: fact for name, fact in facts.items() if fact},
         "command": "",
-        "generated": rows[0].corpus in ("talker", "gait", "flute"),
+        "generated": rows[0].corpus in GENERATED,
     }
 
 

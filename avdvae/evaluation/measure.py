@@ -26,6 +26,7 @@ from avdvae.evaluation.results import (
     read_results,
     read_summary,
     summarise,
+    without_baselines,
     write_results,
     write_summary,
 )
@@ -203,7 +204,8 @@ def measure_and_report(subject: Subject, config: dict[str, Any], others: Sequenc
 
     summary = summarise(rows)
     for other in others:
-        compared = compare_rows(rows, read_results(other / "results.csv"))
+        theirs = without_baselines(read_results(other / "results.csv"))
+        compared = compare_rows(without_baselines(rows), theirs)
         if differs := unlike(enhance, enhancement_of(other)):
             print(f"compare    {other} was measured with {differs}", flush=True)
         summary += [item | {"differs": differs} for item in compared]
@@ -238,7 +240,8 @@ def unlike(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
 
 def join_evaluations(out: Path, parts: Mapping[str, Path]) -> list[dict[str, Any]]:
     """Join evaluations in folders below `out` into one report there, with all models in its tables; its summary."""
-    rows = [row for part in parts.values() for row in read_results(part / "results.csv")]
+    first, *more = [read_results(part / "results.csv") for part in parts.values()]
+    rows = [*first, *(row for others in more for row in without_baselines(others))]
     summary, examples = summarise(rows), []
     for name, part in parts.items():
         summary += [item for item in read_summary(part / "summary.json") if "compared_with" in item]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
+from avdvae.data.clips import GENERATED
 from avdvae.errors import UserError, reading
 from avdvae.evaluation.published import published_on
 from avdvae.evaluation.results import read_examples, read_results, read_summary
@@ -38,6 +39,9 @@ TITLES = {
     "probe": "Labels predicted from latents",
     "motion": "Motion",
     "motion_true_past": "Motion with the true past (teacher forcing)",
+    "prediction": "Prediction of motion: draws of the future after an observed beginning",
+    "latent_use": "Latent use: KL in nats a frame, share of the output's variance in %",
+    "motion_latent_use": "Latent use in motion: KL in nats a frame, share of the output's variance in %",
     **{f"control_{factor}": f"Control of {factor}: relative errors" for factor in ("f0", "f1", "f2", "f3")},
     "f0": "Pitch estimated from latents, by Praat and by WORLD",
 }
@@ -138,7 +142,7 @@ def _head(run: Path) -> dict[str, Any]:
         "lead": " on the corpus ".join(filter(None, (model, corpus))),
         "facts": {name: fact for name, fact in facts.items() if fact not in ("", None)},
         "command": about.get("command", ""),
-        "generated": corpus in ("talker", "gait", "flute"),
+        "generated": corpus in GENERATED,
     }
 
 

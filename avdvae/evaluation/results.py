@@ -24,9 +24,11 @@ import numpy as np
 from avdvae.data.shard_files import read_table
 from avdvae.errors import UserError, reading
 from avdvae.files import replacing
-from avdvae.signals.metrics import ALL_NOISES, INPUT, LOW_IS_GOOD, OF_EACH_SAMPLE
+from avdvae.signals.metrics import ALL_NOISES, INPUT, LOW_IS_GOOD, WEIGHTS
 
 NOISE_GROUPS = {"stationary": ("White", "Car", "LR")}
+# In place of a model, in rows that any evaluation of the task prediction has.
+BASELINES = ("last pose", "constant velocity", "true generator")
 SAME_INPUT = 1e-3  # by how much metrics of one and the same input may differ between two machines
 
 
@@ -68,11 +70,11 @@ def summarise(rows: Sequence[Result], overall: bool = False) -> list[dict[str, A
     speakers. `overall`: one mean over all noises and SNRs in place of these, without a noise or an SNR.
 
     Values that are not finite come from unusable references and are left out. A single item has no interval: it is nan.
-    Metrics per sample are means over all samples: items are weighted by their length.
+    Metrics per sample, or window, are means over all of them: items are weighted by how many they have.
     """
-    samples = _samples(rows)
+    counts = _counts(rows)
     measured = [
-        _Measured((row.model, row.task, row.lips, row.metric), row, row.value, _weight(row, samples)) for row in rows
+        _Measured((row.model, row.task, row.lips, row.metric), row, row.value, _weight(row, counts)) for row in rows
     ]
     return [
         {"model": model, "task": task, "noise": noise, "snr": snr, "lips": lips, "metric": metric, **mean}
@@ -100,7 +102,7 @@ def compare(
     }
     their_lips = {row.lips for row in other_rows}
     mine, other_run = (sides[0].run if sides else "an empty run" for sides in (rows, other_rows))
-    differences, samples, unchecked = [], _samples(rows), dict[tuple, bool]()
+    differences, counts, unchecked = [], _counts(rows), dict[tuple, bool]()
     for row in rows:
         lips = row.lips if row.lips in their_lips else ("" if row.lips else "clean")
         method = row.model in methods and row.model
@@ -120,7 +122,7 @@ def compare(
             if row.noise:
                 unchecked.setdefault(mixture, True)
             key = row.model, row.task, row.lips, row.metric
-            differences.append(_Measured(key, row, row.value - other, _weight(row, samples)))
+            differences.append(_Measured(key, row, row.value - other, _weight(row, counts)))
     if not differences:
         raise UserError(
             f"{mine} and {other_run} have no task, item, noise, SNR and metric in common: evaluate both alike"
@@ -137,6 +139,10 @@ def compare(
     ]
 
 
+def without_baselines(rows: Sequence[Result]) -> list[Result]:
+    return [row for row in rows if row.model not in BASELINES]
+
+
 def ranking(summary: Sequence[Mapping[str, Any]], task: str) -> list[tuple[str, dict[str, Mapping[str, Any]]]]:
     """The models of a task without noise, each with its means by metric, sorted by the first metric, best first."""
     models: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -145,6 +151,28 @@ def ranking(summary: Sequence[Mapping[str, Any]], task: str) -> list[tuple[str, 
             models.setdefault(item["model"], {})[item["metric"]] = item
     first = next(iter(next(iter(models.values()))))
     return sorted(models.items(), key=lambda model: model[1][first]["mean"], reverse=first not in LOW_IS_GOOD)
+
+
+def over_seeds(summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means of models whose names end in " seed=N", by name without it: over the seeds, the lowest and the highest."""
+    means: dict[tuple[Any, ...], list[float]] = {}
+    for item in summary:
+        if "compared_with" not in item:
+            where = [item[name] for name in ("task", "noise", "snr", "lips", "metric")]
+            means.setdefault((item["model"].rpartition(" seed=")[0], *where), []).append(item["mean"])
+    names = "model", "task", "noise", "snr", "lips", "metric"
+    return [
+        dict(zip(names, key, strict=True))
+        | {"seeds": len(of), "mean": float(np.mean(of)), "lowest": min(of), "highest": max(of)}
+        for key, of in means.items()
+    ]
+
+
+def write_over_seeds(path: Path, items: Sequence[Mapping[str, Any]]) -> None:
+    with replacing(path) as new, new.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, [*items[0]], lineterminator="\n")
+        table.writeheader()
+        table.writerows(items)
 
 
 def write_summary(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
@@ -176,13 +204,13 @@ def read_examples(path: Path) -> list[dict[str, Any]]:
     return examples
 
 
-def _samples(rows: Iterable[Result]) -> dict[tuple, float]:
-    """Samples of each item, where they were noted."""
-    return {(row.model, row.task, row.item): row.value for row in rows if row.metric == "samples"}
+def _counts(rows: Iterable[Result]) -> dict[tuple, float]:
+    """Samples or windows of each item, where they were noted."""
+    return {(row.model, row.task, row.item, row.metric): row.value for row in rows if row.metric in WEIGHTS.values()}
 
 
-def _weight(row: Result, samples: Mapping[tuple, float]) -> float:
-    return samples[row.model, row.task, row.item] if row.metric in OF_EACH_SAMPLE else 1.0
+def _weight(row: Result, counts: Mapping[tuple, float]) -> float:
+    return counts.get((row.model, row.task, row.item, WEIGHTS.get(row.metric)), 1.0)
 
 
 def mixture_in_words(task: str, item: str, noise: str, snr: float | None) -> str:

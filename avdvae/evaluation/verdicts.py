@@ -28,7 +28,7 @@ import yaml
 
 from avdvae.errors import UserError, check_settings, in_file, reading
 from avdvae.evaluation.results import SAME_INPUT, Result, mixture_in_words, summarise
-from avdvae.signals.metrics import INPUT, Look
+from avdvae.signals.metrics import INPUT, WEIGHTS, Look
 
 Verdict = Literal["holds", "fails", "undecided", "not measured"]
 
@@ -188,8 +188,8 @@ def read_tested(path: Path) -> list[Tested]:
 
 
 def stored(tested: Sequence[Tested]) -> str:
-    """As JSON."""
-    return json.dumps([asdict(each) for each in tested], indent=1, ensure_ascii=False)
+    """As JSON, a line each."""
+    return "[\n" + ",\n".join(json.dumps(asdict(each), ensure_ascii=False) for each in tested) + "\n]\n"
 
 
 def _claim(given: Mapping[str, Any]) -> Claim:
@@ -197,7 +197,8 @@ def _claim(given: Mapping[str, Any]) -> Claim:
     contrasts = [_contrast(f"contrasts[{n}]", each) for n, each in enumerate(given["contrasts"])]
     if not contrasts:
         raise UserError("contrasts is empty: give one or more")
-    return Claim(**{**given, "contrasts": contrasts})
+    lists = {name: tuple(given.get(name, ())) for name in ("expected", "settings", "tried")}
+    return Claim(**{**given, **lists, "contrasts": contrasts})
 
 
 def _contrast(place: str, given: Mapping[str, Any]) -> Contrast:
@@ -247,7 +248,7 @@ def _described(side: Side) -> dict[str, str]:
 def judge(contrast: Contrast, left: Rows | None, right: Rows | None) -> Outcome:
     """`left` and `right` are None of a number."""
     pairs = _pairs(contrast, left, right)
-    weights = [row for rows in (left, right) if rows for row in rows.rows if row.metric == "samples"]
+    weights = [row for rows in (left, right) if rows for row in rows.rows if row.metric in WEIGHTS.values()]
     mean, one, two = (
         _mean([row for row, *_ in pairs], values, weights)
         for values in ([a - b for _, a, b in pairs], [a for _, a, _ in pairs], [b for *_, b in pairs])

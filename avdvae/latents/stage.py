@@ -25,7 +25,7 @@ from jaxtyping import Float, UInt8
 from avdvae.data.clips import Clip
 from avdvae.data.corpora import find_corpus
 from avdvae.data.loader import Loader, seen_by
-from avdvae.data.poses import FPS, SKELETONS
+from avdvae.data.poses import skeleton_of
 from avdvae.data.prepare import prepare_alone
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.data.shards import PreparedCorpus
@@ -69,7 +69,10 @@ class Stage:
             raise UserError(f"device={self.device} cannot be used: give cpu, or cuda where there is a GPU") from error
         self.model = require_latents(run.load_model(self.device))
         self.of_poses, self.of_waveforms = (self.model.observes == kind for kind in ("pose", "waveform"))
-        self.frame_rate = FPS if self.of_poses else RATE / self.stft.hop
+
+    @cached_property
+    def frame_rate(self) -> float:
+        return self.corpus.utterances[0].fps if self.of_poses else RATE / self.stft.hop
 
     @cached_property
     def corpus(self) -> PreparedCorpus:
@@ -242,10 +245,10 @@ class Stage:
         for take in takes:
             poses = {name: scene.poses for name, scene in take.items() if scene.poses is not None}
             *_, last = poses.values()
-            skeleton = next(s for s in SKELETONS.values() if len(s.joints) == last.shape[1])
+            skeleton = skeleton_of(last.shape[1])
             figures = {name: _held(figure, len(last)) for name, figure in poses.items()}
             films.append(stick_figures(figures, skeleton.joints, skeleton.bones))
-        write_mp4(folder / "film.mp4", chain(*films), Fraction(FPS))
+        write_mp4(folder / "film.mp4", chain(*films), Fraction(self.frame_rate))
         write_png(folder / "strip.png", np.concatenate([pose_strip(film) for film in films]))
 
     def _write_sounds(self, folder: Path, takes: Sequence[Scenes], begun: float | None) -> None:

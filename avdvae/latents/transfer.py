@@ -81,14 +81,15 @@ def generate(
     """K draws of a continuation of `begun` or, without it, of a whole sequence.
 
     `around` has all frames and the conditions of the model. Latents of `begun`, which has no padding, are inferred from
-    it alone; static ones are kept, and dynamic ones of later frames are drawn from the prior.
+    it alone, their means or a sample for each draw; static ones are kept, and dynamic ones of later frames are drawn
+    from the prior.
     """
     context, given, observed = model.context(around), None, 0
     if begun is not None:
         observed = begun.mask.shape[1]
         if observed > around.mask.shape[1] or not begun.mask.all():
             raise UserError(f"{observed} frames of analysis do not fit into {around.mask.shape[1]}: give fewer")
-        given = model.infer(begun, 1, mode).z
+        given = model.infer(begun, k if mode == "sample" else 1, mode).z
         context = replace(context, past=model.context(begun).past)
     z = model.sample_prior(context, k, given)
     return Decoded(z, decode_free_running(model, z, context, observed), around.mask)

@@ -176,11 +176,20 @@ class AutoregressiveVAE(DynamicalVAE):
         assert context.past is not None
         return self.network_input(shifted(context.past if context.past.ndim == 4 else context.past[None]))
 
+    def first_state(self, z: Latents) -> Any:
+        """Before the first frame. Latents of the whole utterance enter the recursion here."""
+        return None
+
     def states(self, z: Latents, context: Context) -> Float[Tensor, "#K B T M"]:
-        return self.update_state(self.x_before(context), shifted(z["z"]), z["z"], None)[0]
+        return self.update_state(self.x_before(context), shifted(z["z"]), z["z"], self.first_state(z))[0]
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
-        return {"z": self.prior_at(self.states(z, context), shifted(z["z"]))}
+        return self._priors(z, self.states(z, context))
+
+    def _priors(self, z: Latents, h: Float[Tensor, "#K B T M"]) -> Mapping[str, Gaussian]:
+        """That of a latent of the whole utterance is N(0, I)."""
+        static = {s.name: Gaussian.standard(*z[s.name].shape, like=z[s.name]) for s in self.latents if s.rate is None}
+        return {**static, "z": self.prior_at(h, shifted(z["z"]))}
 
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
         return self.output_at(self.states(z, context), z["z"])
@@ -195,7 +204,7 @@ class AutoregressiveVAE(DynamicalVAE):
             h = self.states(path.z, replace(context, past=self.own_past(path.z, context, own)))
         elif h is None:
             h = self.states(path.z, context)
-        return {"z": self.prior_at(h, shifted(path.z["z"]))}, self.output_at(h, path.z["z"])
+        return self._priors(path.z, h), self.output_at(h, path.z["z"])
 
     def context(self, batch: Batch) -> Context:
         return Context(batch.mask, past=getattr(batch, self.observes))
@@ -207,7 +216,10 @@ class AutoregressiveVAE(DynamicalVAE):
         """One frame after another; after the end of `context.past`, the past is the model's own output."""
         z, known = self._to_draw(context, k, given)
         true = 0 if context.past is None else context.past.shape[-2]
-        self._generate(z["z"], known["z"], context, [t >= true for t in range(context.mask.shape[1])])
+        for spec in self.latents:
+            if spec.rate is None and not known[spec.name]:
+                z[spec.name] = torch.randn(z[spec.name].shape, device=context.mask.device)
+        self._generate(z, known["z"], context, [t >= true for t in range(context.mask.shape[1])])
         return z
 
     def fed_back(self, output: Float[Tensor, "K B 1 F"]) -> Float[Tensor, "K B 1 F"]:
@@ -217,15 +229,16 @@ class AutoregressiveVAE(DynamicalVAE):
     def own_past(self, z: Latents, context: Context, own: Sequence[bool] | None = None) -> Float[Tensor, "K B T F"]:
         """See protocols.Autoregressive."""
         frames = z["z"].shape[2]
-        return self._generate(z["z"], frames, context, own or [True] * frames)
+        return self._generate(z, frames, context, own or [True] * frames)
 
     @torch.no_grad()
-    def _generate(self, z_KBTL: Tensor, known: int, context: Context, own: Sequence[bool]) -> Float[Tensor, "K B T F"]:
-        """x_1:T, true or the model's own, frame by frame; latents from frame `known` on are drawn from the prior, in
-        place."""
+    def _generate(self, latents: Latents, known: int, context: Context, own: Sequence[bool]) -> Tensor:
+        """x_1:T, true or the model's own, frame by frame, K B T F; z_t from frame `known` on are drawn from the prior,
+        in place."""
+        z_KBTL = latents["z"]
         z_before = torch.zeros_like(z_KBTL[:, :, :1])
         x = z_KBTL.new_zeros(*z_KBTL.shape[:2], 1, self.features)
-        state, past = None, []
+        state, past = self.first_state(latents), []
         for t, z in enumerate(z_KBTL.split(1, 2)):  # views
             x_before = self.network_input(x)
             if t >= known:  # z_t is still 0; p(z_t) does not depend on it
@@ -244,7 +257,7 @@ class AutoregressiveVAE(DynamicalVAE):
     @torch.no_grad()
     def walk(self, z: Latents, context: Context, follow: Callable[[int, Any], Float[Tensor, "K B 1 F"]]) -> None:
         """See protocols.Autoregressive."""
-        z_before, state = torch.zeros_like(z["z"][:, :, :1]), None
+        z_before, state = torch.zeros_like(z["z"][:, :, :1]), self.first_state(z)
         x_before = z_before.new_zeros(*z_before.shape[:3], self.features)
         for t, z_t in enumerate(z["z"].split(1, 2)):
             h, state = self.update_state(self.network_input(x_before), z_before, z_t, state)

@@ -141,7 +141,7 @@ def _places(settings: Settings) -> list[Place]:
     places = []
     for name, given in corpora.items():
         own = given if isinstance(given, Mapping) else {"prepared": given}
-        if (folder := own.get("prepared")) is None and name != OWN_DATA:
+        if (folder := own.get("prepared")) is None and own is not given and name != OWN_DATA:
             raise UserError(f"corpora={{{name}}}: give the folder of the prepared corpus, as {{{name}:FOLDER}}")
         if folder is not None and not (Path(str(folder)) / "manifest.csv").is_file():
             raise UserError(f"corpora={{{name}:{folder}}}: there is no manifest.csv: prepare it with avdvae prepare")

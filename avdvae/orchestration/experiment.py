@@ -11,10 +11,10 @@ from avdvae.data.corpora import find_corpus
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError, in_file
 from avdvae.evaluation.measure import check_tasks, evaluate_run, join_evaluations, subject_of
-from avdvae.evaluation.results import ranking
+from avdvae.evaluation.results import over_seeds, ranking, write_over_seeds
 from avdvae.orchestration.request import MAIN, Request, new_run
 from avdvae.orchestration.resuming import go_on, resumed
-from avdvae.orchestration.starts import check_starts, find_start, find_starts
+from avdvae.orchestration.starts import check_starts, find_starts, find_training, start_request
 from avdvae.orchestration.training import check, train_run
 from avdvae.runs import Run, create_run, open_run
 from avdvae.signals.metrics import FAILED, Look
@@ -61,13 +61,17 @@ def run_experiment(request: Request, progress: Callable[[float], Any] | None = N
 def compare_models(
     request: Request, config: dict[str, Any], prepared: Path, splits: Mapping[str, PreparedCorpus]
 ) -> Finished:
-    """Evaluate models on the same mixtures, each compared with those before it, in one report."""
+    """Evaluate models on the same mixtures, each compared with those before it, in one report; with seeds, also means
+    over them."""
     if request.config["resume"]:
         run = go_on(open_run(Path(request.config["resume"])), config, request.command)
         if (paths := run.noted.get("trained")) is None:
             raise UserError(f"{run.path / 'run.json'} does not list the trained models: start a new comparison")
     else:
-        paths = {name: str(find_start(name, request, splits).path) for name in config["models"]}
+        seeds = [f" seed={seed}" for seed in config["seeds"]] or [""]
+        names = [f"{model}{seed}" for model in config["models"] for seed in seeds]  # with settings that differ
+        trainings = {name: start_request(name.split()[0], request, name.split()[1:]) for name in names}
+        paths = {name: str(find_training(training, splits).path) for name, training in trainings.items()}
         run = new_run(config)
         run.note(model=", ".join(paths), trained=paths, command=request.command)
     parts: dict[str, Path] = {}
@@ -76,7 +80,8 @@ def compare_models(
         model = open_run(Path(path))
         same = {part: run.config[part] for part in ("evaluate", "enhance")}  # whatever their own runs have
         asked = {**model.config, **same, "exp": name, "start": []}
-        part = open_run(run.path / name) if (run.path / name).exists() else create_run(run.path / name, asked)
+        folder = run.path / name.replace(" ", "_")
+        part = open_run(folder) if folder.exists() else create_run(folder, asked)
         if part.config != asked:
             raise UserError(f"{part.path} was evaluated with other settings: give another run_dir")
         evaluate_run(Run(model.path, asked), part.path, prepared, [str(path) for path in parts.values()])
@@ -87,6 +92,13 @@ def compare_models(
         for place, (name, measured) in enumerate(ranking(summary, task), start=1):
             means = [_in_words(metric, item) for metric, item in measured.items() if metric != FAILED]
             print(f"{place:>4}. {name:<20}{'   '.join(means)}")
+    if run.config.get("seeds"):
+        table = over_seeds(summary)
+        write_over_seeds(run.path / "seeds.csv", table)
+        print(f"means over {len(run.config['seeds'])} seeds, from the lowest to the highest of them")
+        for item in (item for item in table if not item["noise"]):
+            values = f"{item['mean']:.3f} [{item['lowest']:.3f}, {item['highest']:.3f}]"
+            print(f"  {item['model']:<28}{item['task']:<24}{item['metric']:<16}{values}")
     print(f"report     {run.path / 'report.html'}\nrun        {run.path}")
     return Finished(run, None)
 

@@ -33,13 +33,20 @@ def find_starts(request: Request, splits: Mapping[str, PreparedCorpus]) -> list[
 
 def find_start(name: str, request: Request, splits: Mapping[str, PreparedCorpus]) -> Run:
     """A trained run of the experiment `name` with the settings of this request; trained now if there is none."""
+    return find_training(start_request(name, request), splits)
+
+
+def start_request(name: str, request: Request, changes: Sequence[str] = ()) -> Request:
+    """That of a training of the experiment `name` with the settings of `request`, except for `changes`."""
     config, own = request.config, OWN if request.config["models"] else OWN + OWN_OF_A_TRAINING
-    words = [word for word in request.words if not word.lstrip("+~").startswith(own)] + [f"exp={name}"]
+    own += ("seeds=", *(f"{change.partition('=')[0]}=" for change in changes))
+    words = [word for word in request.words if not word.lstrip("+~").startswith(own)] + [f"exp={name}", *changes]
     wanted = compose("config", words)
+    wanted["data"] = config["data"]  # of which `splits` are, whatever the other experiment is trained on by itself
     if not config["models"]:
         shared = wanted["model"].keys() & config["model"].keys() - {"target"}
         wanted["model"] |= {key: config["model"][key] for key in shared}
-    return find_training(Request(wanted, words, request.command), splits)
+    return Request(wanted, words, request.command)
 
 
 def find_training(request: Request, splits: Mapping[str, PreparedCorpus]) -> Run:

@@ -33,6 +33,10 @@ def check(config: dict[str, Any]) -> nn.Module:
             f"train.accelerator=cuda, train.devices={training.devices}: torch finds {torch.cuda.device_count()} GPUs: "
             "give train.accelerator=cpu, or fewer devices"
         )
+    if config.get("seeds") and not config.get("models"):
+        raise UserError(
+            f"seeds={config['seeds']} are of the models that are compared: give models=, or seed= of a training"
+        )
     settings_of(config["evaluate"])
     build_vem(config["enhance"])
     model = build_model(config["model"])

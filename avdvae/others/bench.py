@@ -1,4 +1,4 @@
-"""Speed of training and enhancement on this machine, and its ratio to the speed of plain matrix products.
+"""Speed of training, enhancement and generation on this machine, and its ratio to the speed of plain matrix products.
 
 step     forward, backward and Adam on a batch that is on the device, synchronised after each of the three
 corpus   a step of the training loop, with all that belongs to it, on batches from a prepared corpus
@@ -6,6 +6,7 @@ turns    models that are compared train in turns, a round each, so that other lo
          median over the rounds, a ratio the median of the ratios within a round
 memory   peak bytes of tensors in a step, without the weights and Adam's state, from CUDA's allocator or, on a CPU, the
          profiler
+frames   generated a second, of one utterance, by models whose past is then their own output
 work     floating-point operations of the matrix products in a step, those of recurrent layers included
 share    work per second, relative to the fastest of some large matrix products at the same precision
 """
@@ -35,7 +36,7 @@ from avdvae.enhancement.sources import Sources
 from avdvae.enhancement.vem import Vem
 from avdvae.probability.objectives import Schedule
 from avdvae.probability.pcm import CODES
-from avdvae.protocols import Batch, Prior
+from avdvae.protocols import Autoregressive, Batch, Context, Prior
 from avdvae.signals.audio import Stft
 from avdvae.signals.clock import RATE
 
@@ -174,6 +175,16 @@ def em_real_time_factor(
     separate_long(model, sound_N, stft, few, pictures, progress=lambda part: ends.append(now(device)))
     total, each = now(device) - began, median(np.diff(ends))
     return (total + (settings.iterations / few.iterations - 1) * len(ends) * each) / seconds
+
+
+def generation_rate(model: Autoregressive, frames: int, device: torch.device) -> float:
+    """Frames a second of an utterance that is drawn from the prior."""
+    context, seconds = Context(torch.ones(1, frames, dtype=torch.bool, device=device)), []
+    for _ in range(3):
+        began = now(device)
+        model.sample_prior(context)
+        seconds.append(now(device) - began)
+    return frames / median(seconds)
 
 
 @dataclass(frozen=True)

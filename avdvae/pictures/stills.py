@@ -52,10 +52,12 @@ def lip_strip(pictures: UInt8[np.ndarray, "T H W *colours"], count: int = 12) ->
     return strip if strip.ndim == 3 else np.repeat(strip[..., None], 3, axis=2)
 
 
-def pose_strip(pictures_THWC: UInt8[np.ndarray, "T H W 3"], count: int = 4) -> UInt8[np.ndarray, "h w 3"]:
-    """Pictures of a film side by side, evenly spaced, with the first and the last."""
+def pose_strip(
+    pictures_THWC: UInt8[np.ndarray, "T H W 3"], count: int = 4, axis: int = 1
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Pictures of a film side by side (axis 1) or below each other (0), evenly spaced, with the first and the last."""
     chosen = np.linspace(0, len(pictures_THWC) - 1, count).round().astype(int)
-    return np.concatenate(list(pictures_THWC[chosen]), 1)
+    return np.concatenate(list(pictures_THWC[chosen]), axis)
 
 
 def triptych(

@@ -1,4 +1,4 @@
-"""Time every model: training steps, enhancement, memory, and speed relative to plain matrix products.
+"""Time every model: training steps, enhancement, generation, memory, and speed relative to plain matrix products.
 
 avdvae bench
 avdvae bench models=[rvae,dkf] device=cpu out=speed.csv
@@ -40,6 +40,7 @@ from avdvae.others.bench import (
     Trainee,
     TrainingCost,
     em_real_time_factor,
+    generation_rate,
     matmul_rate,
     now,
     our_trainee,
@@ -49,15 +50,17 @@ from avdvae.others.bench import (
 )
 from avdvae.others.peer import Peer, open_peer
 from avdvae.programs.program import Program
-from avdvae.protocols import Batch, why_not_enhancing
+from avdvae.protocols import Autoregressive, Batch, why_not_enhancing
 from avdvae.runs import build_model, build_vem
 from avdvae.signals.audio import Stft
+from avdvae.signals.clock import RATE
 from avdvae.training.loop import Loop
 from avdvae.training.settings import Training
 
 COSTS = [field.name for field in fields(TrainingCost)]
 RATIOS = ["ratio", "ratio_low", "ratio_high"]
-COLUMNS = ["model", "device", "threads", "batch", "frames", "matmul_gflops", *COSTS, "sources", "em_rtf"]
+COLUMNS = ["model", "device", "threads", "batch", "frames", "matmul_gflops", *COSTS]
+COLUMNS += ["sources", "em_rtf", "generated_per_s"]
 COLUMNS += ["corpus_steps_per_s", *(f"corpus_{name}" for name in RATIOS)]
 COLUMNS += [f"peer_{name}" for name in COSTS] + RATIOS
 SHOWN = (  # printed columns: name, unit, width
@@ -70,6 +73,7 @@ SHOWN = (  # printed columns: name, unit, width
     ("work", "Gflop", 8),
     ("share", "%", 7),
     ("EM", "rtf", 7),
+    ("generation", "frames/s", 12),
 )
 
 
@@ -139,6 +143,8 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
     if why_not_enhancing(model):
         return row | {"em_rtf": math.nan}
     vem, stft, count = build_vem(config["enhance"]), Stft(given["hop"]), given["sources"]
+    if isinstance(model, Autoregressive):
+        row["generated_per_s"] = generation_rate(model, stft.frames(round(given["utterance"] * RATE)), device)
     priors = Sources([model] * count).eval() if count > 1 else model
     row["em_rtf"] = em_real_time_factor(priors, vem, stft, given["utterance"], given["em_iterations"], pixels, device)
     return row
@@ -160,7 +166,8 @@ def try_peer(peer: Peer, name: str, batch: Batch, config: dict[str, Any]) -> Tra
 def lines(row: dict[str, Any]) -> str:
     """The printed lines: our model, and below it the corpus and the peer."""
     rtf = f"{row['em_rtf']:7.2f}" if math.isfinite(row["em_rtf"]) else " " * 7
-    printed = [f"{row['model']:12}{cost_line(row)}{rtf}"]
+    generated = f"{row['generated_per_s']:12.0f}" if "generated_per_s" in row else ""
+    printed = [f"{row['model']:12}{cost_line(row)}{rtf}{generated}"]
     if "corpus_ratio" in row:
         percent, low, high = (100 * row[f"corpus_{name}"] for name in RATIOS)
         steps = f"{row['corpus_steps_per_s']:.2f}"

@@ -21,11 +21,15 @@ from avdvae.errors import UserError, nearest
 
 METRICS = ("si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi", "estoi")
 OF_EACH_SAMPLE = ("bits_per_frame", "importance_bits", "bits_in_pieces", "dmol_bits", "flac_bits", "uniform_bits")
+OF_EACH_WINDOW = ("energy_score", "ade", "fde", "mmade", "mmfde", "apd", "accuracy", "bone_error_mm")
+# The metric by whose values means of another are weighted.
+WEIGHTS = {**dict.fromkeys(OF_EACH_SAMPLE, "samples"), **dict.fromkeys(OF_EACH_WINDOW, "windows")}
 LOW_IS_GOOD = (
     *("rmse", "rtf", "mpjpe_mm", "gross_error", "fine_error", "voicing_error"),
     *("f0", "f0_world", "f1", "f2", "f3"),  # relative errors
     *("calibration_error", "calibration_error_loud", "calibration_error_quiet"),
     *OF_EACH_SAMPLE,
+    *("energy_score", "ade", "fde", "mmade", "mmfde", "bone_error_mm", "fid"),
 )
 NISQA = Path("~/.torchmetrics/NISQA/nisqa.tar")  # its weights, which the user puts there
 INPUT = "input_"  # begins the names of the metrics of the unprocessed input
@@ -55,6 +59,16 @@ LOOKS = {
     "estoi": Look("ESTOI", "", 3),
     "rmse": Look("RMSE", "", 4),
     "mpjpe_mm": Look("MPJPE", "mm", 1),
+    "energy_score": Look("energy score", "m", 3),
+    "ade": Look("ADE", "m", 3),
+    "fde": Look("FDE", "m", 3),
+    "mmade": Look("MMADE", "m", 3),
+    "mmfde": Look("MMFDE", "m", 3),
+    "apd": Look("APD", "m", 2),
+    "fid": Look("FID", "", 2),
+    "accuracy": Look("accuracy", "%", 1),
+    "bone_error_mm": Look("error of bone lengths", "mm", 1),
+    "windows": Look("windows", "", 0),
     "bits_per_frame": Look("bits", "a frame", 3),
     "importance_bits": Look("importance-weighted", "bits", 3),
     "bits_in_pieces": Look("in pieces", "bits", 3),

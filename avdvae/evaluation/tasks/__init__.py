@@ -13,8 +13,10 @@ from avdvae.evaluation.tasks.denoising import Denoising
 from avdvae.evaluation.tasks.emotion import EmotionOfFew
 from avdvae.evaluation.tasks.enhancement import Enhancement
 from avdvae.evaluation.tasks.f0 import F0
+from avdvae.evaluation.tasks.latent_use import LatentUse
 from avdvae.evaluation.tasks.likelihood import Likelihood
 from avdvae.evaluation.tasks.motion import Motion
+from avdvae.evaluation.tasks.prediction import Prediction
 from avdvae.evaluation.tasks.probe import Probe
 from avdvae.evaluation.tasks.resynthesis import Resynthesis
 from avdvae.evaluation.tasks.separation import Separation
@@ -34,6 +36,9 @@ TASKS: dict[str, Task] = {
     "probe": Probe(),
     "motion": Motion(true_past=False),
     "motion_true_past": Motion(true_past=True),
+    "prediction": Prediction(),
+    "latent_use": LatentUse("sound", "latent_use"),
+    "motion_latent_use": LatentUse("poses", "motion_latent_use"),
     **{f"control_{factor}": Control(factor) for factor in FACTORS},
     "f0": F0(),
 }

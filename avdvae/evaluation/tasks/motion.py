@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from avdvae.data.poses import FPS, SKELETONS
+from avdvae.data.poses import skeleton_of
 from avdvae.errors import UserError, require
 from avdvae.evaluation.tasks.task import Measured, Part, Subject, file_name
 from avdvae.latents.resynthesis import reconstruct_poses
@@ -53,9 +53,9 @@ class Motion:
                         name: pose_TD[mask_T].unflatten(-1, (-1, 3)).cpu().numpy()
                         for name, pose_TD in (("true", pose_BTD[b]), ("resynthesised", again_BTD[b]))
                     }
-                    skeleton = SKELETONS[subject.corpus.utterances[0].corpus]
+                    skeleton = skeleton_of(figures["true"].shape[1])
                     pictures = stick_figures(figures, skeleton.joints, skeleton.bones)
-                    write_mp4(subject.out / f"videos/{key}.mp4", pictures, Fraction(FPS))
+                    write_mp4(subject.out / f"videos/{key}.mp4", pictures, Fraction(subject.fps))
                     write_png(subject.out / f"figures/{key}.png", pose_strip(pictures))
                     example = {"key": key, "title": f"{item}, {part.task.replace('_', ' ')}", "audio": {}}
                     example |= {"figure": f"figures/{key}.png", "video": f"videos/{key}.mp4"}

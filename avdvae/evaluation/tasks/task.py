@@ -52,6 +52,9 @@ class Evaluation:
     beside: str | None = None  # a run of another corpus, whose sounds are the other sources
     mixing: Sequence[str] | None = None  # None: sum and assignment
     background: Sequence[str] | None = None  # noises that are added to the mixtures, too
+    observe: float = 0.5  # seconds of a motion before its prediction
+    predict: float = 2.0  # seconds
+    futures: int = 50  # drawn of each window
 
     def __post_init__(self) -> None:
         for name, value, low in (
@@ -62,6 +65,9 @@ class Evaluation:
             ("workers", self.workers, 1),
             ("importance", self.importance, 1),
             ("pieces", self.pieces, 1),
+            ("observe", self.observe, 0),
+            ("predict", self.predict, 0),
+            ("futures", self.futures, 1),
         ):
             if value is not None and value < low:
                 raise UserError(f"evaluate.{name}={value}: give {low} or more")
@@ -138,6 +144,11 @@ class Subject:
     @cached_property
     def chosen(self) -> PreparedCorpus:
         return self.corpus.choose(self.settings.per_speaker, self.settings.min_seconds, self.settings.speakers)
+
+    @property
+    def fps(self) -> float:
+        """Pictures or poses a second."""
+        return self.corpus.utterances[0].fps
 
     @property
     def states(self) -> Sequence[str]:

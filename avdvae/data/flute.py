@@ -173,7 +173,11 @@ def pitches(player: Player, notes: Sequence[Note], rng: np.random.Generator) -> 
     for before, note in zip([notes[0], *notes], notes, strict=False):
         since = np.arange(len(pitch_T) - note.start) / CONTOUR
         glide = (before.pitch - note.pitch) * np.exp(-since / 0.013) if before.stop == note.start else 0.0
-        swing = player.vibrato * np.clip(since / 0.2, 0, 1) * np.sin(2 * np.pi * player.rate * since + rng.uniform(6))
+        swing = (
+            player.vibrato
+            * np.clip(since / 0.2, 0, 1)
+            * np.sin(2 * np.pi * player.rate * since + rng.uniform(0, 2 * np.pi))
+        )
         pitch_T[note.start :] = note.pitch + glide + swing
     return pitch_T
 
@@ -193,7 +197,7 @@ def additive(player: Player, notes: Sequence[Note], rng: np.random.Generator) ->
     tone_N = np.zeros(len(phase_N))
     for number, strength in enumerate(player.harmonics, 1):
         below = number * hertz_N < RATE / 2
-        tone_N += below * strength * loudness_N**number * np.sin(number * phase_N + rng.uniform(6))
+        tone_N += below * strength * loudness_N**number * np.sin(number * phase_N + rng.uniform(0, 2 * np.pi))
     spectrum = np.fft.rfft(rng.standard_normal(len(phase_N)))
     hertz = np.fft.rfftfreq(len(phase_N), 1 / RATE)
     band = 1 / (1 + (np.log2(np.maximum(hertz, 1) / 2500) / 1.2) ** 4)

@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from avdvae.data.flute import Flute, Note, additive, melody_of, pitches
 from avdvae.data.prepare import Summary, prepare
 from avdvae.data.shards import PreparedCorpus
 from avdvae.enhancement.dictionaries import dictionary_filters, learn_dictionary
+from avdvae.enhancement.sources import Assignment
 from avdvae.enhancement.variational import PointEstimate
 from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError
 from avdvae.evaluation.measure import measure
 from avdvae.evaluation.results import Result, compare
+from avdvae.evaluation.tasks import separation
 from avdvae.evaluation.tasks.separation import batch_of, in_the_best_order, mix
 from avdvae.evaluation.tasks.task import Evaluation, Part, Subject
 from avdvae.models.cvae import CVAE
@@ -102,7 +105,10 @@ def values(rows: list[Result], model: str, metric: str, lips: str = "") -> np.nd
     return np.array([r.value for r in rows if (r.model, r.metric, r.lips) == (model, metric, lips)])
 
 
-def test_two_talkers_are_measured_by_sex_with_own_exchanged_and_no_lips_beside_ideal_masks(prepared, tmp_path) -> None:
+def test_two_talkers_are_measured_by_sex_with_own_exchanged_and_no_lips_beside_ideal_masks(
+    prepared, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(separation, "Assignment", partial(Assignment, iterations=2))
     subject = subject_of(prepared, tmp_path, cvae())
     rows = measure(subject)
     assert {row.noise for row in rows} == {"other sex", "same sex"} and {row.snr for row in rows} == {None}

@@ -53,6 +53,7 @@ from avdvae.signals.metrics import FAILED, INPUT, failed, score, si_sdr
 OTHER = "other_"  # begins the names of the metrics of the other sources
 OTHER_SEX, SAME_SEX = "other sex", "same sex"
 TALKERS_DB, RUNS_DB = 2.5, 10.0  # the largest difference in level
+FITS = (-100.0, 100.0)  # dB, of estimates without anything of a source and without anything else
 ENOUGH = 60  # utterances from which a dictionary is learned
 
 
@@ -123,7 +124,7 @@ class Separation:
         """Of each mixing: the name in the results, the sources of each mixture, and the real-time factor."""
         model, batch = Sources(priors_of(subject)).eval(), batch_of(subject, mixed, lips)
         assert subject.vem and batch.lengths is not None
-        algorithms = {"sum": (subject.name, subject.vem), "assignment": ("assignment", Assignment())}
+        algorithms = {"sum": (subject.name, subject.vem), "assignment": ("assignment", Assignment(seed=subject.vem.seed))}
         found = []
         for mixing in subject.settings.mixing or algorithms:
             name, settings = algorithms[mixing]
@@ -347,6 +348,6 @@ def in_the_best_order(
 
     def fit(order: Sequence[int]) -> float:
         pairs = zip(sources_JN, estimates_JN[[*order]], strict=True)
-        return float(np.mean([max(si_sdr(s, e), -100.0) if e.any() else -100.0 for s, e in pairs]))
+        return float(np.mean([np.clip(si_sdr(s, e), *FITS) if e.any() else FITS[0] for s, e in pairs]))
 
     return estimates_JN[[*max(permutations(range(len(estimates_JN))), key=fit)]]

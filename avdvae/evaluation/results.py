@@ -105,8 +105,8 @@ def compare(
     differences, counts, unchecked = [], _counts(rows), dict[tuple, bool]()
     for row in rows:
         lips = row.lips if row.lips in their_lips else ("" if row.lips else "clean")
-        method = row.model in methods and row.model
-        other = theirs.get((method, row.task, row.item, row.noise, row.snr, row.metric, lips))
+        where = row.task, row.item, row.noise, row.snr, row.metric, lips
+        other = theirs.get((row.model, *where), theirs.get((False, *where)))
         if other is None:
             continue
         mixture = row.task, row.item, row.noise, row.snr

@@ -124,7 +124,8 @@ class Separation:
         """Of each mixing: the name in the results, the sources of each mixture, and the real-time factor."""
         model, batch = Sources(priors_of(subject)).eval(), batch_of(subject, mixed, lips)
         assert subject.vem and batch.lengths is not None
-        algorithms = {"sum": (subject.name, subject.vem), "assignment": ("assignment", Assignment(seed=subject.vem.seed))}
+        assignment = Assignment(seed=subject.vem.seed)
+        algorithms = {"sum": (subject.name, subject.vem), "assignment": ("assignment", assignment)}
         found = []
         for mixing in subject.settings.mixing or algorithms:
             name, settings = algorithms[mixing]

@@ -1,5 +1,6 @@
 """Human figures: generated or read, cleared of where they are and prepared, and what is wrong with them named."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from avdvae.data.corpora import open_corpus
 from avdvae.data.fixtures import MINIATURES
 from avdvae.data.fixtures.motion import about_the_room, on_32_joints, write_cdf
 from avdvae.data.gait import MOVEMENTS, Gait, perform, subject
-from avdvae.data.poses import SKELETONS, in_frame_of_hips, read_poses
+from avdvae.data.poses import SKELETONS, PoseFormat, in_frame_of_hips, read_poses
 from avdvae.data.prepare import prepare
 from avdvae.data.readers.h36m import ACTIONS
 from avdvae.data.shards import PreparedCorpus
@@ -158,32 +159,42 @@ def test_human36m_goes_through_the_program(h36m, tmp_path):
     np.testing.assert_allclose(lengths("h36m", poses_TJ3), lengths("h36m", world[::2]) / 1000, atol=1e-5)
 
 
-def test_the_protocol_of_prediction_keeps_17_joints_at_50_hz_along_the_axes_of_the_room(h36m, tmp_path):
-    corpus = open_corpus({"reader": "h36m", "root": str(h36m), "protocol": "prediction"})
+def test_the_protocol_of_prediction_keeps_17_joints_at_50_hz_along_the_axes_of_the_room(tmp_path):
+    for name in ("S1", "S5", "S6", "S7", "S8", "S9", "S11"):
+        folder = tmp_path / "h36m" / name / FOLDER
+        folder.mkdir(parents=True)
+        for action in ACTIONS:
+            for number in (1, 2):
+                (folder / f"{action} {number}.cdf").touch()
+    given = {"reader": "h36m", "root": str(tmp_path / "h36m")}
+    corpus = open_corpus({**given, "protocol": "prediction"})
     clips, faults = corpus.clips(1)
     subjects = {split: {clip.speaker for clip in clips if clip.split == split} for split in SPLITS}
     assert not faults and subjects["train"] == {"S1", "S5", "S6", "S7", "S8"} and subjects["test"] == {"S9", "S11"}
     held_out = [clip for clip in clips if clip.split == "valid"]
-    assert 4 <= len(held_out) <= 18 and subjects["valid"] < subjects["train"], "some files of the training subjects"
-    chosen = [next(clip for clip in clips if clip.split == split) for split in SPLITS]
-    few: Any = SimpleNamespace(clips=lambda workers: (chosen, []))
-    out = prepare(few, tmp_path / "out", workers=1).out
-    for clip in chosen:
-        prepared = PreparedCorpus(out, clip.split)
-        (row,) = prepared.utterances
-        with cdflib.CDF(clip.source) as file:
-            world = np.asarray(file.varget("Pose")).reshape(-1, 32, 3) / 1000
-        assert (row.fps, row.seconds, row.labels) == (50, len(world) / 50, clip.labels)
-        kept = [*range(4), *range(6, 9), *range(12, 16), *range(17, 20), *range(25, 28)]
-        np.testing.assert_allclose(prepared.poses(row), (world - world[:, :1])[:, kept], atol=1e-6)
+    assert 4 <= len(held_out) <= 18 and subjects["valid"] <= subjects["train"], "some files of the training subjects"
+
+    clip = next(clip for clip in clips if clip.split == "test")
+    clip.source.unlink()
+    world = about_the_room(on_32_joints(perform(subject(0, 1), MOVEMENTS["running"], 1, np.random.default_rng(0))))
+    write_cdf(clip.source, world)
+    one: Any = SimpleNamespace(clips=lambda workers: ([clip], []))
+    out = prepare(one, tmp_path / "out", workers=1).out
+    prepared = PreparedCorpus(out, "test")
+    (row,) = prepared.utterances
+    assert (row.fps, row.seconds, row.labels) == (50, len(world) / 50, clip.labels)
+    kept = [*range(4), *range(6, 9), *range(12, 16), *range(17, 20), *range(25, 28)]
+    np.testing.assert_allclose(prepared.poses(row), (world - world[:, :1])[:, kept] / 1000, atol=1e-6)
     names = [SKELETONS["h36m"].joints[n] for n in kept]
     sides = [name for name in names if name.split()[0] in ("left", "right")]
     assert sides == [name for name in SKELETONS["gait"].joints if name.split()[0] in ("left", "right")]
+
+    other: Any = SimpleNamespace(clips=lambda workers: ([replace(clip, pose_format=PoseFormat())], []))
     with pytest.raises(UserError, match=r"was prepared with .*, not "):
-        prepare(open_corpus({"reader": "h36m", "root": str(h36m)}), out, workers=1)
+        prepare(other, out, workers=1)
     with pytest.raises(UserError, match=r"data\.protocol=dlow: choose from dvae, prediction"):
-        open_corpus({"reader": "h36m", "root": str(h36m), "protocol": "dlow"})
-    assert corpus.key != open_corpus({"reader": "h36m", "root": str(h36m)}).key
+        open_corpus({**given, "protocol": "dlow"})
+    assert corpus.key != open_corpus(given).key
 
 
 def test_every_fault_of_human36m_is_named_at_once(h36m, tmp_path):
@@ -195,7 +206,7 @@ def test_every_fault_of_human36m_is_named_at_once(h36m, tmp_path):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.hardlink_to(path)
 
-    def replace(subject: str, name: str, content: bytes) -> Path:
+    def overwrite(subject: str, name: str, content: bytes) -> Path:
         path = place(subject, name)
         whole = path.read_bytes()
         path.unlink()
@@ -207,8 +218,8 @@ def test_every_fault_of_human36m_is_named_at_once(h36m, tmp_path):
     place("S1", "Eating 1").unlink()
     for path in (tmp_path / "h36m" / "S5" / FOLDER).glob("Posing*"):
         path.unlink()
-    cut = replace("S1", "Walking", b"")
-    text = replace("S1", "Waiting", b"no CDF")
+    cut = overwrite("S1", "Walking", b"")
+    text = overwrite("S1", "Waiting", b"no CDF")
     empty = place("S6", stems["S6", "Smoking"])
     empty.unlink()
     empty.touch()
@@ -217,7 +228,7 @@ def test_every_fault_of_human36m_is_named_at_once(h36m, tmp_path):
     figure = on_32_joints(perform(subject(0, 1), MOVEMENTS["running"], 2, np.random.default_rng(0)))
     figure[7:11, 3] = np.nan
     write_cdf(lost, 1000 * figure)
-    folded = replace("S6", stems["S6", "Photo"], b"none")
+    folded = overwrite("S6", stems["S6", "Photo"], b"none")
     write_cdf(folded, np.ones((50, 32, 3)))
     done = lips_program("data=h36m", f"data.root={corpus['root']}", "check_only=true")
     assert done.returncode == 1 and "lips.py: 7 faults" in done.stderr and "Traceback" not in done.stderr

@@ -41,6 +41,8 @@ from avdvae.models.dsae import DSAE
 from avdvae.models.rvae import RVAE
 from avdvae.models.srnn import SRNN
 from avdvae.models.vae import VAE
+from avdvae.orchestration import starts
+from avdvae.orchestration.request import Request
 from avdvae.protocols import Batch
 from avdvae.runs import create_run
 from avdvae.signals.audio import Stft
@@ -375,3 +377,15 @@ def test_what_cannot_be_predicted_is_refused(corpus, tmp_path):
     with pytest.raises(UserError, match="RVAE as configured models no poses"):
         measure(silent)
     assert not [path for path in tmp_path.rglob("*") if path.name == "results.csv"]
+
+
+def test_models_of_a_comparison_are_trained_on_its_corpus(monkeypatch):
+    words, asked = ["exp=motion_prediction", "train.epochs=3"], list[dict[str, Any]]()
+    monkeypatch.setattr(starts, "find_training", lambda request, splits: asked.append(request.config))
+    request = Request(compose("config", words), words, "")
+    for name in request.config["models"]:
+        starts.find_start(name, request, {})
+    assert [config["exp"] for config in asked] == request.config["models"]
+    for config in asked:
+        assert config["data"]["reader"] == "gait_futures" and config["train"]["epochs"] == 3
+        assert config["model"]["observes"] == "pose" and config["evaluate"]["tasks"] == ["motion", "motion_true_past"]

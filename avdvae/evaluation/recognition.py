@@ -92,7 +92,8 @@ def _train(network: Recognition, corpus: PreparedCorpus, futures: Sequence[Windo
     adam = torch.optim.Adam(network.parameters(), 1e-3)
     for _ in range(min(STEPS, MOST_EPOCHS * -(-len(futures) // BATCH))):
         chosen_B = torch.randint(len(futures), (BATCH,))
-        futures_BTD = torch.stack([cut(corpus, *futures[n], frames) for n in chosen_B.tolist()]).to(device)
+        chosen = [futures[n] for n in chosen_B.tolist()]
+        futures_BTD = torch.stack([cut(corpus, item, first, frames) for item, first in chosen]).to(device)
         loss = nn.functional.cross_entropy(network.head(network(futures_BTD)), numbers_N[chosen_B].to(device))
         adam.zero_grad()
         loss.backward()

@@ -41,7 +41,7 @@ of normalisations, positions, `query` as a setting, and sizes for two cores.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -232,7 +232,7 @@ class HiTDVAE(AutoregressiveVAE):
 
     def _decode(
         self,
-        layers: Iterable[nn.Module],
+        decoder: nn.Module,
         z_KBTL: Tensor,
         past_KBTM: Tensor | None,
         w_KB1L: Tensor,
@@ -248,7 +248,7 @@ class HiTDVAE(AutoregressiveVAE):
         lag_TS = frame_S[-y_NTM.shape[1] :, None] - frame_S
         recency = recency_of(lag_TS, self.heads).masked_fill(lag_TS < 0, -torch.inf)
         later = []
-        for layer, past in zip(layers, kept or [None] * len(self.encoder), strict=True):
+        for layer, past in zip(decoder.children(), kept or [None] * len(self.encoder), strict=True):
             y_NTM, keeps = layer(y_NTM, other_NTM, recency, past)
             later.append(keeps)
         return y_NTM.view_as(y_KBTM), later

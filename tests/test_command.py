@@ -108,7 +108,7 @@ def test_shells_complete_commands_settings_and_names(tmp_path):
     assert completions("avdvae en") == ["enhance "] and completions("avdvae nothing ") == []
     assert completions("avdvae train seed=1 exp=cvae_") == ["exp=cvae_plain "]
     assert completions("avdvae enhance inp") == ["input="] and completions("avdvae train seed=") == []
-    assert completions("avdvae train model.hidd") == ["model.hidden="]
+    assert completions("avdvae train model.alph") == ["model.alpha="]
     assert all(completions(f"avdvae {command} ") for command in COMMANDS if config_of(command))
     command = tmp_path / "avdvae"
     command.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{AVDVAE[2]}' \"$@\"\n")

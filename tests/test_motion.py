@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import cdflib
 import numpy as np
@@ -159,7 +157,7 @@ def test_human36m_goes_through_the_program(h36m, tmp_path):
     np.testing.assert_allclose(lengths("h36m", poses_TJ3), lengths("h36m", world[::2]) / 1000, atol=1e-5)
 
 
-def test_the_protocol_of_prediction_keeps_17_joints_at_50_hz_along_the_axes_of_the_room(tmp_path):
+def test_the_protocol_of_prediction_keeps_17_joints_at_50_hz_along_the_axes_of_the_room(tmp_path, monkeypatch):
     for name in ("S1", "S5", "S6", "S7", "S8", "S9", "S11"):
         folder = tmp_path / "h36m" / name / FOLDER
         folder.mkdir(parents=True)
@@ -178,8 +176,8 @@ def test_the_protocol_of_prediction_keeps_17_joints_at_50_hz_along_the_axes_of_t
     clip.source.unlink()
     world = about_the_room(on_32_joints(perform(subject(0, 1), MOVEMENTS["running"], 1, np.random.default_rng(0))))
     write_cdf(clip.source, world)
-    one: Any = SimpleNamespace(clips=lambda workers: ([clip], []))
-    out = prepare(one, tmp_path / "out", workers=1).out
+    monkeypatch.setattr(type(corpus), "clips", lambda self, workers: ([clip], []))
+    out = prepare(corpus, tmp_path / "out", workers=1).out
     prepared = PreparedCorpus(out, "test")
     (row,) = prepared.utterances
     assert (row.fps, row.seconds, row.labels) == (50, len(world) / 50, clip.labels)
@@ -189,9 +187,10 @@ def test_the_protocol_of_prediction_keeps_17_joints_at_50_hz_along_the_axes_of_t
     sides = [name for name in names if name.split()[0] in ("left", "right")]
     assert sides == [name for name in SKELETONS["gait"].joints if name.split()[0] in ("left", "right")]
 
-    other: Any = SimpleNamespace(clips=lambda workers: ([replace(clip, pose_format=PoseFormat())], []))
+    other = replace(clip, pose_format=PoseFormat())
+    monkeypatch.setattr(type(corpus), "clips", lambda self, workers: ([other], []))
     with pytest.raises(UserError, match=r"was prepared with .*, not "):
-        prepare(other, out, workers=1)
+        prepare(corpus, out, workers=1)
     with pytest.raises(UserError, match=r"data\.protocol=dlow: choose from dvae, prediction"):
         open_corpus({**given, "protocol": "dlow"})
     assert corpus.key != open_corpus(given).key

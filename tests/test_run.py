@@ -213,7 +213,7 @@ def test_models_that_differ_in_settings_are_compared_over_seeds(prepared: Summar
     assert (tmp_path / "all" / "vae_sequences_model.dim=4_seed=1" / "report.html").exists()
     wrong = ['models=[vae_sequences,"vae_sequences model.dims=4"]', *words[2:-1], f"run_dir={tmp_path / 'no'}"]
     assert "there is no setting model.dims: did you mean model.dim" in refuse("run.py", words[0], *wrong)
-    assert "seeds=[0, 1]: only a comparison takes several" in refuse("run.py", "exp=vae", *words[2:-1])
+    assert "seeds=[0, 1] are of the models that are compared: give models=" in refuse("run.py", "exp=vae", *words[2:-1])
 
 
 def test_models_are_measured_side_by_side(runs: Path, prepared: Summary, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class Clip:
     """One recording: its files and its labels.
 
     `audio` None: the sound is inside the video. `video` None: there is sound alone, or sound and `lips`, a file of
-    mouths that are cropped already, or `poses` alone.
+    mouths that are cropped already, or `poses` alone, or `boxes` alone, whose label `objects` counts the true ones.
     """
 
     id: str
@@ -35,17 +35,18 @@ class Clip:
     lips: Path | None = None
     labels: dict[str, Any] = field(default_factory=dict)
     poses: Path | None = None
+    boxes: Path | None = None
 
     @property
     def source(self) -> Path:
         """The file that errors and tables name."""
-        path = self.video or self.lips or self.poses or self.audio
+        path = self.video or self.lips or self.poses or self.boxes or self.audio
         assert path, f"clip {self.id} has no file"
         return path
 
     @property
     def files(self) -> list[Path]:
-        return [path for path in (self.video, self.audio, self.lips, self.poses) if path]
+        return [path for path in (self.video, self.audio, self.lips, self.poses, self.boxes) if path]
 
 
 @dataclass(frozen=True)

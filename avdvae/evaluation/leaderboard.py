@@ -112,7 +112,7 @@ def _head(entries: Sequence[Entry], base: Entry, boards: Sequence[Board]) -> dic
         "lead": f"{len(entries)} models on the corpus {rows[0].corpus} ({rows[0].split})",
         "facts": {name: fact for name, fact in facts.items() if fact},
         "command": "",
-        "generated": rows[0].corpus in ("talker", "gait"),
+        "generated": rows[0].corpus in ("talker", "gait", "tracks"),
     }
 
 

@@ -38,6 +38,8 @@ TITLES = {
     "motion": "Motion",
     "motion_true_past": "Motion with the true past (teacher forcing)",
     **{f"control_{factor}": f"Control of {factor}: relative errors" for factor in ("f0", "f1", "f2", "f3")},
+    "tracking": "Tracking",
+    "tracking_shuffled": "Tracking of detections in random order",
     "f0": "Pitch estimated from latents, by Praat and by WORLD",
 }
 
@@ -137,7 +139,7 @@ def _head(run: Path) -> dict[str, Any]:
         "lead": " on the corpus ".join(filter(None, (model, corpus))),
         "facts": {name: fact for name, fact in facts.items() if fact not in ("", None)},
         "command": about.get("command", ""),
-        "generated": corpus in ("talker", "gait"),
+        "generated": corpus in ("talker", "gait", "tracks"),
     }
 
 

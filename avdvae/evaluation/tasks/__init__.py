@@ -18,6 +18,7 @@ from avdvae.evaluation.tasks.motion import Motion
 from avdvae.evaluation.tasks.probe import Probe
 from avdvae.evaluation.tasks.resynthesis import Resynthesis
 from avdvae.evaluation.tasks.task import Task
+from avdvae.evaluation.tasks.tracking import Tracking
 from avdvae.evaluation.tasks.transfer import Transfer
 
 TASKS: dict[str, Task] = {
@@ -34,6 +35,8 @@ TASKS: dict[str, Task] = {
     "motion_true_past": Motion(true_past=True),
     **{f"control_{factor}": Control(factor) for factor in FACTORS},
     "f0": F0(),
+    "tracking": Tracking(shuffled=False),
+    "tracking_shuffled": Tracking(shuffled=True),
 }
 
 

@@ -39,7 +39,6 @@ TITLES = {
     "motion_true_past": "Motion with the true past (teacher forcing)",
     **{f"control_{factor}": f"Control of {factor}: relative errors" for factor in ("f0", "f1", "f2", "f3")},
     "tracking": "Tracking",
-    "tracking_shuffled": "Tracking of detections in random order",
     "f0": "Pitch estimated from latents, by Praat and by WORLD",
 }
 

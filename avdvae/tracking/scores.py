@@ -63,7 +63,7 @@ def scores(truth_TN4: Float[np.ndarray, "T N 4"], tracks_TM4: Float[np.ndarray, 
     return {
         "mota": 100 * (1 - (misses + false_alarms + switches) / boxes),
         "idf1": 200 * float(identified) / (boxes + int(found_TM.sum())),
-        "motp": 100 * overlap / pairs_in_all if pairs_in_all else float("nan"),
+        "motp": 100 * float(overlap) / pairs_in_all if pairs_in_all else float("nan"),
         "id_switches": float(switches),
         "mostly_tracked": 100 * float((share_N > 0.8).mean()),
         "mostly_lost": 100 * float((share_N < 0.2).mean()),

@@ -35,8 +35,7 @@ TASKS: dict[str, Task] = {
     "motion_true_past": Motion(true_past=True),
     **{f"control_{factor}": Control(factor) for factor in FACTORS},
     "f0": F0(),
-    "tracking": Tracking(shuffled=False),
-    "tracking_shuffled": Tracking(shuffled=True),
+    "tracking": Tracking(),
 }
 
 

@@ -6,9 +6,8 @@ The metrics are those of tracking/scores.py. The methods, a row of the table eac
     Kalman     the same EM with a linear Kalman filter of constant velocity, fitted to the trajectories for training
     nearest    the nearest detections (tracking/nearest.py)
 
-An object begins with its detection in the first frame. In the task `tracking`, detection k of every frame is of object
-k or missing, as published; no method makes use of it. In `tracking_shuffled` their order is random after the first
-frame.
+An object begins with its detection in the first frame. After it, the detections of each frame are in random order: in
+published experiments, detection k of every frame is of object k.
 """
 
 from __future__ import annotations
@@ -38,9 +37,6 @@ FITTED_TO = 10  # clips for training
 class Tracking:
     takes: Literal["sound", "poses", "boxes"] = "boxes"
 
-    def __init__(self, shuffled: bool):
-        self.shuffled = shuffled
-
     def check(self, subject: Subject) -> None:
         VAEPrior(subject.model)  # raises where it is none
         if lacking := [u.id for u in subject.chosen.utterances if u.labels["objects"] == u.labels["boxes"]]:
@@ -48,7 +44,7 @@ class Tracking:
         require("av", "cv2")  # of the films of its examples
 
     def parts(self, subject: Subject) -> list[Part]:
-        return subject.parts("tracking_shuffled" if self.shuffled else "tracking")
+        return subject.parts("tracking")
 
     def measure(self, subject: Subject, part: Part) -> Measured:
         measured, by_length = Measured(), dict[tuple[int, ...], list[Utterance]]()
@@ -57,7 +53,7 @@ class Tracking:
             shape = items.boxes(utterance).shape[0], utterance.labels["objects"]
             by_length.setdefault(shape, []).append(utterance)
         for utterances in by_length.values():
-            scenes = [self.scene(items, utterance, subject.settings.seed) for utterance in utterances]
+            scenes = [scene_of(items, utterance, subject.settings.seed) for utterance in utterances]
             methods = tracked(subject, np.stack([scene.detections for scene in scenes]))
             for b, (utterance, scene) in enumerate(zip(utterances, scenes, strict=True)):
                 tracks = {name: boxes_BTN4[b] for name, boxes_BTN4 in methods.items()}
@@ -68,11 +64,10 @@ class Tracking:
                     measured.examples.append(example(subject, part, utterance.id, scene, tracks))
         return measured
 
-    def scene(self, corpus: PreparedCorpus, utterance: Utterance, seed: int) -> Scene:
-        objects = utterance.labels["objects"]
-        boxes_TJ4 = corpus.boxes(utterance)
-        scene = Scene(boxes_TJ4[:, :objects], boxes_TJ4[:, objects:])
-        return scene.shuffled(stream("order", seed, utterance.id)) if self.shuffled else scene
+
+def scene_of(corpus: PreparedCorpus, utterance: Utterance, seed: int) -> Scene:
+    truth_TN4, detections_TK4 = np.split(corpus.boxes(utterance), [utterance.labels["objects"]], axis=1)
+    return Scene(truth_TN4, detections_TK4).shuffled(stream("order", seed, utterance.id))
 
 
 def tracked(subject: Subject, detections_BTK4: np.ndarray) -> dict[str, np.ndarray]:

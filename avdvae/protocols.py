@@ -3,7 +3,7 @@
 Suffixes of tensors give their shape, one letter an axis. Batch first, time second; draws lead: z_KBTL.
 
     B   utterances            K   draws of latents          C   components of a mixture, codes
-    T   STFT frames, steps    L   dimensions of a latent    D   coordinates of a pose
+    T   STFT frames, steps    L   dimensions of a latent    D   coordinates of a pose or box
     F   frequencies           M   features of a layer       H W   pixels of a crop
     N   samples of sound      G   gates of a layer          S   1 or T: the same for all frames, or not
     I   iterations of an EM   R   draws and components      J   sources in a mixture
@@ -30,7 +30,7 @@ from avdvae.probability.spectrum import SpeechLikelihood
 
 @dataclass(frozen=True)
 class Batch:
-    """Utterances, or windows of them, at the frames of the STFT; or sequences of poses. An absent modality is None.
+    """Utterances, or windows of them, at the frames of the STFT; or poses, or boxes. An absent modality is None.
 
     ids         B names    of utterances
     mask        B T        true where a frame holds data, false where it pads
@@ -43,6 +43,7 @@ class Batch:
     face        B T R C 3  RGB crops of the whole face, of the same pictures
     mouth       B T 2      opening and width of the lips, in distances of the outer corners of the eyes; with faces
     pose        B T D      poses in metres: of each joint right, forward and up of the hips; see data/poses.py
+    boxes       B T 4      boxes, in widths and heights of the picture; see data/boxes.py
     lengths     B          samples of waveform and mixture that hold data; the rest pads
     starts      B          index of the first frame in its utterance; None if augmented: do not cache features
     labels      B dicts    speaker, sex, emotion, ... as the corpus has them
@@ -61,11 +62,12 @@ class Batch:
     face: UInt8[Tensor, "B T *J R C 3"] | None = None
     mouth: Float[Tensor, "B T 2"] | None = None
     pose: Float[Tensor, "B T D"] | None = None
+    boxes: Float[Tensor, "B T 4"] | None = None
     lengths: Int64[Tensor, " B"] | None = None
     starts: Int64[Tensor, " B"] | None = None
     labels: tuple[dict[str, Any], ...] = ()
 
-    MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "confidence", "face", "mouth", "pose")
+    MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "confidence", "face", "mouth", "pose", "boxes")
 
     @property
     def present(self) -> frozenset[str]:
@@ -85,6 +87,7 @@ class Batch:
                 "lips": "video, for it is conditioned on the lips,",
                 "face": "faces, as a corpus prepared with lips.face=64 has,",
                 "pose": "poses, as data=gait has,",
+                "boxes": "boxes, as data=tracks has,",
             }.get(name, name)
             raise UserError(f"{type(whose).__name__} needs {what} and got none: give it, or choose another model")
         return tensor
@@ -121,7 +124,7 @@ class LatentSpec:
     modality: Literal["audio", "video", "audio-visual", "motion"]
 
 
-Observed = Literal["power", "pose", "waveform", "face"]  # the modality of which a model has a likelihood
+Observed = Literal["power", "pose", "boxes", "waveform", "face"]  # the modality of which a model has a likelihood
 Latents = Mapping[str, Tensor]  # z_KBTL by the name of the latent; z_KB1L where the rate is None
 
 
@@ -282,6 +285,7 @@ def why_not_enhancing(model: Model) -> str | None:
     why = {
         "waveform": "is a model of samples",
         "pose": "is a model of poses",
+        "boxes": "is a model of boxes",
         "face": "is a model of faces",
         "power": "has no latents to infer",
     }[model.observes]

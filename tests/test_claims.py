@@ -193,6 +193,7 @@ def test_a_claim_names_experiments_tasks_and_metrics_that_there_are(path: Path) 
             "latent_use": f"(kl|share)_({latents})",
             "denoising": r"(psnr|ssim)_(mouth|eyes)(_deaf|_interpolated)?",
             "calibration": r"(calibration_error|coverage_(50|90|95))(_loud|_quiet)?",
+            "tracking": "(mota|idf1)(_(60|120|300)_(apart|crossing))?",
             "control": "(f0|f0_world|f1|f2|f3|voiced)(_in_speech)?|nisqa",
         }
         kind = "control" if side.task.startswith("control_") else side.task.removesuffix("_true_past")

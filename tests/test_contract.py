@@ -101,6 +101,7 @@ def utterances(*samples: int, frames: int | None = None) -> Batch:
         "lips": torch.zeros(len(samples), count, 67, 67, dtype=torch.uint8),
         "confidence": torch.zeros(len(samples), count),
         "face": torch.zeros(len(samples), count, 64, 64, 3, dtype=torch.uint8),
+        "boxes": torch.zeros(len(samples), count, 4),
         "lengths": torch.tensor(samples),
     }
     for b, n in enumerate(samples):
@@ -114,6 +115,7 @@ def utterances(*samples: int, frames: int | None = None) -> Batch:
         tensors["lips"][b, :t] = torch.randint(0, 256, (t, 67, 67), generator=g)
         tensors["confidence"][b, :t] = torch.rand(t, generator=g)
         tensors["face"][b, :t] = torch.randint(0, 256, (t, 64, 64, 3), generator=g)
+        tensors["boxes"][b, :t] = 0.5 + 0.1 * torch.randn(t, 4, generator=g).cumsum(0)
     labels = tuple({"speaker": f"speaker {n}"} for n in samples)
     return Batch(ids=tuple(map(str, samples)), labels=labels, **tensors)
 

@@ -15,11 +15,12 @@ from omegaconf import OmegaConf
 from published import publish
 
 from avdvae.configurations import compose
-from avdvae.data.clips import Corpus
+from avdvae.data.clips import GENERATED, Corpus
 from avdvae.data.corpora import open_corpus
 from avdvae.data.prepare import Summary
 
 PROJECT = Path(__file__).parent.parent
+OTHER_DATA = {"prediction": "gait_futures", "motion": "gait", "tracking": "tracks"}  # of experiments without sound
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 
 
@@ -116,7 +117,7 @@ def test_make_refuses_an_old_python_in_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(path.stem for path in PROJECT.glob("configs/data/*.yaml")))
 def test_every_data_config_opens_its_corpus(name: str) -> None:
     words = ["data.reader=folder"] if name == "own" else []
-    words += [] if name.startswith(("talker", "gait", "flute")) else ["data.root=."]
+    words += [] if name.startswith(GENERATED) else ["data.root=."]
     assert isinstance(open_corpus(compose("lips", [f"data={name}", *words])["data"]), Corpus)
 
 
@@ -151,9 +152,9 @@ def test_the_commands_of_the_readme_run(clip: Path, prepared: Summary, tmp_path:
             words = ["data.speakers=3", "data.utterances=1", "data.seconds=1"]
         if program.endswith("run.py") and not any(word.startswith("resume") for word in words):
             words += [word for word in ("train=debug", "evaluate.noises=[White]") if word not in words]
-            moves, chosen = "motion" in words[0], any(word.startswith("prepared") for word in words)
-            tiny = "data=gait_futures_tiny" if "prediction" in words[0] else "data=gait_tiny"
-            words += [tiny] if moves else [] if chosen else [f"prepared={prepared.out}"]
+            tiny = [f"data={data}_tiny" for kind, data in OTHER_DATA.items() if kind in words[0]][:1]
+            chosen = any(word.startswith("prepared") for word in words)
+            words += tiny or ([] if chosen else [f"prepared={prepared.out}"])
             if words[0] == "exp=vq_mdvae":  # of faces, of which the prepared ones have none
                 words[-1:] = ["data.speakers=12", "data.utterances=2", "data.seconds=1.5"]
             fewer = {

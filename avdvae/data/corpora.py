@@ -26,6 +26,7 @@ from avdvae.data.readers.tree import Tree
 from avdvae.data.readers.voicebank_demand import VoicebankDemand
 from avdvae.data.readers.wsj0 import Wsj0
 from avdvae.data.talker.corpus import Talker
+from avdvae.data.tracks import Tracks
 from avdvae.entry_points import find_class
 from avdvae.errors import UserError, known_settings
 from avdvae.files import locked
@@ -48,6 +49,7 @@ READERS: dict[str, Callable[..., Any]] = {
     "gait": Gait,
     "flute": Flute,
     "gait_futures": GaitFutures,
+    "tracks": Tracks,
     "folder": Folder,
     **{tree.NAME: tree for tree in _TREES},
 }

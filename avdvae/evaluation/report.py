@@ -43,6 +43,7 @@ TITLES = {
     "latent_use": "Latent use: KL in nats a frame, share of the output's variance in %",
     "motion_latent_use": "Latent use in motion: KL in nats a frame, share of the output's variance in %",
     **{f"control_{factor}": f"Control of {factor}: relative errors" for factor in ("f0", "f1", "f2", "f3")},
+    "tracking": "Tracking",
     "f0": "Pitch estimated from latents, by Praat and by WORLD",
 }
 

@@ -7,7 +7,7 @@ comprehensive review", Foundations and Trends in Machine Learning 15, 2021 (arXi
 
 with one draw of z_1:T, along which the divergences are taken.
 
-    x_t   observed frame        observed_BTF; power_BTF holds |x_t|^2 of speech, or pose_BTD
+    x_t   observed frame        observed_BTF; power_BTF holds |x_t|^2 of speech, or pose_BTD, boxes_BT4
     z_t   latent                z_KBTL; z_KB1L of a latent of the whole utterance
     h_t   recurrent state       h_KBTM of an AutoregressiveVAE, from x_1:t-1 and latents
 
@@ -29,7 +29,7 @@ from avdvae.errors import UserError
 from avdvae.nn.blocks import check_floor, check_same_floor, encoder_input, keep_given, shifted
 from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
-from avdvae.probability.observed import likelihood_of
+from avdvae.probability.observed import Trajectory, likelihood_of
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
 
@@ -54,7 +54,7 @@ class DynamicalVAE(nn.Module):
         self.features, self.floor = features, floor
         self.observes: Observed = observes
         self.sees: tuple[str, ...] = (observes,)
-        self.latents = (LatentSpec("z", dim, rate=1, modality="motion" if observes == "pose" else "audio"),)
+        self.latents = (LatentSpec("z", dim, rate=1, modality="audio" if observes == "power" else "motion"),)
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         """Draws of the latents from standard normal noise, and their posterior."""
@@ -65,7 +65,7 @@ class DynamicalVAE(nn.Module):
         return {name: Gaussian.standard(*value.shape, like=value) for name, value in z.items()}
 
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
-        """Parameters of the likelihood: log-variances of speech, or positions of joints."""
+        """Parameters of the likelihood: log-variances of speech, positions of joints, or moments of boxes."""
         raise NotImplementedError
 
     def observed(self, batch: Batch) -> Float[Tensor, "B T F"]:
@@ -223,8 +223,9 @@ class AutoregressiveVAE(DynamicalVAE):
         return z
 
     def fed_back(self, output: Float[Tensor, "K B 1 F"]) -> Float[Tensor, "K B 1 F"]:
-        """The frame that stands for x_t where the past is the model's own."""
-        return self.likelihood(output).expected
+        """The frame that stands for x_t where the past is the model's own; of boxes, a draw."""
+        likelihood = self.likelihood(output)
+        return likelihood.density.sample()[0] if isinstance(likelihood, Trajectory) else likelihood.expected
 
     def own_past(self, z: Latents, context: Context, own: Sequence[bool] | None = None) -> Float[Tensor, "K B T F"]:
         """See protocols.Autoregressive."""

@@ -22,6 +22,7 @@ COMMANDS = {  # and their modules
     "interpolate": "interpolate",
     "generate": "generate",
     "control": "control",
+    "track": "track",
     "demo": "demo",
     "bench": "bench",
     "import": "import_weights",

@@ -21,6 +21,7 @@ from avdvae.evaluation.tasks.probe import Probe
 from avdvae.evaluation.tasks.resynthesis import Resynthesis
 from avdvae.evaluation.tasks.separation import Separation
 from avdvae.evaluation.tasks.task import Task
+from avdvae.evaluation.tasks.tracking import Tracking
 from avdvae.evaluation.tasks.transfer import Transfer
 
 TASKS: dict[str, Task] = {
@@ -41,6 +42,7 @@ TASKS: dict[str, Task] = {
     "motion_latent_use": LatentUse("poses", "motion_latent_use"),
     **{f"control_{factor}": Control(factor) for factor in FACTORS},
     "f0": F0(),
+    "tracking": Tracking(),
 }
 
 

@@ -7,7 +7,7 @@ class with the methods of `Task`, entered in evaluation/tasks/__init__.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -20,12 +20,13 @@ from avdvae.data.loader import Loader, seen_by
 from avdvae.data.mixing import CORRUPTIONS, NOISES
 from avdvae.data.shards import PreparedCorpus
 from avdvae.enhancement.vem import Vem
-from avdvae.errors import UserError
+from avdvae.errors import UserError, known_settings
 from avdvae.evaluation.results import Result
 from avdvae.pictures.stills import triptych
 from avdvae.signals.audio import Stft, write_wav
 from avdvae.signals.clock import RATE
 from avdvae.signals.metrics import METRICS, check_names
+from avdvae.tracking.mixture import Tracker
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Evaluation:
     observe: float = 0.5  # seconds of a motion before its prediction
     predict: float = 2.0  # seconds
     futures: int = 50  # drawn of each window
+    tracking: Mapping = field(default_factory=lambda: asdict(Tracker()))  # settings of the tracker
 
     def __post_init__(self) -> None:
         for name, value, low in (
@@ -97,6 +99,11 @@ class Evaluation:
                 f"{', '.join(NOISES)}"
             )
         check_names(self.metrics)
+        _ = self.tracker  # raises where its settings are wrong
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        return known_settings(Tracker, "evaluate.tracking", **self.tracking)
 
 
 class Part(NamedTuple):
@@ -215,7 +222,8 @@ class Subject:
 
 @runtime_checkable
 class Task(Protocol):
-    takes: Literal["sound", "poses"]
+    @property
+    def takes(self) -> Literal["sound", "poses", "boxes"]: ...
 
     def check(self, subject: Subject) -> None:
         """Raise a UserError if the model or the settings do not suit the task."""

@@ -36,7 +36,7 @@ def test_scenes_have_gaps_and_crossings_but_a_complete_beginning(crossing) -> No
     for seed in range(6):
         boxes_TJ4 = scene(120, crossing, np.random.default_rng(seed))
         truth_TN4, detections_TK4 = boxes_TJ4[:, :3], boxes_TJ4[:, 3:]
-        missing_TK = np.isnan(detections_TK4).any(-1)
+        missing_TK = np.isnan(detections_TK4[..., 0])
         assert not np.isnan(truth_TN4).any() and not missing_TK[:COMPLETE].any() and missing_TK.any()
         noise = ((detections_TK4 - truth_TN4) / sizes(truth_TN4))[~missing_TK]
         assert 0.018 < noise.std() < 0.022

@@ -43,6 +43,7 @@ from avdvae.errors import UserError, whole_numbers
 from avdvae.probability.spectrum import SourceSum
 from avdvae.protocols import Autoregressive, Batch, Context, Inferred, Latents, MixtureModel
 
+MIXING = ("sum", "assignment")
 UNLIKELY = 1e-10  # added to the likelihood of each source of a bin, as published
 
 

@@ -27,8 +27,12 @@ from avdvae.files import replacing
 from avdvae.signals.metrics import ALL_NOISES, INPUT, LOW_IS_GOOD, WEIGHTS
 
 NOISE_GROUPS = {"stationary": ("White", "Car", "LR")}
-# In place of a model, in rows that any evaluation of the task prediction has.
-BASELINES = ("last pose", "constant velocity", "true generator")
+BASELINES = (  # in place of a model, in rows that any evaluation of a task has
+    *("last pose", "constant velocity", "true generator"),  # of prediction
+    *("mixture", "NMF", "binary mask", "ratio mask"),  # of separation
+    *("Kalman", "nearest"),  # of tracking
+    *("Praat", "WORLD", "TD-PSOLA"),  # of pitch
+)
 SAME_INPUT = 1e-3  # by how much metrics of one and the same input may differ between two machines
 
 
@@ -92,12 +96,13 @@ def compare(
     group. `overall`: as in `summarise`.
 
     A lips condition that the other run lacks is compared with its rows without one, those of an audio-only model; an
-    audio-only model is compared with clean lips. `input_*` metrics must agree, otherwise the mixtures differ; they are
+    audio-only model is compared with clean lips. Another method with the model, such as "vae assignment", is compared
+    with the same method with the other model. `input_*` metrics must agree, otherwise the mixtures differ; they are
     left out, and so are `*_improvement` metrics, which differ exactly as the outputs do.
     """
-    methods = {row.model for row in rows} & {row.model for row in other_rows}  # measured beside both models
+    methods, their_methods = _methods(rows), _methods(other_rows)
     theirs = {
-        (row.model in methods and row.model, row.task, row.item, row.noise, row.snr, row.metric, row.lips): row.value
+        (their_methods[row.model], row.task, row.item, row.noise, row.snr, row.metric, row.lips): row.value
         for row in other_rows
     }
     their_lips = {row.lips for row in other_rows}
@@ -105,8 +110,7 @@ def compare(
     differences, counts, unchecked = [], _counts(rows), dict[tuple, bool]()
     for row in rows:
         lips = row.lips if row.lips in their_lips else ("" if row.lips else "clean")
-        where = row.task, row.item, row.noise, row.snr, row.metric, lips
-        other = theirs.get((row.model, *where), theirs.get((False, *where)))
+        other = theirs.get((methods[row.model], row.task, row.item, row.noise, row.snr, row.metric, lips))
         if other is None:
             continue
         mixture = row.task, row.item, row.noise, row.snr
@@ -137,6 +141,13 @@ def compare(
         | {"compared_with": other_rows[0].run}
         for (model, task, lips, metric), noise, snr, mean in _means(differences, groups, overall)
     ]
+
+
+def _methods(rows: Sequence[Result]) -> dict[str, str]:
+    """What follows the name of the run's model in the names of its rows: nothing for the model itself."""
+    names = {row.model for row in rows}
+    own = min(sorted(names - {*BASELINES}), key=len, default="")
+    return {name: "" if name == own else name.removeprefix(f"{own} ") for name in names}
 
 
 def without_baselines(rows: Sequence[Result]) -> list[Result]:

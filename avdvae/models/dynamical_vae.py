@@ -29,7 +29,7 @@ from avdvae.errors import UserError
 from avdvae.nn.blocks import check_floor, check_same_floor, encoder_input, keep_given, shifted
 from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
-from avdvae.probability.observed import Trajectory, likelihood_of
+from avdvae.probability.observed import likelihood_of
 from avdvae.protocols import Batch, Context, Inferred, Latents, LatentSpec, Observed
 
 
@@ -223,9 +223,8 @@ class AutoregressiveVAE(DynamicalVAE):
         return z
 
     def fed_back(self, output: Float[Tensor, "K B 1 F"]) -> Float[Tensor, "K B 1 F"]:
-        """The frame that stands for x_t where the past is the model's own; of boxes, a draw."""
-        likelihood = self.likelihood(output)
-        return likelihood.density.sample()[0] if isinstance(likelihood, Trajectory) else likelihood.expected
+        """The frame that stands for x_t where the past is the model's own."""
+        return self.likelihood(output).expected
 
     def own_past(self, z: Latents, context: Context, own: Sequence[bool] | None = None) -> Float[Tensor, "K B T F"]:
         """See protocols.Autoregressive."""

@@ -125,5 +125,9 @@ class BoxSRNN(SRNN):
         self.prior_net = nn.Sequential(*mlp([hidden + dim, *prior], nn.Tanh), GaussianHead(prior[-1], dim))
         self.decoder_net = nn.Sequential(*mlp([hidden + dim, decoder], nn.Tanh), nn.Linear(decoder, 2 * 4))
 
+    def fed_back(self, output: Float[Tensor, "K B 1 _"]) -> Float[Tensor, "K B 1 F"]:
+        """A draw, as published."""
+        return self.likelihood(output).density.sample()[0]
+
     def encoder_states(self, h: Tensor, observed_BTF: Tensor, context: Context) -> Float[Tensor, "#K B T M"]:
         return concat_features(h, observed_BTF[None])

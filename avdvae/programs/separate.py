@@ -20,15 +20,13 @@ from typing import Any
 
 from avdvae.enhancement.recordings import Enhancer, read_sound, write_sound
 from avdvae.enhancement.separation import PicturesOfSources
-from avdvae.enhancement.sources import Assignment, Sources
+from avdvae.enhancement.sources import MIXING, Assignment, Sources
 from avdvae.errors import UserError, known_settings, naming_extras
 from avdvae.latents.stage import build_enhancer
 from avdvae.programs.program import Program
 from avdvae.progress import progress_bar
 from avdvae.protocols import PICTURES
 from avdvae.runs import open_run
-
-MIXING = ("sum", "assignment")
 
 
 @naming_extras()

@@ -67,7 +67,7 @@ def _size(given: Any) -> tuple[int, int]:
 def track_one(
     scene: Scene, picture: tuple[int, int], tracker: Tracker, prior: VAEPrior, source: Path, output: Path
 ) -> None:
-    first = int(np.isfinite(scene.detections).all(-1).any(1).argmax())
+    first = int(np.isfinite(scene.detections[..., 0]).any(1).argmax())
     with in_file(source):
         found = tracker.track(torch.from_numpy(scene.detections[None, first:]), prior).m[0].numpy()
     before = np.full((first, *found.shape[1:]), np.nan, np.float32)

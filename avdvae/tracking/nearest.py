@@ -13,7 +13,7 @@ def nearest_detections(detections_TK4: Float[np.ndarray, "T K 4"]) -> Float[np.n
     """A track for each detection of the first frame, in their order."""
     from scipy.optimize import linear_sum_assignment
 
-    boxes_N4 = detections_TK4[0][np.isfinite(detections_TK4[0]).all(-1)]
+    boxes_N4 = detections_TK4[0][np.isfinite(detections_TK4[0, :, 0])]
     tracks = []
     for detections_K4 in detections_TK4:
         overlap_NK = overlaps(boxes_N4, detections_K4)

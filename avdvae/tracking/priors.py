@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from avdvae.errors import UserError
 from avdvae.models.dynamical_vae import AutoregressiveVAE
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Schedule
+from avdvae.probability.observed import Trajectory
 from avdvae.protocols import Batch
 from avdvae.tracking.mixture import FIRST_VARIANCE, Estimate, Evidence
 
@@ -33,22 +35,23 @@ class VAEPrior:
         """Scenes and objects share the batch axis. The noise of the latents is the same in all scenes, so that the
         result of a scene does not depend on the others."""
         model, (scenes, frames, objects, _) = self.model, estimate.m.shape
-        batch = _as_batch(estimate.m)
-        noise_NTL = torch.randn((objects, frames, model.latents[0].dim), generator=random)
-        noise = {"z": noise_NTL.repeat(scenes, 1, 1)[None]}
-        z = model.posterior(model.network_input(model.observed(batch)), model.context(batch), noise).z["z"]  # E-Z
+        batch, noise = _as_batch(estimate.m), dict[str, Tensor]()
+        for spec in model.latents:
+            size = objects, 1 if spec.rate is None else frames, spec.dim
+            noise[spec.name] = torch.randn(size, generator=random).repeat(scenes, 1, 1)[None]
+        context = model.context(batch)
+        z = model.posterior(model.network_input(model.observed(batch)), context, noise).z  # E-Z
         precision, weighted = (_side_by_side(part)[None] for part in evidence)
-        mean, variance = first_BN4.reshape(1, -1, 1, 4), torch.tensor(FIRST_VARIANCE)
-        x, z_before, state, moments = torch.zeros_like(mean), torch.zeros_like(z[:, :, :1]), None, []
-        for t, z_t in enumerate(z.split(1, 2)):
-            h, state = model.update_state(model.network_input(x), z_before, z_t, state)
-            if t:
-                density = model.likelihood(model.output_at(h, z_t)).density
-                mean, variance = density.mean, density.log_var.exp()
-            V = 1 / (precision[:, :, t : t + 1] + 1 / variance)
-            x = V * (weighted[:, :, t : t + 1] + mean / variance)  # m_t
-            moments.append((x, V))
-            z_before = z_t
+        first, moments = Gaussian(first_BN4.reshape(1, -1, 1, 4), torch.full((4,), FIRST_VARIANCE).log()), []
+
+        def follow(t: int, likelihood: Trajectory) -> Float[Tensor, "1 BN 1 4"]:
+            p = likelihood.density if t else first
+            V = 1 / (precision[:, :, t : t + 1] + (-p.log_var).exp())
+            m = V * (weighted[:, :, t : t + 1] + p.mean * (-p.log_var).exp())
+            moments.append((m, V))
+            return m
+
+        model.walk(z, context, follow)
         m, V = (torch.cat(part, 2)[0].unflatten(0, (scenes, objects)) for part in zip(*moments, strict=True))
         return Estimate(m.transpose(1, 2), V.transpose(1, 2))
 

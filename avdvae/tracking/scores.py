@@ -43,7 +43,7 @@ def overlaps(
 def scores(truth_TN4: Float[np.ndarray, "T N 4"], tracks_TM4: Float[np.ndarray, "T M 4"]) -> dict[str, float]:
     from scipy.optimize import linear_sum_assignment
 
-    true_TN, found_TM = (np.isfinite(boxes).all(-1) for boxes in (truth_TN4, tracks_TM4))
+    true_TN, found_TM = (np.isfinite(boxes[..., 0]) for boxes in (truth_TN4, tracks_TM4))
     overlap_TNM = overlaps(truth_TN4, tracks_TM4)
     last_N, now_N = (np.full(truth_TN4.shape[1], -1) for _ in range(2))  # the track last matched, and just before
     matched_N, overlap, switches = np.zeros(truth_TN4.shape[1], int), 0.0, 0

@@ -10,7 +10,7 @@ Models with lips are given those of each talker (lips clean), those of another (
 Where all priors are alike and without lips, estimates are scored in the best order.
 
     metric          of the utterance itself; other_metric: the mean over the other sources
-    model           its name: mixing=sum; assignment: mixing=assignment, see enhancement/sources.py
+    model           NAME: mixing=sum; NAME assignment: mixing=assignment; see enhancement/sources.py
     mixture         the mixture as the estimate of each source
     NMF             a dictionary for each source, from the training split, of the sex of the talker where it is known
     binary mask     the ideal one: 1 where the source is the strongest
@@ -125,7 +125,7 @@ class Separation:
         model, batch = Sources(priors_of(subject)).eval(), batch_of(subject, mixed, lips)
         assert subject.vem and batch.lengths is not None
         assignment = Assignment(seed=subject.vem.seed)
-        algorithms = {"sum": (subject.name, subject.vem), "assignment": ("assignment", assignment)}
+        algorithms = {"sum": (subject.name, subject.vem), "assignment": (f"{subject.name} assignment", assignment)}
         found = []
         for mixing in subject.settings.mixing or algorithms:
             name, settings = algorithms[mixing]

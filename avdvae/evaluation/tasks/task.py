@@ -19,6 +19,7 @@ from avdvae.data.conditions import Condition
 from avdvae.data.loader import Loader, seen_by
 from avdvae.data.mixing import CORRUPTIONS, NOISES
 from avdvae.data.shards import PreparedCorpus
+from avdvae.enhancement.sources import MIXING
 from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError, known_settings
 from avdvae.evaluation.results import Result
@@ -82,8 +83,8 @@ class Evaluation:
                 f"evaluate.talkers={self.talkers} and evaluate.beside={self.beside}: give one of them, for with a run "
                 "beside there are two sources"
             )
-        if unknown := set(self.mixing or ()) - {"sum", "assignment"}:
-            raise UserError(f"evaluate.mixing: {', '.join(sorted(unknown))}: choose from sum, assignment")
+        if unknown := set(self.mixing or ()) - {*MIXING}:
+            raise UserError(f"evaluate.mixing: {', '.join(sorted(unknown))}: choose from {', '.join(MIXING)}")
         if unknown := set(self.background or ()) - set(NOISES):
             raise UserError(
                 f"evaluate.background: no noise is called {', '.join(sorted(unknown))}: choose from {', '.join(NOISES)}"

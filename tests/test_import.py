@@ -341,8 +341,8 @@ def test_a_file_of_mixdvae_becomes_a_run_with_each_tensor_in_its_place(tmp_path)
 
     for change, complaint in (
         (
-            {"mlp_x_h.linear_0.weight": torch.ones(4, 4)},
-            "model of 4 numbers a frame, and only those of spectra",
+            {"mlp_x_h.linear_0.weight": torch.ones(4, 5)},
+            "model of 5 numbers a frame, and only those of spectra",
         ),
         ({"rnn_h.weight_hh_l0": None}, "is no model of MixDVAE, for it lacks 'rnn_h.weight_hh_l0'"),
         ({"gen_x.bias": None}, "lacks gen_x.bias in our SRNN"),
@@ -352,6 +352,43 @@ def test_a_file_of_mixdvae_becomes_a_run_with_each_tensor_in_its_place(tmp_path)
         with pytest.raises(UserError, match=complaint):
             import_weights(file, tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_the_boxes_of_mixdvae_become_a_run_that_predicts_alike(tmp_path):
+    """The prior and the output, after the published names."""
+    layers = {"mlp_x_h.linear_0": (4, 4), "mlp_gz_z.linear_0": (16, 16), "mlp_gz_z.linear_1": (8, 16)}
+    layers |= {"mlp_hz_z.linear_0": (8, 12), "mlp_hz_z.linear_1": (8, 8), "mlp_hz_x.linear_0": (16, 12)}
+    layers |= {f"{q}_z_{part}": (4, 8) for q in ("inf", "prior") for part in HALVES}
+    layers |= {f"gen_x_{part}": (4, 16) for part in HALVES}
+    lstm, generator = torch.nn.LSTM(4, 8, batch_first=True), torch.Generator().manual_seed(0)
+    theirs = {f"rnn_h.{name}": tensor.detach() for name, tensor in lstm.named_parameters()}
+    for name, size in layers.items():
+        theirs[f"{name}.weight"] = torch.randn(size, generator=generator)
+        theirs[f"{name}.bias"] = torch.randn(size[0], generator=generator)
+    torch.save(theirs, tmp_path / "model_mot.pt")
+    import_weights(tmp_path / "model_mot.pt", tmp_path / "ours")
+    run = open_run(tmp_path / "ours")
+    assert run.config["exp"] == "box_srnn" and run.noted["parameters"] == 1540
+    model = run.load_model()
+
+    def layer(name, x):
+        return torch.nn.functional.linear(x, theirs[f"{name}.weight"], theirs[f"{name}.bias"])
+
+    x, z = torch.rand(2, T, 4, generator=generator), torch.randn(1, 2, T, 4, generator=generator)
+    before = torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1]
+    h = lstm(layer("mlp_x_h.linear_0", before).tanh())[0]
+    hz = layer("mlp_hz_x.linear_0", torch.cat([h, z[0]], -1)).tanh()
+    context = model.context(Batch(("a", "b"), torch.ones(2, T, dtype=torch.bool), boxes=x))
+    found = model.decode({"z": z}, context)["boxes"].density
+    torch.testing.assert_close(found.mean[0], layer("gen_x_mean", hz))
+    torch.testing.assert_close(found.log_var[0], layer("gen_x_logvar", hz))
+    z_before = torch.nn.functional.pad(z[0], (0, 0, 1, 0))[:, :-1]
+    p = layer("mlp_hz_z.linear_1", layer("mlp_hz_z.linear_0", torch.cat([h, z_before], -1)).tanh()).tanh()
+    torch.testing.assert_close(model.prior({"z": z}, context)["z"].log_var[0], layer("prior_z_logvar", p))
+    q = model.posterior(x, context, {"z": torch.zeros_like(z)}).q["z"]
+    g = torch.cat([h[:, 0], x[:, 0], 0 * z[0, :, 0]], -1)
+    g = layer("mlp_gz_z.linear_1", layer("mlp_gz_z.linear_0", g).tanh()).tanh()
+    torch.testing.assert_close(q.mean[0, :, 0], layer("inf_z_mean", g))
 
 
 def test_the_program_says_what_it_misses():

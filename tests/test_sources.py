@@ -14,6 +14,7 @@ from avdvae.enhancement.vem import NoisySpeech, Vem, enhance
 from avdvae.errors import UserError
 from avdvae.models.cvae import CVAE
 from avdvae.models.dkf import DKF
+from avdvae.models.hit_dvae import HiTDVAE
 from avdvae.models.srnn import SRNN
 from avdvae.models.vae import VAE
 from avdvae.models.vae_mm import VAEMM
@@ -39,6 +40,9 @@ def priors() -> dict[str, Any]:
         "cvae": still(CVAE(33, 16, 16, 4)),
         "srnn": still(SRNN(33, 8, 4, 16, (8,))),
         "dkf": still(DKF(33, 8, 4)),
+        "hit_dvae": still(
+            HiTDVAE(33, 8, 4, 3, 8, heads=2, layers=1, inner=8, hidden_w=4)
+        ),  # with a latent of the whole
     }
 
 
@@ -53,7 +57,7 @@ def mixtures(*frames: int, sources: int = 2) -> Batch:
     return Batch(tuple(f"{count} frames" for count in frames), mask, noisy=noisy, lips=lips)
 
 
-@pytest.mark.parametrize("kind", ["vae", "cvae", "srnn"])
+@pytest.mark.parametrize("kind", ["vae", "cvae", "srnn", "hit_dvae"])
 @pytest.mark.parametrize("name", ["free_gaussian", "langevin", "encoder"])
 def test_the_sum_of_one_source_is_enhancement(kind: str, name: str) -> None:
     model, batch = priors()[kind], mixtures(*(FRAMES[:1] if name == "encoder" else FRAMES), sources=1)
@@ -67,7 +71,7 @@ def test_the_sum_of_one_source_is_enhancement(kind: str, name: str) -> None:
 
 def test_masks_add_up_to_one_at_most_and_each_prior_has_its_own_lips_and_gain() -> None:
     every = priors()
-    model, batch = Sources([every["cvae"], every["srnn"], every["cvae"]]), mixtures(*FRAMES, sources=3)
+    model, batch = Sources([every["cvae"], every["hit_dvae"], every["cvae"]]), mixtures(*FRAMES, sources=3)
     assert batch.lips is not None and set(model.sees) == {"power", "lips"} and not model.can_miss
     vem = Vem(build_estep("point"), iterations=5, rank=2)
     found = enhance(model, batch, vem)
@@ -158,20 +162,21 @@ def test_a_source_given_the_mixture_is_that_of_dense_gaussian_conditioning() -> 
     torch.testing.assert_close(found.power_BTF, drawn.abs().square())
 
 
-def test_assignment_walks_an_autoregressive_prior_along_what_it_found() -> None:
+@pytest.mark.parametrize("kind", ["srnn", "hit_dvae"])
+def test_assignment_walks_an_autoregressive_prior_along_what_it_found(kind: str) -> None:
     """The variances of frame t are those that the model gives after the draws of the frames before."""
-    srnn, batch = priors()["srnn"], mixtures(9, sources=1)
-    noisy = batch.need("noisy", srnn)
-    context = srnn.context(replace(batch, power=noisy))
-    z = srnn.infer(replace(batch, power=noisy), mode="mean").z
+    prior, batch = priors()[kind], mixtures(9, sources=1)
+    noisy = batch.need("noisy", prior)
+    context = prior.context(replace(batch, power=noisy))
+    z = prior.infer(replace(batch, power=noisy), mode="mean").z
     step = SourceStep(noisy, 0.03 * noisy, torch.full_like(noisy, 0.6), torch.randn(2, 1, 9, 33, generator=seeded(0)))
-    found = step.of(srnn, z, context)
-    sigma = srnn.decode(z, context, feedback=found.power_BTF)["power"].expected[0]
+    found = step.of(prior, z, context)
+    sigma = prior.decode(z, context, feedback=found.power_BTF)["power"].expected[0]
     for one, all_at_once in zip(found, step.given(sigma), strict=True):
         torch.testing.assert_close(one, all_at_once, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["vae", "srnn", "cvae"])
+@pytest.mark.parametrize("kind", ["vae", "hit_dvae", "cvae"])
 def test_an_utterance_is_assigned_alike_alone_and_in_a_batch_and_costs_less(kind: str) -> None:
     every = priors()
     model, settings = Sources([every[kind], every["dkf"]]), Assignment(iterations=6)

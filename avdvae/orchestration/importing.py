@@ -23,7 +23,7 @@ def import_weights(source: Path, path: Path) -> None:
         "run_dir": str(path),
         "hop": published.hop,
     }
-    config["model"] |= {**published.arguments, "floor": None}
+    config["model"] |= published.arguments
     model = build_model(config["model"])
     published.fill(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())

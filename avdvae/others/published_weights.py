@@ -35,6 +35,7 @@ class _Layout:
     columns: Mapping[str, Callable[[Tensor, int], Tensor]] = field(default_factory=dict)
 
 
+_BOX = 4  # numbers of a box
 _TENSORS = ("weight", "bias", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 _RVAE = {
@@ -222,21 +223,28 @@ def read_published_weights(source: Path) -> PublishedWeights:
 
 
 def _read_file(file: Path) -> PublishedWeights:
-    """An SRNN of spectra, which its shapes describe."""
+    """An SRNN of spectra or of boxes, which its shapes describe."""
     tensors = _read_tensors(file)
     try:
         features = tensors["mlp_x_h.linear_0.weight"].shape[1]
         hidden, dim = tensors["rnn_h.weight_hh_l0"].shape[1], tensors["inf_z_mean.weight"].shape[0]
+        if features == _BOX:
+            for part in ("weight", "bias"):  # of mean and log-variance, one layer here
+                moments = [tensors.pop(f"gen_x_{moment}.{part}") for moment in ("mean", "logvar")]
+                tensors[f"gen_x.{part}"] = torch.cat(moments)
     except (KeyError, IndexError) as error:
         raise UserError(
             f"{file} is no model of MixDVAE, for it lacks {error}: give one, or a folder with config.ini"
         ) from error
+    arguments = {"hidden": hidden, "dim": dim}
+    if features == _BOX:
+        return PublishedWeights(file, "box_srnn", arguments, WINDOW // 4, tensors, _MIXDVAE)
     if features != WINDOW // 2 + 1:
         raise UserError(
-            f"{file} is a model of {features} numbers a frame, and only those of spectra, of {WINDOW // 2 + 1}, can be "
-            "imported: give model_scass_wsj.pt or model_scass_cbf.pt"
+            f"{file} is a model of {features} numbers a frame, and only those of spectra, of {WINDOW // 2 + 1}, and of "
+            f"boxes, of {_BOX}, can be imported: give model_scass_wsj.pt, model_scass_cbf.pt or model_mot.pt"
         )
-    arguments = {"features": features, "hidden": hidden, "dim": dim}
+    arguments |= {"features": features, "floor": None}
     return PublishedWeights(file, "srnn_gm", arguments, WINDOW // 4, tensors, _MIXDVAE)
 
 
@@ -263,7 +271,8 @@ def _read_folder(folder: Path) -> PublishedWeights:
     features = "frequencies" if experiment == "vae" else "features"
     keys = {features: "x_dim", "hidden": _LAYOUTS[experiment].hidden, "dim": "z_dim"}
     keys |= {"dim_v": "v_dim"} if experiment == "dsae" else {}
-    arguments = {argument: int(settings.number("Network", key)) for argument, key in keys.items()}
+    arguments: dict[str, Any] = {argument: int(settings.number("Network", key)) for argument, key in keys.items()}
+    arguments["floor"] = None
     stft = Stft(int(settings.number("STFT", "hop_percent") * WINDOW))
     layout = _LAYOUTS[experiment]
     return PublishedWeights(files[0], experiment, arguments, stft.hop, _read_tensors(files[0]), layout)

@@ -4,7 +4,8 @@ avdvae import source=DVAE_SE/trained_models/wsj_rvae run_dir=runs/wsj_rvae
 avdvae import source=MixDVAE/models/pretrained_dvae_models/model_scass_wsj.pt run_dir=runs/mixdvae_wsj
 
 VAE, DKF, STORN, VRNN, SRNN, RVAE and DSAE, with the benchmark's layers for speech. Of MixDVAE, the SRNNs of speech
-(model_scass_wsj.pt) and of a flute (model_scass_cbf.pt). Nothing in these files is executed.
+(model_scass_wsj.pt), of a flute (model_scass_cbf.pt) and of boxes to track (model_mot.pt). Nothing in these files is
+executed.
 The run can be used like one of avdvae train, except with resume=; its configuration has the training settings of
 this suite, not those the weights were trained with.
 """

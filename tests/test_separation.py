@@ -31,7 +31,7 @@ from avdvae.models.vae import VAE
 from avdvae.signals.audio import Stft
 
 PROGRAM = Path(__file__).parent.parent / "experiments" / "separate.py"
-ASSIGNMENT = {"iterations": 2, "noise": 0.03, "seed": 0}
+ASSIGNMENT = {"iterations": 2, "noise": 0.03, "learn_noise": True, "finetune": False, "seed": 0}
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,29 @@ def test_three_talkers_in_noise_by_a_model_of_sound(prepared, tmp_path) -> None:
     assert np.isfinite(values(rows, "m", "si_sdr")).all()
 
 
+def test_a_run_beside_gives_the_other_source_and_its_prior_or_that_of_the_background(prepared, tmp_path) -> None:
+    vae, seeing = (make_run(tmp_path / name, name) for name in ("VAE", "CVAE"))
+    for run in (vae, seeing):
+        config = (run / "config.yaml").read_text().replace("hop: 256", "hop: 533")
+        (run / "config.yaml").write_text(f"{config}prepared: {prepared.out}\n")
+    speakers = [PreparedCorpus(prepared.out, "train", verify=False).utterances[0].speaker]
+    how: dict[str, Any] = {"beside": str(vae), "mixing": ["sum"], "speakers": speakers}
+    rows = measure(subject_of(prepared, tmp_path / "pair", cvae(), **how))
+    assert {(row.noise, row.lips) for row in rows if row.model == "m"} == {("talker", "clean"), ("talker", "none")}
+    assert np.isfinite(values(rows, "m", "other_si_sdr", "clean")).all()
+
+    how |= {"talkers": 1, "background": ["Babble"], "snrs": [0]}
+    alone = measure(subject_of(prepared, tmp_path / "alone", cvae(), **(how | {"beside": None})))
+    two = measure(subject_of(prepared, tmp_path / "two", cvae(), **how))
+    for rows in (alone, two):
+        assert {(row.noise, row.snr) for row in rows} == {("1 talker, Babble", 0)}
+        assert not [row for row in rows if row.metric.startswith("other_")]
+    found = [item for item in compare(two, alone) if item["lips"] == "clean" and item["metric"] == "si_sdr"]
+    assert [item["model"] for item in found] == ["m"] and found[0]["mean"] != 0
+    with pytest.raises(UserError, match=r"CVAE takes pictures, and evaluate.background has none"):
+        measure(subject_of(prepared, tmp_path / "no", cvae(), **(how | {"beside": str(seeing)})))
+
+
 def test_estimates_are_taken_in_the_best_order() -> None:
     sources = np.random.default_rng(0).standard_normal((3, 1000))
     for order in ([0, 1, 2], [2, 0, 1]):
@@ -170,7 +193,8 @@ def test_settings_of_the_task_are_refused_in_a_sentence(prepared, tmp_path) -> N
         ({"talkers": 4}, "evaluate.talkers=4: give 1, 2 or 3"),
         ({"mixing": ["max"]}, "evaluate.mixing: max: choose from sum, assignment"),
         ({"background": ["Rain"]}, "evaluate.background: no noise is called Rain"),
-        ({"talkers": 2, "beside": "runs/flute"}, "give one of them"),
+        ({"talkers": 3, "beside": "runs/flute"}, "give 1 or 2 talkers"),
+        ({"talkers": 1}, "evaluate.talkers=1 needs a noise"),
     ]
     for wrong, complaint in refused:
         with pytest.raises(UserError, match=complaint):

@@ -263,7 +263,7 @@ def test_a_wrong_root_says_how_to_prepare_one(tmp_path):
 
 def test_clips_that_do_not_fit_are_refused(tmp_path, clips):
     path = tmp_path / "00000.safetensors"
-    with pytest.raises(UserError, match="0 samples, 0 poses, 7 pictures and 7 confidences"):
+    with pytest.raises(UserError, match="0 samples, 0 poses, 0 boxes, 7 pictures and 7 confidences"):
         write_shard(path, [replace(clips[0], audio=clips[0].audio[:0])], {})
     with pytest.raises(UserError, match=r"(?s)5 x 6 pixels and .* 6 x 5 pixels"):
         write_shard(path, [clips[0], replace(clips[1], lips=clips[1].lips.swapaxes(1, 2))], {})

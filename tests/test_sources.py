@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avdvae.enhancement.esteps import build_estep
 from avdvae.enhancement.noise import Noise
-from avdvae.enhancement.sources import Assignment, Sources, SourceStep, assign, assigned
+from avdvae.enhancement.sources import Assignment, Sources, SourceStep, assign, assigned, learned_noise
 from avdvae.enhancement.vem import NoisySpeech, Vem, enhance
 from avdvae.errors import UserError
 from avdvae.models.cvae import CVAE
@@ -40,9 +40,7 @@ def priors() -> dict[str, Any]:
         "cvae": still(CVAE(33, 16, 16, 4)),
         "srnn": still(SRNN(33, 8, 4, 16, (8,))),
         "dkf": still(DKF(33, 8, 4)),
-        "hit_dvae": still(
-            HiTDVAE(33, 8, 4, 3, 8, heads=2, layers=1, inner=8, hidden_w=4)
-        ),  # with a latent of the whole
+        "hit_dvae": still(HiTDVAE(33, 8, 4, 3, 8, heads=2, layers=1, inner=8, hidden_w=4)),  # it has a static latent
     }
 
 
@@ -186,6 +184,42 @@ def test_an_utterance_is_assigned_alike_alone_and_in_a_batch_and_costs_less(kind
     torch.testing.assert_close(found.filters[:, :1, :6], alone.filters, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.cost[:, :1], alone.cost, rtol=1e-4, atol=1e-5)
     assert (found.cost[-1] < found.cost[0]).all()
+
+
+def test_neither_assignment_nor_the_noise_raises_its_cost() -> None:
+    noisy, other = ((2 * torch.randn((2, 9, 33), generator=seeded(n))).exp() for n in range(2))
+    mask = torch.arange(9) < torch.tensor(FRAMES)[:, None]
+    noise = 0.2 * noisy
+    half = torch.full_like(noisy, 0.5)
+    found = [SourceStep(noisy, noise, half, torch.zeros(2, 2, 9, 33)).given(sigma) for sigma in (noisy, other)]
+    distance = torch.stack([source.distance_BTF for source in found])
+
+    def cost(eta: Tensor, scale_B: Tensor) -> Tensor:
+        v = scale_B[:, None, None]
+        return ((eta * (distance / v + (v * noise).log() + eta.log())).sum((0, 3)) * mask).sum(1)
+
+    one, eta = torch.ones(2), assigned(distance)
+    for seed in range(5):
+        mixed = 0.9 * eta + 0.1 * torch.rand(eta.shape, generator=seeded(seed)).softmax(0)
+        assert (cost(eta, one) < cost(mixed, one)).all()
+    best = (learned_noise(distance, eta, noise, noisy, mask) / noise)[:, 0, 0]
+    assert (best - 1).abs().min() > 0.01
+    for scale in (0.9, 1.1):
+        assert (cost(eta, best) < cost(eta, scale * best)).all()
+
+
+def test_fine_tuning_trains_a_copy_of_each_prior_on_one_utterance() -> None:
+    srnn = priors()["srnn"]
+    model, batch, settings = Sources([srnn, srnn]), mixtures(6), Assignment(iterations=3, learn_noise=True)
+    before = {name: value.clone() for name, value in srnn.state_dict().items()}
+    plain, tuned, again = (
+        assign(model, batch, one).filters for one in (settings, *[replace(settings, finetune=True)] * 2)
+    )
+    assert (plain - tuned).abs().max() > 1e-4 and torch.equal(tuned, again)
+    assert all(torch.equal(before[name], value) for name, value in srnn.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in srnn.parameters())
+    with pytest.raises(UserError, match=r"finetune=true trains the priors on one utterance and was given 2"):
+        assign(model, mixtures(*FRAMES), replace(settings, finetune=True))
 
 
 @pytest.mark.parametrize("mixing", ["sum", "assignment"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_run import refuse, run
 
-from avdvae.data.boxes import Scene, read_detections, read_scene, sizes, write_tracks
+from avdvae.data.boxes import BoxScene, read_detections, read_scene, sizes, write_tracks
 from avdvae.data.prepare import prepare
 from avdvae.data.tracks import Tracks, scene
 from avdvae.errors import UserError
@@ -144,7 +144,7 @@ def test_the_kalman_filter_conditions_on_all_detections_so_far() -> None:
         torch.testing.assert_close(found.V[0, t, 0, 2].double(), S[t, t] - gain @ S[known, t], rtol=1e-3, atol=1e-6)
 
 
-def test_exact_detections_are_believed_and_useless_ones_are_not(seen, model) -> None:
+def test_exact_detections_are_followed_and_useless_ones_change_nothing(seen, model) -> None:
     alone = seen[:1, :, :1].clone()
     alone[0, 3] = torch.nan
     exact = Tracker(iterations=3, noise=mixture.FLOOR).track(alone, VAEPrior(model))
@@ -164,7 +164,7 @@ def test_two_objects_in_one_place_stay_alike() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"start": "found", "learn_noise": True, "piece": 3}])
-def test_a_scene_alone_is_tracked_as_in_company(seen, model, settings) -> None:
+def test_a_scene_is_tracked_alike_alone_and_in_a_batch(seen, model, settings) -> None:
     tracker = Tracker(iterations=4, start_iterations=2, **settings)
     together = tracker.track(seen, VAEPrior(model))
     for b in range(B):
@@ -189,13 +189,13 @@ def test_fine_tuning_changes_a_copy_of_the_model(seen, model) -> None:
         replace(tracker, finetune=True).track(seen, ConstantVelocity())
 
 
-def walking() -> Scene:
+def walking() -> BoxScene:
     """Two objects in parallel, one of them hidden for ten frames, in which it moves by more than its width."""
     left = np.repeat(0.3 + 0.004 * np.arange(60)[:, None], 2, 1)
     truth = np.stack([left, 0 * left + (0.9, 0.5), left + 0.03, 0 * left + (0.75, 0.35)], -1).astype(np.float32)
     seen = truth + 0.02 * sizes(truth) * np.random.default_rng(0).normal(size=truth.shape)
     seen[25:35, 0] = np.nan
-    return Scene(truth, seen.astype(np.float32)).shuffled(np.random.default_rng(1))
+    return BoxScene(truth, seen.astype(np.float32)).shuffled(np.random.default_rng(1))
 
 
 def test_a_prior_of_motion_bridges_a_gap() -> None:
@@ -306,7 +306,7 @@ def test_scores_agree_with_trackeval() -> None:
 # Files and programs
 
 
-def write_sequence(folder: Path, scene: Scene, picture: tuple[int, int] = (640, 480)) -> None:
+def write_sequence(folder: Path, scene: BoxScene, picture: tuple[int, int] = (640, 480)) -> None:
     """As MOTChallenge has it, with a line in gt.txt that does not count."""
     for name in ("det", "gt"):
         (folder / name).mkdir(parents=True)

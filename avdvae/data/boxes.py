@@ -30,15 +30,15 @@ FPS = 30  # of the pictures
 
 
 @dataclass(frozen=True)
-class Scene:
+class BoxScene:
     truth: Float32[np.ndarray, "T N 4"]
     detections: Float32[np.ndarray, "T K 4"]
 
-    def shuffled(self, rng: np.random.Generator) -> Scene:
+    def shuffled(self, rng: np.random.Generator) -> BoxScene:
         """With the detections of each frame in a random order, the first excepted."""
         order_TK = np.tile(np.arange(self.detections.shape[1]), (len(self.detections), 1))
         order_TK[1:] = rng.permuted(order_TK[1:], axis=1)
-        return Scene(self.truth, np.take_along_axis(self.detections, order_TK[..., None], 1))
+        return BoxScene(self.truth, np.take_along_axis(self.detections, order_TK[..., None], 1))
 
 
 def read_boxes(path: Path) -> Float32[np.ndarray, "T J 4"]:
@@ -64,7 +64,7 @@ def sizes(boxes: Float[np.ndarray, "*some 4"]) -> Float[np.ndarray, "*some 4"]:
 # MOTChallenge
 
 
-def read_scene(folder: Path) -> tuple[Scene, tuple[int, int]]:
+def read_scene(folder: Path) -> tuple[BoxScene, tuple[int, int]]:
     """A sequence of MOTChallenge and the size of its picture; without gt/gt.txt, no object is true."""
     if not (folder / "det" / "det.txt").is_file():
         raise UserError(
@@ -76,7 +76,7 @@ def read_scene(folder: Path) -> tuple[Scene, tuple[int, int]]:
     if (folder / "gt" / "gt.txt").is_file():
         truth_TN4 = _truth(folder / "gt" / "gt.txt", picture)
     frames = max(len(detections_TK4), len(truth_TN4))
-    return Scene(_padded(truth_TN4, frames), _padded(detections_TK4, frames)), picture
+    return BoxScene(_padded(truth_TN4, frames), _padded(detections_TK4, frames)), picture
 
 
 def _padded(boxes_TJ4: np.ndarray, frames: int) -> Float32[np.ndarray, "T J 4"]:

@@ -213,7 +213,7 @@ def sampled(
     synth.program_select(0, synth.sfload(str(soundfont)), 0, player.program)
     synth.pitchbend_range(0, BEND)
     pitch_T, pieces = pitches(player, notes, rng), []
-    starts, stops = ({getattr(note, end): note for note in notes} for end in ("start", "stop"))
+    starts, stops = {note.start: note for note in notes}, {note.stop: note for note in notes}
     sounding: Note | None = None
     for t, pitch in enumerate(pitch_T):
         if note := stops.get(t):

@@ -16,7 +16,10 @@ assignment    every bin belongs to one source, w_ft = j with probability 1 / J, 
            V_j = (eta_j / v + 1 / sigma_j)^-1        m_j = V_j eta_j x / v
            s_j = a draw of Nc(m_j, V_j), whose power the encoder and the next frame get
     E-W    eta_j = the softmax over sources of -(|x - m_j|^2 + V_j) / v, each exponential above 1e-10
+    M      rho = the mean over bins of sum_j eta_j (|x - m_j|^2 + V_j) / |x|^2, at least 0.001; v = rho |x|^2
     output m_j
+
+    There is an M step if it is asked for, and fine-tuning, which trains a copy of each prior on s_j by a step of Adam.
 
     At its fixed points eta is 0 or 1 unless the variances of all sources are equal: it is a binary mask, and the
     estimates do not add up to the mixture. E-S leaves out what later frames imply: it is no exact coordinate ascent.
@@ -29,21 +32,24 @@ assignment    every bin belongs to one source, w_ft = j with probability 1 / J, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from avdvae.enhancement.contract import RandomNumbers
 from avdvae.enhancement.noise import EPSILON
-from avdvae.enhancement.vem import Enhanced
+from avdvae.enhancement.vem import Enhanced, recurrent_layers_training
 from avdvae.errors import UserError, whole_numbers
+from avdvae.probability.objectives import Schedule
 from avdvae.probability.spectrum import SourceSum
 from avdvae.protocols import Autoregressive, Batch, Context, Inferred, Latents, MixtureModel
 
 MIXING = ("sum", "assignment")
+LEAST_NOISE = 1e-3  # as a share of the power of a bin, if it is learned
 UNLIKELY = 1e-10  # added to the likelihood of each source of a bin, as published
 
 
@@ -127,10 +133,17 @@ def _joined(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Assignment:
-    """The settings of `assign`. noise: its variance, as a share of the power of a bin"""
+    """The settings of `assign`.
+
+    noise         its variance, as a share of the power of a bin
+    learn_noise   whether there is an M-step
+    finetune      whether the priors are trained further on their sources, for one utterance at a time
+    """
 
     iterations: int = 70
     noise: float = 0.03
+    learn_noise: bool = False
+    finetune: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -145,13 +158,19 @@ def assign(
 ) -> Enhanced:
     """The sources in `batch.noisy`. The result for an utterance does not depend on its batch.
 
-    `cost` is the mean over bins of the E-W step's: sum_j eta_j [(|x - m_j|^2 + V_j) / v + ln eta_j].
+    `cost` is the mean over bins of what E-W and M lower: sum_j eta_j [(|x - m_j|^2 + V_j) / v + ln v + ln eta_j].
     """
+    if settings.finetune and len(batch.ids) > 1:
+        raise UserError(
+            f"assignment.finetune=true trains the priors on one utterance and was given {len(batch.ids)}: give "
+            "enhance.batch_size=1"
+        )
     noisy_BTF = batch.need("noisy", model)
     noise_BTF = (settings.noise * noisy_BTF).clamp_min(EPSILON)
     frames = batch.mask.sum(1)
     random = RandomNumbers.seeded(batch.ids, frames.tolist(), settings.seed)
-    priors: Sequence[Any] = [*model.priors]
+    priors: Sequence[Any] = [deepcopy(prior) if settings.finetune else prior for prior in model.priors]
+    tuners = [FineTuning.of(prior) for prior in priors] if settings.finetune else []
     given = [model.given(j, replace(batch, power=noisy_BTF)) for j in range(len(priors))]
     contexts = [prior.context(part) for prior, part in zip(priors, given, strict=True)]
     powers = [  # at first, the reconstruction of the mixture
@@ -168,7 +187,12 @@ def assign(
             powers[j] = found[j].power_BTF
         distance_JBTF = torch.stack([one.distance_BTF for one in found])
         eta_JBTF = assigned(distance_JBTF)
-        costs.append((eta_JBTF * (distance_JBTF + eta_JBTF.log())).sum((0, 3)))
+        costs.append((eta_JBTF * (distance_JBTF + noise_BTF.log() + eta_JBTF.log())).sum((0, 3)))
+        if settings.learn_noise:
+            noise_BTF = learned_noise(distance_JBTF, eta_JBTF, noise_BTF, noisy_BTF, batch.mask)
+        for tuner, part, power_BTF in zip(tuners, given, powers, strict=False):
+            with random.of_torch(noisy_BTF.device):
+                tuner.step(replace(part, power=power_BTF))
         progress(1 / settings.iterations)
     cost_IB = (torch.stack(costs) * batch.mask).sum(2) / (frames * noisy_BTF.shape[2])
     return Enhanced(torch.stack([one.filter_BTF for one in found]), cost_IB)
@@ -220,3 +244,36 @@ def assigned(distance_JBTF: Float[Tensor, "J B T F"]) -> Float[Tensor, "J B T F"
     """The E-W step."""
     likely_JBTF = torch.exp(-distance_JBTF) + UNLIKELY
     return likely_JBTF / likely_JBTF.sum(0)
+
+
+def learned_noise(
+    distance_JBTF: Float[Tensor, "J B T F"],
+    eta_JBTF: Float[Tensor, "J B T F"],
+    noise_BTF: Float[Tensor, "B T F"],
+    noisy_BTF: Float[Tensor, "B T F"],
+    mask_BT: Bool[Tensor, "B T"],
+) -> Float[Tensor, "B T F"]:
+    """The M step; `distance_JBTF` was found with `noise_BTF`."""
+    share_BTF = (eta_JBTF * distance_JBTF).sum(0) * noise_BTF / noisy_BTF.clamp_min(EPSILON)
+    rho_B = (share_BTF.mean(2) * mask_BT).sum(1) / mask_BT.sum(1)
+    return (rho_B.clamp_min(LEAST_NOISE)[:, None, None] * noisy_BTF).clamp_min(EPSILON)
+
+
+class FineTuning(NamedTuple):
+    """Of a copy of a prior, of which all parameters are trained."""
+
+    prior: Any
+    adam: torch.optim.Adam
+
+    @classmethod
+    def of(cls, prior: Any) -> FineTuning:
+        return cls(prior, torch.optim.Adam(prior.requires_grad_(True).parameters(), lr=1e-3))
+
+    @torch.enable_grad()
+    def step(self, batch: Batch) -> None:
+        schedule = Schedule(beta=0.01)  # as published
+        with recurrent_layers_training(self.prior):
+            elbo = self.prior(batch, schedule)
+            self.adam.zero_grad()
+            (elbo.loss(schedule).sum() / elbo.n.sum()).backward()
+        self.adam.step()

@@ -173,7 +173,7 @@ def _run(
         return NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BTJ)
 
     costs = []
-    with _recurrent_layers_training(model):
+    with recurrent_layers_training(model):
         state = settings.estep.start(model, start, random)
         for _ in range(settings.iterations):
             state, likelihood = settings.estep.step(target(), state, random)
@@ -191,7 +191,7 @@ def _run(
 
 
 @contextmanager
-def _recurrent_layers_training(model: object) -> Iterator[None]:
+def recurrent_layers_training(model: object) -> Iterator[None]:
     """cuDNN gives gradients only in training mode, which without dropout changes nothing else."""
     layers = [m for m in (model.modules() if isinstance(model, nn.Module) else ()) if isinstance(m, nn.RNNBase)]
     modes = [layer.training for layer in layers]

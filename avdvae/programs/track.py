@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avdvae.data.boxes import Scene, read_detections, read_scene, write_tracks
+from avdvae.data.boxes import BoxScene, read_detections, read_scene, write_tracks
 from avdvae.errors import UserError, in_file, known_settings, whole_numbers
 from avdvae.programs.program import Program
 from avdvae.runs import changed, open_run
@@ -52,7 +52,7 @@ def track(config: Mapping[str, Any]) -> None:
     else:
         picture = _size(config["picture"])
         detections_TK4 = read_detections(source, picture)
-        scene = Scene(np.zeros((len(detections_TK4), 0, 4), np.float32), detections_TK4)
+        scene = BoxScene(np.zeros((len(detections_TK4), 0, 4), np.float32), detections_TK4)
         track_one(scene, picture, tracker, prior, source, output)
 
 
@@ -65,7 +65,7 @@ def _size(given: Any) -> tuple[int, int]:
 
 
 def track_one(
-    scene: Scene, picture: tuple[int, int], tracker: Tracker, prior: VAEPrior, source: Path, output: Path
+    scene: BoxScene, picture: tuple[int, int], tracker: Tracker, prior: VAEPrior, source: Path, output: Path
 ) -> None:
     first = int(np.isfinite(scene.detections[..., 0]).any(1).argmax())
     with in_file(source):

@@ -1,4 +1,4 @@
-"""MixDVAE: many objects, each with a prior of its motion, and detections that do not say of which object they are.
+"""MixDVAE: many objects, each with a prior of its motion, and detections that are assigned to them.
 
 X. Lin, L. Girin, X. Alameda-Pineda, "Mixture of dynamical variational autoencoders for multi-source trajectory modeling
 and separation", Transactions on Machine Learning Research 2023 (arXiv 2312.04167).
@@ -20,10 +20,10 @@ and separation", Transactions on Machine Learning Research 2023 (arXiv 2312.0416
 E-S is a filter: it leaves out what later frames and ln q(z | s) contain about s_t, so that the bound need not rise from
 one iteration to the next. E-W and M do not lower the bound given the rest.
 
-Different from the published code: Phi is that of the size of each detection, which is there that of its column in the
-first frame; the first input of the VAE is 0, as in its training. c (`assignment_scale`) is there, undocumented, 1 /
-0.008: detections are assigned as if they were eleven times less exact than they are for the place. M is there never
-called.
+Different from the published code: Phi has the size of each detection, in place of that of its column in the first
+frame; the first input of the VAE is 0, as in its training; and M, which is never called there, is an option. The
+published c (`assignment_scale`) is 1 / 0.008, and is not in the paper: in E-W, the deviation of detections is eleven
+times that of E-S.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Estimate(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What the detections assigned to an object say of its place, as one Gaussian: with precision 0 they say nothing.
+    """The detections assigned to an object as one Gaussian of its place; precision 0: there are none.
 
     precision   sum_k eta_tkn / Phi_tk
     weighted    sum_k eta_tkn o_tk / Phi_tk
@@ -62,7 +62,7 @@ class Evidence(NamedTuple):
 
 @runtime_checkable
 class MotionPrior(Protocol):
-    """What moves the objects, all by the same law."""
+    """The prior of the motion of each object."""
 
     def filtered(
         self, evidence: Evidence, first_BN4: Float[Tensor, "B N 4"], estimate: Estimate, random: torch.Generator

@@ -4,7 +4,8 @@ Every utterance is mixed with one (of the other sex and of the same, where the c
 other speakers, or, by evaluate.beside=RUN, with one of the corpus of another run, whose model is the prior of that
 source: a flute, or a talker of the same corpus who is not in the picture. Mixtures last as long as their shortest
 source. Talkers are within 2.5 dB of each other, sources of two runs within 10 dB. By evaluate.background=[White], noise
-is added at the SNRs of evaluate.snrs.
+is added at the SNRs of evaluate.snrs. With evaluate.talkers=1, it is all that is added: enhancement, and with a run
+beside, enhancement with its model as a second prior, of the voices in babble.
 
 Models with lips are given those of each talker (lips clean), those of another (swapped) and black pictures (none).
 Where all priors are alike and without lips, estimates are scored in the best order.
@@ -43,7 +44,7 @@ from avdvae.enhancement.separation import separate
 from avdvae.enhancement.sources import Assignment, Sources
 from avdvae.errors import UserError
 from avdvae.evaluation.tasks.task import Measured, Part, Subject
-from avdvae.protocols import Batch, SpeechPrior, why_not_enhancing
+from avdvae.protocols import PICTURES, Batch, SpeechPrior, why_not_enhancing
 from avdvae.randomness import stream
 from avdvae.runs import open_run
 from avdvae.signals.audio import Stft
@@ -84,7 +85,12 @@ class Separation:
         if reason := why_not_enhancing(subject.model):
             raise UserError(reason)
         priors_of(subject)
-        kinds = kinds_of(subject)
+        other, kinds = beside_of(subject), kinds_of(subject)
+        if other and subject.settings.talkers == 1 and PICTURES & {*other.model.sees}:
+            raise UserError(
+                f"evaluate.beside={subject.settings.beside}: {type(other.model).__name__} takes pictures, and "
+                "evaluate.background has none: give a run of a model of sound, such as exp=vae"
+            )
         for utterance in subject.chosen.utterances:
             for kind in kinds:
                 partners_of(subject, utterance, kind)
@@ -92,7 +98,8 @@ class Separation:
     def parts(self, subject: Subject) -> list[Part]:
         s, parts = subject.settings, []
         for kind in kinds_of(subject):
-            parts += subject.parts("separation", kind)
+            if s.talkers != 1:
+                parts += subject.parts("separation", kind)
             for noise in s.background or ():
                 parts += [part for snr in s.snrs for part in subject.parts("separation", f"{kind}, {noise}", snr)]
         return parts
@@ -132,7 +139,11 @@ class Separation:
             began = time.perf_counter()
             sources_JBN = separate(model, batch, subject.stft, settings).sources.cpu().numpy()
             rtf = (time.perf_counter() - began) * RATE / int(batch.lengths.sum())
-            found.append((name, [sources_JBN[:, b, :n] for b, n in enumerate(batch.lengths.tolist())], rtf))
+            each = [
+                sources_JBN[: len(one.sources_JN), b, : len(one.mixture_N)]  # a second prior may be of the background
+                for b, one in enumerate(mixed)
+            ]
+            found.append((name, each, rtf))
         return found
 
 
@@ -146,9 +157,9 @@ def talkers_of(subject: Subject) -> int:
 
 def kinds_of(subject: Subject) -> list[str]:
     """Of mixtures, in the column of noises."""
-    if other := beside_of(subject):
-        return [other.name]
     count = talkers_of(subject)
+    if count > 1 and (other := beside_of(subject)):
+        return [other.name]
     speakers = {u.speaker: u.labels.get("sex") for u in subject.corpus.utterances}
     sexes = [*speakers.values()]
     if count == 2 and all(sexes.count(sex) > 1 for sex in ("M", "F")) and None not in sexes:
@@ -159,7 +170,7 @@ def kinds_of(subject: Subject) -> list[str]:
 def partners_of(subject: Subject, utterance: Utterance, kind: str) -> list[Utterance]:
     """The utterances that are mixed with this one, of as many speakers."""
     rng, other = stream(utterance.id, subject.settings.seed, "partners", kind), beside_of(subject)
-    wanted = 1 if other else talkers_of(subject) - 1
+    wanted = talkers_of(subject) - 1
     among = other.corpus if other else subject.corpus
     known = [
         u for u in among.utterances if u.speaker != utterance.speaker and u.seconds >= subject.settings.min_seconds
@@ -305,10 +316,8 @@ def baselines(subject: Subject, mixed: Mixed, noise: bool) -> dict[str, Float[np
 
 def dictionaries_of(subject: Subject, mixed: Mixed) -> list[Tensor]:
     """Of each source; none where there is no training split."""
-    corpora = [subject.corpus] * len(mixed.utterances)
-    if other := beside_of(subject):
-        corpora[1] = other.corpus
-    pairs = zip(corpora, mixed.utterances, strict=True)
+    other = beside_of(subject)
+    pairs = [(other.corpus if j and other else subject.corpus, u) for j, u in enumerate(mixed.utterances)]
     found = [_dictionary(c.root, u.labels.get("sex"), subject.stft, subject.settings.seed) for c, u in pairs]
     return [] if any(one is None for one in found) else [one for one in found if one is not None]
 

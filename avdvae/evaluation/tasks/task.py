@@ -78,11 +78,13 @@ class Evaluation:
             raise UserError(f"evaluate.trim_db={self.trim_db}: give a number above 0, or null")
         if self.talkers is not None and not 1 <= self.talkers <= 3:
             raise UserError(f"evaluate.talkers={self.talkers}: give 1, 2 or 3")
-        if self.talkers is not None and self.beside is not None:
+        if self.talkers == 3 and self.beside is not None:
             raise UserError(
-                f"evaluate.talkers={self.talkers} and evaluate.beside={self.beside}: give one of them, for with a run "
-                "beside there are two sources"
+                f"evaluate.talkers=3 and evaluate.beside={self.beside}: give 1 or 2 talkers, for with a run beside "
+                "there are two sources"
             )
+        if self.talkers == 1 and not self.background:
+            raise UserError("evaluate.talkers=1 needs a noise: give evaluate.background=[Babble]")
         if unknown := set(self.mixing or ()) - {*MIXING}:
             raise UserError(f"evaluate.mixing: {', '.join(sorted(unknown))}: choose from {', '.join(MIXING)}")
         if unknown := set(self.background or ()) - set(NOISES):

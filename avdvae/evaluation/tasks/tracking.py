@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from avdvae.data.boxes import FPS, Scene
+from avdvae.data.boxes import FPS, BoxScene
 from avdvae.data.shard_files import Utterance
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError, require
@@ -65,9 +65,9 @@ class Tracking:
         return measured
 
 
-def scene_of(corpus: PreparedCorpus, utterance: Utterance, seed: int) -> Scene:
+def scene_of(corpus: PreparedCorpus, utterance: Utterance, seed: int) -> BoxScene:
     truth_TN4, detections_TK4 = np.split(corpus.boxes(utterance), [utterance.labels["objects"]], axis=1)
-    return Scene(truth_TN4, detections_TK4).shuffled(stream("order", seed, utterance.id))
+    return BoxScene(truth_TN4, detections_TK4).shuffled(stream("order", seed, utterance.id))
 
 
 def tracked(subject: Subject, detections_BTK4: np.ndarray) -> dict[str, np.ndarray]:
@@ -91,7 +91,9 @@ def with_condition(found: Mapping[str, float], labels: Mapping[str, Any]) -> dic
     return {**found, **{f"{metric}_{condition}": found[metric] for metric in ("mota", "idf1")}}
 
 
-def example(subject: Subject, part: Part, item: str, scene: Scene, tracks: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def example(
+    subject: Subject, part: Part, item: str, scene: BoxScene, tracks: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     """Write the film and three of its pictures."""
     from avdvae.pictures.films import moving_boxes
     from avdvae.signals.video import write_mp4

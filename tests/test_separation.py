@@ -1,7 +1,5 @@
 """Separation as a user has it: the program, the task and its baselines, and the corpus of flutes."""
 
-import importlib
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -28,15 +26,11 @@ from avdvae.evaluation.tasks.separation import batch_of, in_the_best_order, mix
 from avdvae.evaluation.tasks.task import Evaluation, Part, Subject
 from avdvae.models.cvae import CVAE
 from avdvae.models.vae import VAE
+from avdvae.programs import program
+from avdvae.programs.separate import main, separate
 from avdvae.signals.audio import Stft
 
-PROGRAM = Path(__file__).parent.parent / "experiments" / "separate.py"
 ASSIGNMENT = {"iterations": 2, "noise": 0.03, "learn_noise": True, "finetune": False, "seed": 0}
-
-
-@pytest.fixture(scope="module")
-def separate() -> Any:
-    return importlib.import_module("avdvae.programs.separate").separate
 
 
 def asked(runs: list[Path], source: Path, output: Path, videos: Any = None, mixing: str = "sum") -> dict[str, Any]:
@@ -53,7 +47,7 @@ def mixture(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("mixing", ["sum", "assignment"])
-def test_each_source_is_written_like_the_input(mixing, separate, mixture, clip, tmp_path, capsys) -> None:
+def test_each_source_is_written_like_the_input(mixing, mixture, clip, tmp_path, capsys) -> None:
     runs = [make_run(tmp_path / name, name) for name in ("CVAE", "VAE")]
     separate(asked(runs, mixture, tmp_path / "out", [str(clip), None], mixing))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.wav", "2.wav"]
@@ -64,7 +58,7 @@ def test_each_source_is_written_like_the_input(mixing, separate, mixture, clip, 
     assert "real-time factor" in capsys.readouterr().out
 
 
-def test_what_cannot_be_separated_is_refused_and_nothing_is_written(separate, mixture, clip, tmp_path) -> None:
+def test_what_cannot_be_separated_is_refused_and_nothing_is_written(mixture, clip, tmp_path, monkeypatch) -> None:
     vae, cvae = (make_run(tmp_path / name, name) for name in ("VAE", "CVAE"))
     other = make_run(tmp_path / "other", "VAE")
     (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("hop: 256", "hop: 533"))
@@ -81,8 +75,10 @@ def test_what_cannot_be_separated_is_refused_and_nothing_is_written(separate, mi
     ):
         with pytest.raises(UserError, match=complaint):
             separate(given)
-    done = subprocess.run([sys.executable, PROGRAM, "input=x.wav"], capture_output=True, text=True)
-    assert done.stderr == "separate.py: runs=, output= missing: give runs=[A,B] input=FILE output=FOLDER\n"
+    monkeypatch.setattr(program, "prepare_process", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["separate.py", "input=x.wav"])
+    with pytest.raises(SystemExit, match=r"^separate.py: runs=, output= missing: give runs=\[A,B\] input=FILE"):
+        main()
     assert not out.exists()
 
 
@@ -110,6 +106,7 @@ def test_two_talkers_are_measured_by_sex_with_own_exchanged_and_no_lips_beside_i
     prepared, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(separation, "Assignment", partial(Assignment, iterations=2))
+    monkeypatch.setattr(separation, "ENOUGH", 2)
     subject = subject_of(prepared, tmp_path, cvae())
     rows = measure(subject)
     assert {row.noise for row in rows} == {"other sex", "same sex"} and {row.snr for row in rows} == {None}

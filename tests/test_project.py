@@ -155,6 +155,8 @@ def test_the_commands_of_the_readme_run(clip: Path, prepared: Summary, tmp_path:
             tiny = [f"data={data}_tiny" for kind, data in OTHER_DATA.items() if kind in words[0]][:1]
             chosen = any(word.startswith("prepared") for word in words)
             words += tiny or ([] if chosen else [f"prepared={prepared.out}"])
+            if words[0] == "exp=tracking":
+                words += ["evaluate.tracking.iterations=2", "evaluate.tracking.start_iterations=1"]
             if words[0] == "exp=vq_mdvae":  # of faces, of which the prepared ones have none
                 words[-1:] = ["data.speakers=12", "data.utterances=2", "data.seconds=1.5"]
             fewer = {

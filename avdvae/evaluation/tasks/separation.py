@@ -54,6 +54,7 @@ from avdvae.signals.metrics import FAILED, INPUT, failed, score, si_sdr
 OTHER = "other_"  # begins the names of the metrics of the other sources
 OTHER_SEX, SAME_SEX = "other sex", "same sex"
 TALKERS_DB, RUNS_DB = 2.5, 10.0  # the largest difference in level
+STATES = ("clean", "swapped", "none")  # of the lips
 FITS = (-100.0, 100.0)  # dB, of estimates without anything of a source and without anything else
 ENOUGH = 60  # utterances from which a dictionary is learned
 
@@ -283,7 +284,7 @@ def states_of(subject: Subject) -> Sequence[str]:
     if "lips" not in subject.model.sees:
         return ("",)
     two_faces = not beside_of(subject) and talkers_of(subject) > 1
-    return ("clean", "swapped", "none") if two_faces else ("clean", "none")
+    return STATES if two_faces else (STATES[0], STATES[-1])
 
 
 def exchangeable(subject: Subject, lips: str) -> bool:

@@ -369,7 +369,7 @@ def test_the_boxes_of_mixdvae_become_a_run_that_predicts_alike(tmp_path):
     import_weights(tmp_path / "model_mot.pt", tmp_path / "ours")
     run = open_run(tmp_path / "ours")
     assert run.config["exp"] == "box_srnn" and run.noted["parameters"] == 1540
-    model = run.load_model()
+    model: Any = run.load_model()
 
     def layer(name, x):
         return torch.nn.functional.linear(x, theirs[f"{name}.weight"], theirs[f"{name}.bias"])

@@ -175,7 +175,8 @@ def test_runs_are_compared_pair_by_pair() -> None:
 def test_methods_are_compared_with_the_same_method_of_the_other_model() -> None:
     def run(name: str, **values: float) -> list[Result]:
         models = {"own": name, "other": f"{name} assignment", "alike": "NMF"}
-        return [_row("a", value, noise="", snr=None, run=name, model=models[kind]) for kind, value in values.items()]
+        where: dict[str, Any] = {"task": "separation", "noise": "", "snr": None, "run": name}
+        return [_row("a", value, model=models[kind], **where) for kind, value in values.items()]
 
     found = compare(run("vae", own=5, other=3, alike=1), run("srnn_gm", other=2, alike=1, own=1))
     assert {item["model"]: item["mean"] for item in found} == {"vae": 4, "vae assignment": 1, "NMF": 0}

@@ -27,12 +27,13 @@ from avdvae.files import replacing
 from avdvae.signals.metrics import ALL_NOISES, INPUT, LOW_IS_GOOD, WEIGHTS
 
 NOISE_GROUPS = {"stationary": ("White", "Car", "LR")}
-BASELINES = (  # in place of a model, in rows that any evaluation of a task has
-    *("last pose", "constant velocity", "true generator"),  # of prediction
-    *("mixture", "NMF", "binary mask", "ratio mask"),  # of separation
-    *("Kalman", "nearest"),  # of tracking
-    *("Praat", "WORLD", "TD-PSOLA"),  # of pitch
-)
+BASELINES = {  # by task: in place of a model, in rows that any evaluation of the task has
+    "prediction": ("last pose", "constant velocity", "true generator"),
+    "separation": ("mixture", "NMF", "binary mask", "ratio mask"),
+    "tracking": ("Kalman", "nearest"),
+    "f0": ("Praat", "WORLD"),
+    "control_f0": ("WORLD", "TD-PSOLA"),
+}
 SAME_INPUT = 1e-3  # by how much metrics of one and the same input may differ between two machines
 
 
@@ -145,13 +146,12 @@ def compare(
 
 def _methods(rows: Sequence[Result]) -> dict[str, str]:
     """What follows the name of the run's model in the names of its rows: nothing for the model itself."""
-    names = {row.model for row in rows}
-    own = min(sorted(names - {*BASELINES}), key=len, default="")
-    return {name: "" if name == own else name.removeprefix(f"{own} ") for name in names}
+    own = min(sorted({row.model for row in without_baselines(rows) or rows}), key=len, default="")
+    return {row.model: "" if row.model == own else row.model.removeprefix(f"{own} ") for row in rows}
 
 
 def without_baselines(rows: Sequence[Result]) -> list[Result]:
-    return [row for row in rows if row.model not in BASELINES]
+    return [row for row in rows if row.model not in BASELINES.get(row.task, ())]
 
 
 def ranking(summary: Sequence[Mapping[str, Any]], task: str) -> list[tuple[str, dict[str, Mapping[str, Any]]]]:

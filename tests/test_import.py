@@ -333,9 +333,10 @@ def test_a_file_of_mixdvae_becomes_a_run_with_each_tensor_in_its_place(tmp_path)
     assert {"mlp_gz_z.linear_1.bias", "inf_z_mean.weight", "prior_z_logvar.bias", "gen_x.bias"} <= renamed.keys()
     file = tmp_path / "model_scass_wsj.pt"
     torch.save(renamed, file)
-    import_weights(file, tmp_path / "ours")
+    import_weights(file, tmp_path / "ours", "flute")
     run = open_run(tmp_path / "ours")
     assert run.config["exp"] == "srnn_gm" and run.config["hop"] == 256 and run.noted["parameters"] == 884_993
+    assert run.config["data"]["reader"] == "flute" != open_run(tmp_path / "dvae_se").config["data"]["reader"]
     ours, same = (open_run(tmp_path / name).load_model().state_dict() for name in ("ours", "dvae_se"))
     assert all(torch.equal(ours[name], same[name]) for name in same)
 

@@ -29,6 +29,7 @@ from avdvae.models.vae import VAE
 from avdvae.programs import program
 from avdvae.programs.separate import main, separate
 from avdvae.signals.audio import Stft
+from avdvae.signals.metrics import Look
 
 ASSIGNMENT = {"iterations": 2, "noise": 0.03, "learn_noise": True, "finetune": False, "seed": 0}
 
@@ -118,6 +119,7 @@ def test_two_talkers_are_measured_by_sex_with_own_exchanged_and_no_lips_beside_i
     assert values(rows, "NMF", "si_sdr").mean() > before - 1
     assert len(values(rows, "m", "other_si_sdr", "swapped")) == 8  # an utterance of each of four speakers, two kinds
     np.testing.assert_allclose(values(rows, "mixture", "si_sdr"), values(rows, "m", "input_si_sdr", "clean"))
+    assert rows[0].model == "m" and Look.of("other_si_sdr") == Look("SI-SDR, others", "dB", 1)
     assert (tmp_path / "examples.json").exists() and list((tmp_path / "audio").glob("*.source.wav"))
     assert not compare(rows, rows)[0]["mean"], "a method is compared with itself"
 

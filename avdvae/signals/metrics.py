@@ -34,6 +34,7 @@ LOW_IS_GOOD = (
 )
 NISQA = Path("~/.torchmetrics/NISQA/nisqa.tar")  # its weights, which the user puts there
 INPUT = "input_"  # begins the names of the metrics of the unprocessed input
+OTHER = "other_"  # begins the names of means over the other sources of a mixture
 ALL_NOISES = "all"  # stands for a noise, where items of all noises are pooled
 FAILED = "failed"  # 1 where an estimate is silent or not finite, else 0
 
@@ -47,6 +48,9 @@ class Look(NamedTuple):
 
     @staticmethod
     def of(metric: str) -> Look:
+        if metric.startswith(OTHER):
+            own = Look.of(metric.removeprefix(OTHER))
+            return own._replace(name=f"{own.name}, others")
         return LOOKS.get(metric, Look(metric, "", 3))
 
 

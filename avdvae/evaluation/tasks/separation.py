@@ -49,9 +49,8 @@ from avdvae.randomness import stream
 from avdvae.runs import open_run
 from avdvae.signals.audio import Stft
 from avdvae.signals.clock import RATE
-from avdvae.signals.metrics import FAILED, INPUT, failed, score, si_sdr
+from avdvae.signals.metrics import FAILED, INPUT, OTHER, failed, score, si_sdr
 
-OTHER = "other_"  # begins the names of the metrics of the other sources
 OTHER_SEX, SAME_SEX = "other sex", "same sex"
 TALKERS_DB, RUNS_DB = 2.5, 10.0  # the largest difference in level
 STATES = ("clean", "swapped", "none")  # of the lips
@@ -110,10 +109,6 @@ class Separation:
         utterances = subject.items(part).utterances
         for first in range(0, len(utterances), subject.batch_size):
             mixed = [mix(subject, part, kind, u) for u in utterances[first : first + subject.batch_size]]
-            for one in mixed:
-                for method, estimates_JN in baselines(subject, one, noise=part.snr is not None).items():
-                    rows = subject.rows(part, one.id, "", scores_of(subject, one, estimates_JN))
-                    measured.rows += [replace(row, model=method) for row in rows]
             for lips in states_of(subject):
                 for name, estimates_BJN, rtf in self._estimates(subject, mixed, lips):
                     for one, estimates_JN in zip(mixed, estimates_BJN, strict=True):
@@ -124,6 +119,10 @@ class Separation:
                         if name == subject.name and one.id in subject.shown and part.snr is None:
                             signals = {"clean": one.sources_JN[0], "mixture": one.mixture_N, "source": estimates_JN[0]}
                             measured.examples.append(subject.example(part, one.id, lips, signals, scores))
+            for one in mixed:
+                for method, estimates_JN in baselines(subject, one, noise=part.snr is not None).items():
+                    rows = subject.rows(part, one.id, "", scores_of(subject, one, estimates_JN))
+                    measured.rows += [replace(row, model=method) for row in rows]
         return measured
 
     def _estimates(

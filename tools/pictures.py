@@ -72,7 +72,7 @@ def transfer(run: str) -> list[Path]:
 
 
 def probe(evaluation: str) -> list[Path]:
-    figures = sorted(Path(evaluation, "figures").glob("probe*.png"))
+    figures = sorted(Path(evaluation, "figures").glob("*probe.png"))
     shutil.copy(figures[0], DOCS / "probe.png")
     return [DOCS / "probe.png"]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from avdvae.trained import TrainedModel
 
 __all__ = ["UserError", "__version__", "evaluate", "load", "train"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 @naming_extras()

@@ -14,6 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 from published import publish
 
+import avdvae
 from avdvae.configurations import compose
 from avdvae.data.clips import Corpus
 from avdvae.data.corpora import open_corpus
@@ -95,11 +96,39 @@ def test_environment_and_makefile_agree_with_pyproject() -> None:
     assert PYPROJECT["requires-python"] == ">=" + python.split("=")[1]
     constraints, editable = pip["pip"]
     extras = re.fullmatch(r"-e \.\[(.*)\]", editable)
-    assert extras and set(extras[1].split(",")) <= set(PYPROJECT["optional-dependencies"])
     makefile = (PROJECT / "Makefile").read_text()
+    assert extras and f".venv/.test: EXTRAS = {extras[1]}\n" in makefile
     for install in re.findall(r"EXTRAS = (.*)", makefile):
         assert set(install.split(",")) <= set(PYPROJECT["optional-dependencies"])
     assert constraints == "-c constraints.txt" and " -c constraints.txt -e" in makefile
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    changes = (PROJECT / "CHANGELOG.md").read_text()
+    citation = OmegaConf.load(PROJECT / "CITATION.cff")
+    assert citation.version == avdvae.__version__ and str(citation["date-released"]) in changes
+    assert re.findall(r"^## \[([\d.]+)\] - \d{4}-\d\d-\d\d$", changes, re.MULTILINE)[0] == avdvae.__version__
+    wheels = re.findall(r"avdvae-([\d.]+)-py3", (PROJECT / "docs/install.md").read_text())
+    assert wheels and {*wheels} == {avdvae.__version__}
+
+
+def test_the_workflow_and_the_container_have_what_they_need(tmp_path: Path) -> None:
+    workflow = (PROJECT / ".github/workflows/ci.yml").read_text()
+    docker = (PROJECT / "Dockerfile").read_text()
+    (libraries,) = re.findall(r"`apt-get install (lib[^`]*)`", (PROJECT / "docs/install.md").read_text())
+    assert libraries in workflow and libraries in docker
+    oldest = PYPROJECT["requires-python"].removeprefix(">=")
+    assert f'python-version: "{oldest}"' in workflow and f"FROM python:{oldest}\n" in docker
+    assert "- run: .ci/run\n" in workflow and os.access(PROJECT / ".ci/run", os.X_OK)
+    (extras,) = re.findall(r"^ARG EXTRAS=(.*)$", docker, re.MULTILINE)
+    assert {*extras.split(",")} <= {*PYPROJECT["optional-dependencies"]}
+    for copied in re.findall(r"^COPY (.*) \./", docker, re.MULTILINE):
+        for name in copied.split():
+            copy = shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
+            copy(PROJECT / name, tmp_path / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "."]
+    done = subprocess.run(pip, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and [*tmp_path.glob("avdvae-*.whl")], done.stderr
 
 
 def test_make_refuses_an_old_python_in_a_sentence(tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
 Suffixes of tensors give their shape, one letter an axis. Batch first, time second; draws lead: z_KBTL.
 
     B   utterances            K   draws of latents          C   components of a mixture, codes
-    T   STFT frames, steps    L   dimensions of a latent    D   coordinates of a pose
+    T   STFT frames, steps    L   dimensions of a latent    D   coordinates of a pose or box
     F   frequencies           M   features of a layer       H W   pixels of a crop
     N   samples of sound      G   gates of a layer          S   1 or T: the same for all frames, or not
-    I   iterations of an EM   R   draws and components
+    I   iterations of an EM   R   draws and components      J   sources in a mixture
 
 Other letters, and those with another meaning in one file, are explained there. To a model without dependence between
 frames, T is a second batch axis.
@@ -14,7 +14,7 @@ frames, T is a second batch axis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
@@ -30,7 +30,7 @@ from avdvae.probability.spectrum import SpeechLikelihood
 
 @dataclass(frozen=True)
 class Batch:
-    """Utterances, or windows of them, at the frames of the STFT; or sequences of poses. An absent modality is None.
+    """Utterances, or windows of them, at the frames of the STFT; or poses, or boxes. An absent modality is None.
 
     ids         B names    of utterances
     mask        B T        true where a frame holds data, false where it pads
@@ -43,9 +43,12 @@ class Batch:
     face        B T R C 3  RGB crops of the whole face, of the same pictures
     mouth       B T 2      opening and width of the lips, in distances of the outer corners of the eyes; with faces
     pose        B T D      poses in metres: of each joint right, forward and up of the hips; see data/poses.py
+    boxes       B T 4      boxes, in widths and heights of the picture; see data/boxes.py
     lengths     B          samples of waveform and mixture that hold data; the rest pads
     starts      B          index of the first frame in its utterance; None if augmented: do not cache features
     labels      B dicts    speaker, sex, emotion, ... as the corpus has them
+
+    A mixture of several sources has pictures of each: lips B T J H W, confidence B T J, face B T J R C 3.
     """
 
     ids: tuple[str, ...]
@@ -54,16 +57,17 @@ class Batch:
     mixture: Float[Tensor, "B N"] | None = None
     power: Float[Tensor, "B T F"] | None = None
     noisy: Float[Tensor, "B T F"] | None = None
-    lips: UInt8[Tensor, "B T H W"] | None = None
-    confidence: Float[Tensor, "B T"] | None = None
-    face: UInt8[Tensor, "B T R C 3"] | None = None
+    lips: UInt8[Tensor, "B T *J H W"] | None = None
+    confidence: Float[Tensor, "B T *J"] | None = None
+    face: UInt8[Tensor, "B T *J R C 3"] | None = None
     mouth: Float[Tensor, "B T 2"] | None = None
     pose: Float[Tensor, "B T D"] | None = None
+    boxes: Float[Tensor, "B T 4"] | None = None
     lengths: Int64[Tensor, " B"] | None = None
     starts: Int64[Tensor, " B"] | None = None
     labels: tuple[dict[str, Any], ...] = ()
 
-    MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "confidence", "face", "mouth", "pose")
+    MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "confidence", "face", "mouth", "pose", "boxes")
 
     @property
     def present(self) -> frozenset[str]:
@@ -83,6 +87,7 @@ class Batch:
                 "lips": "video, for it is conditioned on the lips,",
                 "face": "faces, as a corpus prepared with lips.face=64 has,",
                 "pose": "poses, as data=gait has,",
+                "boxes": "boxes, as data=tracks has,",
             }.get(name, name)
             raise UserError(f"{type(whose).__name__} needs {what} and got none: give it, or choose another model")
         return tensor
@@ -119,7 +124,7 @@ class LatentSpec:
     modality: Literal["audio", "video", "audio-visual", "motion"]
 
 
-Observed = Literal["power", "pose", "waveform", "face"]  # the modality of which a model has a likelihood
+Observed = Literal["power", "pose", "boxes", "waveform", "face"]  # the modality of which a model has a likelihood
 Latents = Mapping[str, Tensor]  # z_KBTL by the name of the latent; z_KB1L where the rate is None
 
 
@@ -141,6 +146,15 @@ class Context:
     learns: bool = True
     temper: float = 1.0
     past: Float[Tensor, "*draws B _ F"] | None = None
+
+    @property
+    def sources(self) -> int:
+        """Of a mixture, which the likelihood adds up."""
+        return 1
+
+    def fed_back(self, power: Callable[[int], Float[Tensor, "B T F"]]) -> Context:
+        """With the power of the source, `power(0)`, as its past if the model is autoregressive."""
+        return self if self.past is None else replace(self, past=power(0))
 
 
 @dataclass(frozen=True)
@@ -193,6 +207,10 @@ class Autoregressive(LatentModel, Protocol):
         """The past with the model's own output in the frames that are `own`, by default in all."""
         ...
 
+    def walk(self, z: Latents, context: Context, follow: Callable[[int, Any], Float[Tensor, "K B 1 F"]]) -> None:
+        """Frame by frame: `follow` gets t and the likelihood of x_t, and gives the x_t that is fed back."""
+        ...
+
 
 @runtime_checkable
 class MixtureModel(LatentModel, Protocol):
@@ -229,6 +247,24 @@ class WaveformModel(Model, Protocol):
         ...
 
 
+@runtime_checkable
+class Prior(Protocol):
+    """What the EM takes of a SpeechPrior, or of those of several sources together."""
+
+    sees: tuple[str, ...]
+    can_miss: tuple[str, ...]
+
+    def context(self, batch: Batch) -> Context: ...
+
+    def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred: ...
+
+    def decode(
+        self, z: Latents, context: Context, feedback: Tensor | None = None
+    ) -> Mapping[str, SpeechLikelihood]: ...
+
+    def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]: ...
+
+
 class SpeechPrior(LatentModel, Protocol):
     """A LatentModel with a likelihood of `power`, to which noise can be added; `is_speech_prior` is the test."""
 
@@ -249,6 +285,7 @@ def why_not_enhancing(model: Model) -> str | None:
     why = {
         "waveform": "is a model of samples",
         "pose": "is a model of poses",
+        "boxes": "is a model of boxes",
         "face": "is a model of faces",
         "power": "has no latents to infer",
     }[model.observes]
@@ -261,6 +298,6 @@ def why_not_enhancing(model: Model) -> str | None:
 PICTURES = frozenset({"lips", "face"})  # modalities that come from films
 
 
-def indispensable(model: LatentModel) -> set[str]:
+def indispensable(model: Prior) -> set[str]:
     """The modalities without which `model` infers nothing."""
     return set(model.sees) - set(model.can_miss)

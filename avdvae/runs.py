@@ -88,7 +88,8 @@ def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     new = dict(config)
     for key, value in changes.items():
         if isinstance(value, Mapping):
-            new[key] = changed(config.get(key) or {}, value)
+            if (section := changed(config.get(key) or {}, value)) or key in config:
+                new[key] = section
         elif value != MISSING:
             new[key] = value
     return new

@@ -45,6 +45,7 @@ MODULES = (
     "avdvae/latents/*.py",
     "avdvae/models/*.py",
     "avdvae/probability/*.py",
+    "avdvae/tracking/*.py",
     "avdvae/evaluation/results.py",
 )
 # Test files of what comes before a batch, and of programs, which run in processes of their own

@@ -91,14 +91,16 @@ def test_generation_is_timed_of_models_that_take_their_own_past(tmp_path: Path) 
     assert not rates["dkf"] and float(rates["srnn"]) > 0
 
 
-def test_training_from_a_corpus_is_timed_beside_batches_in_memory(prepared, tmp_path: Path) -> None:
+def test_training_from_a_corpus_is_timed_beside_batches_in_memory_and_separation(prepared, tmp_path: Path) -> None:
     out = tmp_path / "speed.csv"
-    words = ["models=[cvae]", *TINY, "frames=1", "hop=533", f"prepared={prepared.out}", f"out={out}"]
-    assert "% of this" in run("bench.py", *words)
+    words = ["models=[cvae]", *TINY, "frames=1", "hop=533", "sources=2", f"prepared={prepared.out}", f"out={out}"]
+    printed = run("bench.py", *words)
+    assert "% of this" in printed and "of 2 sources" in printed
     with out.open() as file:
         (row,) = csv.DictReader(file)
     low, middle, high = (float(row[f"corpus_{name}"]) for name in ("ratio_low", "ratio", "ratio_high"))
     assert 0 < low <= middle <= high and float(row["corpus_steps_per_s"]) > 0 and not row["peer_parameters"]
+    assert row["sources"] == "2" and float(row["em_rtf"]) > 0
 
 
 def test_models_of_waveforms_are_timed_beside_a_peer_of_their_size(tmp_path: Path) -> None:

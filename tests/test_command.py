@@ -43,13 +43,15 @@ def here(tmp_path, monkeypatch, capsys):
 
 
 def test_all_experiments_corpora_tasks_and_esteps_are_listed_with_a_line(here):
-    listed = here("list")
-    lines = dict(re.findall(r"^  (\w+) +(\S.*)$", listed, re.MULTILINE))
+    def lines_of(*kinds: str) -> dict[str, str]:
+        return dict(re.findall(r"^  (\w+) +(\S.*)$", here("list", *kinds), re.MULTILINE))
+
+    lines, experiments = lines_of(), lines_of("experiments")
     assert {*choices("exp"), *choices("data"), *choices("train")} <= lines.keys()
     assert {"enhancement", "probe", "langevin", "free_gaussian"} <= lines.keys()
     assert lines["rvae"].endswith("(Leglaive 2020, arXiv 1910.10942)") and lines["grid"].endswith("(Cooke 2006)")
     assert lines["vq_mdvae"].endswith("(Sadok 2024, arXiv 2305.03582)"), "of the file to which its own refers"
-    uncited = {name for name in choices("exp") if not re.search(r"\(.+ \d{4}(, arXiv [\d.]+)?\)$", lines[name])}
+    uncited = {name for name in choices("exp") if not re.search(r"\(.+ \d{4}(, arXiv [\d.]+)?\)$", experiments[name])}
     several = {"dvae_benchmark", "motion_benchmark", "motion_prediction", "likelihood_benchmark"}
     several |= {"odd_attention", "odd_attention_gait"}
     assert uncited == {"own", "robustness", *several}

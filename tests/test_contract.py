@@ -101,6 +101,7 @@ def utterances(*samples: int, frames: int | None = None) -> Batch:
         "lips": torch.zeros(len(samples), count, 67, 67, dtype=torch.uint8),
         "confidence": torch.zeros(len(samples), count),
         "face": torch.zeros(len(samples), count, 64, 64, 3, dtype=torch.uint8),
+        "boxes": torch.zeros(len(samples), count, 4),
         "lengths": torch.tensor(samples),
     }
     for b, n in enumerate(samples):
@@ -114,6 +115,7 @@ def utterances(*samples: int, frames: int | None = None) -> Batch:
         tensors["lips"][b, :t] = torch.randint(0, 256, (t, 67, 67), generator=g)
         tensors["confidence"][b, :t] = torch.rand(t, generator=g)
         tensors["face"][b, :t] = torch.randint(0, 256, (t, 64, 64, 3), generator=g)
+        tensors["boxes"][b, :t] = 0.5 + 0.1 * torch.randn(t, 4, generator=g).cumsum(0)
     labels = tuple({"speaker": f"speaker {n}"} for n in samples)
     return Batch(ids=tuple(map(str, samples)), labels=labels, **tensors)
 
@@ -336,7 +338,7 @@ def _log_prob(likelihood, observed):
 
 def test_decoding_gives_a_likelihood_that_can_take_noise(speech_prior, batch):
     likelihood, power = decode(speech_prior, batch, 3), batch.need("power", speech_prior)
-    variance, precision, weights, _ = likelihood.components(power)
+    variance, precision, weights, *_ = likelihood.components(power)
     assert (likelihood.expected > 0).all() and likelihood.expected.shape == (3, *power.shape)
     assert variance.shape[1:] == power.shape and variance.isfinite().all() and (variance > 0).all()
     torch.testing.assert_close(precision, 1 / (variance + VARIANCE_FLOOR))
@@ -368,8 +370,8 @@ def test_it_enhances(speech_prior, batch):
     assert modes(model) == before
     filters = []
     for target, likelihood in ends:  # two, of models that can do without the lips: an utterance keeps the better
-        speech, _, weight, _ = likelihood.components(batch.need("noisy", model))
-        clean = target.gain_BT1 * speech
+        speech, _, weight, *_ = likelihood.components(batch.need("noisy", model))
+        clean = target.gain_BTJ * speech
         share = clean / (clean + target.noise_BTF)
         filters.append(share.mean(0) if weight is None else (weight * share).sum(0))
     kept = [

@@ -84,7 +84,7 @@ def test_a_likelihood_is_averaged_over_the_variances_of_clean_speech():
     log_var, gain, noise, power = noisy_bins(0)
     likelihood = ComplexGaussian(log_var).add_noise(gain, noise)
     assert isinstance(likelihood, SpeechLikelihood)
-    speech, precision, weights, switch = likelihood.components(power)
+    speech, precision, weights, switch, _ = likelihood.components(power)
     torch.testing.assert_close(speech, log_var.exp())
     torch.testing.assert_close(precision, 1 / (gain * log_var.exp() + noise))
     assert weights is None and switch is None

@@ -46,7 +46,7 @@ def heard(monkeypatch) -> list[Batch]:
         batches.append(batch)
         for _ in range(settings.iterations):
             progress(1 / settings.iterations)
-        return Enhanced(torch.ones_like(batch.noisy), torch.zeros(1, len(batch.ids)))
+        return Enhanced(torch.ones_like(batch.noisy)[None], torch.zeros(1, len(batch.ids)))
 
     monkeypatch.setattr(separation, "enhance", enhance)
     return batches
@@ -89,12 +89,13 @@ def test_what_fits_into_a_window_goes_through_whole():
         lengths=torch.tensor([16_000]),
     )
     alone = separate(small_vae(), batch, STFT, QUICK).speech[0]
-    assert torch.equal(separate_long(small_vae(), wave, STFT, QUICK, window=16_000, overlap=1600), alone)
+    (whole,) = separate_long(small_vae(), wave, STFT, QUICK, window=16_000, overlap=1600)
+    assert torch.equal(whole, alone)
 
 
 def test_windows_fade_into_each_other_and_few_are_in_memory(heard, monkeypatch):
     wave, shares = noise(50_001), []
-    speech = separate_long(small_vae(), wave, STFT, QUICK, None, 8000, 1000, batch_size=3, progress=shares.append)
+    (speech,) = separate_long(small_vae(), wave, STFT, QUICK, None, 8000, 1000, batch_size=3, progress=shares.append)
     torch.testing.assert_close(speech, wave, atol=1e-5, rtol=0)
     assert sum(shares) == pytest.approx(1) and len(shares) == 3 * QUICK.iterations
     assert [batch.ids for batch in heard] == [("0", "1", "2"), ("3", "4", "5"), ("6", "7")]
@@ -102,10 +103,10 @@ def test_windows_fade_into_each_other_and_few_are_in_memory(heard, monkeypatch):
 
     def count_up(model, batch, settings, progress, stationary):
         number_B11 = torch.tensor([float(name) for name in batch.ids])[:, None, None]
-        return Enhanced(number_B11.expand_as(batch.noisy), torch.zeros(1, len(batch.ids)))
+        return Enhanced(number_B11.expand_as(batch.noisy)[None], torch.zeros(1, len(batch.ids)))
 
     monkeypatch.setattr(separation, "enhance", count_up)
-    speech = separate_long(small_vae(), wave, STFT, QUICK, None, 8000, 1000)
+    (speech,) = separate_long(small_vae(), wave, STFT, QUICK, None, 8000, 1000)
     step = -(-(50_001 + 7 * 1000) // 8) - 1000
     since = torch.arange(50_001)[:, None] - step * torch.arange(1, 8)
     expected = ((since + 1) / 1001).clip(0, 1).sum(1)  # each window after the first rises from 0 to 1
@@ -142,7 +143,7 @@ def test_each_frame_sees_the_picture_nearest_in_time(heard, seconds, sound_start
 def test_silence_stays_silent_and_nothing_is_too_short():
     assert not separate_long(small_vae(), torch.zeros(20_000), STFT, QUICK, None, 8000, 1000).any()
     half = torch.cat([torch.zeros(20_000), noise(20_000)])
-    speech = separate_long(small_vae(), half, STFT, QUICK, None, 8000, 1000)
+    (speech,) = separate_long(small_vae(), half, STFT, QUICK, None, 8000, 1000)
     assert speech.isfinite().all() and not speech[:10_000].any() and speech[30_000:].any()
     for samples in (1, 300, 1000):
         assert separate_long(small_vae(), noise(samples), STFT, QUICK).isfinite().all()

@@ -24,6 +24,7 @@ from avdvae.runs import build_model, build_vem, open_run
 PROJECT = Path(__file__).parent.parent
 EXPERIMENT = {"RVAE": "rvae_causal", "RVAE both ways": "rvae"}
 T = 6
+HALVES = ("mean", "logvar")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -296,7 +297,7 @@ def test_a_run_of_published_weights_enhances_and_does_not_train(tmp_path):
     run = open_run(tmp_path / "ours")
     noise = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(0))
     settings = build_vem(run.config["enhance"] | {"iterations": 2})
-    clean = separate_long(run.load_speech_prior(), noise, run.stft, settings)
+    (clean,) = separate_long(run.load_speech_prior(), noise, run.stft, settings)
     assert 0 < clean.square().sum() < noise.square().sum()
     command = [sys.executable, str(PROJECT / "experiments" / "run.py"), f"resume={run.path}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -318,6 +319,77 @@ def test_published_weights_are_trained_on(prepared, tmp_path):
     assert done.returncode == 0, done.stderr
     before, after = (open_run(tmp_path / name).load_model().state_dict() for name in ("ours", "on"))
     torch.testing.assert_close(dict(after), dict(before), rtol=0, atol=0)  # after no epoch at all
+
+
+def test_a_file_of_mixdvae_becomes_a_run_with_each_tensor_in_its_place(tmp_path):
+    """By the names of its class, against the same numbers under those of DVAE_SE."""
+    tensors = publish(tmp_path / "theirs", "SRNN")
+    import_weights(tmp_path / "theirs", tmp_path / "dvae_se")
+    names = {"gen_logvar": "gen_x"} | {f"{q}_{part}": f"{q}_z_{part}" for q in ("inf", "prior") for part in HALVES}
+    renamed = {}
+    for name, tensor in tensors.items():
+        layer, _, rest = name.replace(".linear", ".linear_").partition(".")
+        renamed[f"{names.get(layer, layer)}.{rest}"] = tensor
+    assert {"mlp_gz_z.linear_1.bias", "inf_z_mean.weight", "prior_z_logvar.bias", "gen_x.bias"} <= renamed.keys()
+    file = tmp_path / "model_scass_wsj.pt"
+    torch.save(renamed, file)
+    import_weights(file, tmp_path / "ours", "flute")
+    run = open_run(tmp_path / "ours")
+    assert run.config["exp"] == "srnn_gm" and run.config["hop"] == 256 and run.noted["parameters"] == 884_993
+    assert run.config["data"]["reader"] == "flute" != open_run(tmp_path / "dvae_se").config["data"]["reader"]
+    ours, same = (open_run(tmp_path / name).load_model().state_dict() for name in ("ours", "dvae_se"))
+    assert all(torch.equal(ours[name], same[name]) for name in same)
+
+    for change, complaint in (
+        (
+            {"mlp_x_h.linear_0.weight": torch.ones(4, 5)},
+            "model of 5 numbers a frame, and only those of spectra",
+        ),
+        ({"rnn_h.weight_hh_l0": None}, "is no model of MixDVAE, for it lacks 'rnn_h.weight_hh_l0'"),
+        ({"gen_x.bias": None}, "lacks gen_x.bias in our SRNN"),
+    ):
+        kept = {name: tensor for name, tensor in (renamed | change).items() if tensor is not None}
+        torch.save(kept, file)
+        with pytest.raises(UserError, match=complaint):
+            import_weights(file, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_boxes_of_mixdvae_become_a_run_that_predicts_alike(tmp_path):
+    """The prior and the output, after the published names."""
+    layers = {"mlp_x_h.linear_0": (4, 4), "mlp_gz_z.linear_0": (16, 16), "mlp_gz_z.linear_1": (8, 16)}
+    layers |= {"mlp_hz_z.linear_0": (8, 12), "mlp_hz_z.linear_1": (8, 8), "mlp_hz_x.linear_0": (16, 12)}
+    layers |= {f"{q}_z_{part}": (4, 8) for q in ("inf", "prior") for part in HALVES}
+    layers |= {f"gen_x_{part}": (4, 16) for part in HALVES}
+    lstm, generator = torch.nn.LSTM(4, 8, batch_first=True), torch.Generator().manual_seed(0)
+    theirs = {f"rnn_h.{name}": tensor.detach() for name, tensor in lstm.named_parameters()}
+    for name, size in layers.items():
+        theirs[f"{name}.weight"] = torch.randn(size, generator=generator)
+        theirs[f"{name}.bias"] = torch.randn(size[0], generator=generator)
+    torch.save(theirs, tmp_path / "model_mot.pt")
+    import_weights(tmp_path / "model_mot.pt", tmp_path / "ours")
+    run = open_run(tmp_path / "ours")
+    assert run.config["exp"] == "box_srnn" and run.noted["parameters"] == 1540
+    model: Any = run.load_model()
+
+    def layer(name, x):
+        return torch.nn.functional.linear(x, theirs[f"{name}.weight"], theirs[f"{name}.bias"])
+
+    x, z = torch.rand(2, T, 4, generator=generator), torch.randn(1, 2, T, 4, generator=generator)
+    before = torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1]
+    h = lstm(layer("mlp_x_h.linear_0", before).tanh())[0]
+    hz = layer("mlp_hz_x.linear_0", torch.cat([h, z[0]], -1)).tanh()
+    context = model.context(Batch(("a", "b"), torch.ones(2, T, dtype=torch.bool), boxes=x))
+    found = model.decode({"z": z}, context)["boxes"].density
+    torch.testing.assert_close(found.mean[0], layer("gen_x_mean", hz))
+    torch.testing.assert_close(found.log_var[0], layer("gen_x_logvar", hz))
+    z_before = torch.nn.functional.pad(z[0], (0, 0, 1, 0))[:, :-1]
+    p = layer("mlp_hz_z.linear_1", layer("mlp_hz_z.linear_0", torch.cat([h, z_before], -1)).tanh()).tanh()
+    torch.testing.assert_close(model.prior({"z": z}, context)["z"].log_var[0], layer("prior_z_logvar", p))
+    q = model.posterior(x, context, {"z": torch.zeros_like(z)}).q["z"]
+    g = torch.cat([h[:, 0], x[:, 0], 0 * z[0, :, 0]], -1)
+    g = layer("mlp_gz_z.linear_1", layer("mlp_gz_z.linear_0", g).tanh()).tanh()
+    torch.testing.assert_close(q.mean[0, :, 0], layer("inf_z_mean", g))
 
 
 def test_the_program_says_what_it_misses():

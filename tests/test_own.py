@@ -116,7 +116,7 @@ def test_wrong_names_and_broken_packages_are_explained(package: None, tmp_path: 
     for reader, sentence in {
         "broken": f"data.reader{broken}",
         "theris": r"no corpus reader is called theris: did you mean theirs\?",
-        "xyz": "no corpus reader is called xyz: choose from talker, gait, ",
+        "xyz": "no corpus reader is called xyz: choose from talker, gait, flute, ",
         "my_file.My": r"data.reader=my_file.My cannot be found \(No module",
         "none": "data.reader=none is no dataclass",
     }.items():

@@ -235,7 +235,7 @@ def measured(corpus, tmp_path_factory) -> tuple[Path, list[Result]]:
 
 def test_the_task_measures_a_model_beside_the_baselines_and_the_law(measured, corpus):
     out, rows = measured
-    names = ("rvae", *BASELINES)
+    names = ("rvae", *BASELINES["prediction"])
     means, metrics = means_of(rows), {row.metric for row in rows}
     assert metrics == {
         *("energy_score", "ade", "fde", "mmade", "mmfde", "apd"),
@@ -355,9 +355,9 @@ def test_windows_count_alike_in_means_and_baselines_are_in_a_table_once(measured
     summary = join_evaluations(tmp_path / "all", parts)
     joined = read_results(tmp_path / "all" / "results.csv")
     keys = [(r.model, r.item, r.metric) for r in joined]
-    assert len(keys) == len(set(keys)) and {r.model for r in joined} == {*parts, *BASELINES}
+    assert len(keys) == len(set(keys)) and {r.model for r in joined} == {*parts, *BASELINES["prediction"]}
     assert {item["model"] for item in summary if "compared_with" in item} == {"srnn"}
-    assert [entry.name for entry in entries_of(done)] == ["rvae", *BASELINES, "srnn"]
+    assert [entry.name for entry in entries_of(done)] == ["rvae", *BASELINES["prediction"], "srnn"]
     law = {name: means_of(read_results(out / "results.csv"))["true generator", "ade"] for name, out in parts.items()}
     assert law["rvae"] == law["srnn"], "the same draws beside every model"
 

@@ -16,11 +16,12 @@ from published import publish
 
 import avdvae
 from avdvae.configurations import compose
-from avdvae.data.clips import Corpus
+from avdvae.data.clips import GENERATED, Corpus
 from avdvae.data.corpora import open_corpus
 from avdvae.data.prepare import Summary
 
 PROJECT = Path(__file__).parent.parent
+OTHER_DATA = {"prediction": "gait_futures", "motion": "gait", "tracking": "tracks"}  # of experiments without sound
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 
 
@@ -145,7 +146,7 @@ def test_make_refuses_an_old_python_in_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(path.stem for path in PROJECT.glob("configs/data/*.yaml")))
 def test_every_data_config_opens_its_corpus(name: str) -> None:
     words = ["data.reader=folder"] if name == "own" else []
-    words += [] if name.startswith(("talker", "gait")) else ["data.root=."]
+    words += [] if name.startswith(GENERATED) else ["data.root=."]
     assert isinstance(open_corpus(compose("lips", [f"data={name}", *words])["data"]), Corpus)
 
 
@@ -156,7 +157,7 @@ def shell_commands(page: str) -> list[list[str]]:
 
 # Pages whose commands run below, one after the other, and those that other tests run, or that take too long.
 RUN = ("getting_started", "../README", "models", "results", "metrics", "dynamical", "motion", "performance", "transfer")
-RUN += ("control", "likelihood", "enhance", "your_data", "talker", "audio_visual", "python")
+RUN += ("control", "likelihood", "tracking", "enhance", "your_data", "talker", "audio_visual", "python")
 RUN_ELSEWHERE = {
     "architecture": "test_project",
     "own_reader": "test_own",
@@ -216,9 +217,11 @@ def command_for_the_test(words: list[str], prepared: Path) -> list[str]:
         words = ["data.speakers=3", "data.utterances=1", "data.seconds=1"]
     if program in ("experiments/run.py", "train") and not any(word.startswith("resume") for word in words):
         words += [word for word in ("train=debug", "evaluate.noises=[White]") if word not in words]
-        moves, chosen = "motion" in words[0], any(word.startswith("prepared") for word in words)
-        tiny = "data=gait_futures_tiny" if "prediction" in words[0] else "data=gait_tiny"
-        words += [tiny] if moves else [] if chosen else [f"prepared={prepared}"]
+        tiny = [f"data={data}_tiny" for kind, data in OTHER_DATA.items() if kind in words[0]][:1]
+        chosen = any(word.startswith("prepared") for word in words)
+        words += tiny or ([] if chosen else [f"prepared={prepared}"])
+        if words[0] == "exp=tracking":
+            words += ["evaluate.tracking.iterations=2", "evaluate.tracking.start_iterations=1"]
         if words[0] == "exp=vq_mdvae":  # of faces, of which the prepared ones have none
             words[-1:] = ["data.speakers=12", "data.utterances=2", "data.seconds=1.5"]
         fewer = {

@@ -148,8 +148,9 @@ def test_runs_are_compared_pair_by_pair() -> None:
     ]
     mine += [_row("only mine", 1e6), _row("a", 1e6, snr=5), _row("a", 1e6, "stoi")]
     theirs = [_row(i, ease[i], noise=n, run="r0", model="vae") for n in gains for i in reversed(ease)]
-    theirs += [_row(i, 0.5 + 1e-4, "input_si_sdr", noise=n, run="r0") for i in ease for n in gains]
-    theirs += [_row("only theirs", -1e6, run="r0"), _row("a", -1e6, "si_sdr_improvement", run="r0")]
+    theirs += [_row(i, 0.5 + 1e-4, "input_si_sdr", noise=n, run="r0", model="vae") for i in ease for n in gains]
+    theirs += [_row("only theirs", -1e6, run="r0", model="vae")]
+    theirs += [_row("a", -1e6, "si_sdr_improvement", run="r0", model="vae")]
     items = compare(mine, theirs)
     for lips in ("", "occluded"):
         for noise, gain in (gains | {"stationary": 2.0, "all": 1.0}).items():
@@ -158,8 +159,8 @@ def test_runs_are_compared_pair_by_pair() -> None:
             assert (found["n"], found["model"], found["compared_with"], found["snr"]) == (8, "cvae", "r0", 0)
     assert len(items) == 2 * 5
 
-    same_lips = [_row(i, ease[i] + 7, lips="occluded", run="r0") for i in ease]
-    same_lips += [_row(i, 0.5, "input_si_sdr", lips="occluded", run="r0") for i in ease]
+    same_lips = [_row(i, ease[i] + 7, lips="occluded", run="r0", model="vae") for i in ease]
+    same_lips += [_row(i, 0.5, "input_si_sdr", lips="occluded", run="r0", model="vae") for i in ease]
     assert _pick(compare(mine, theirs + same_lips), lips="occluded", noise="Car")["mean"] == pytest.approx(-6)
     clean = [_row(i, ease[i] + 7, lips="clean", run="r0") for i in ease]
     clean += [_row(i, 0.5, "input_si_sdr", lips="clean", run="r0") for i in ease]
@@ -169,6 +170,16 @@ def test_runs_are_compared_pair_by_pair() -> None:
         compare(mine, [_row("elsewhere", 0, run="r0")])
     with pytest.raises(UserError, match="r1 and an empty run"):
         compare(mine, [])
+
+
+def test_methods_are_compared_with_the_same_method_of_the_other_model() -> None:
+    def run(name: str, **values: float) -> list[Result]:
+        models = {"own": name, "other": f"{name} assignment", "alike": "NMF"}
+        where: dict[str, Any] = {"task": "separation", "noise": "", "snr": None, "run": name}
+        return [_row("a", value, model=models[kind], **where) for kind, value in values.items()]
+
+    found = compare(run("vae", own=5, other=3, alike=1), run("srnn_gm", other=2, alike=1, own=1))
+    assert {item["model"]: item["mean"] for item in found} == {"vae": 4, "vae assignment": 1, "NMF": 0}
 
 
 def test_runs_that_were_given_other_mixtures_are_not_compared() -> None:

@@ -23,7 +23,7 @@ from avdvae.signals.video import probe
 
 PROJECT = Path(__file__).parent.parent
 SEVERAL = {"own", "robustness", "dvae_benchmark", "likelihood_benchmark", "odd_attention", "odd_attention_gait"}
-ELSEWHERE = ("motion", "vqvae", "mdvae")  # those that need poses or faces
+ELSEWHERE = ("motion", "vqvae", "mdvae", "box_srnn", "tracking")  # those that need poses, faces or boxes
 EXPERIMENTS = sorted(
     path.stem
     for path in PROJECT.glob("configs/exp/*.yaml")

@@ -75,7 +75,8 @@ def test_an_experiment_of_published_size_is_what_the_class_has_by_default(name):
 def test_settings_have_the_defaults_of_config_yaml(section, kind):
     config = compose("config", [])
     given = {**config[section], "seed": config["seed"]} if kind is Training else config[section]
-    known = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+    known: dict[str, Any] = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+    known |= {f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING}
     if kind is Vem:  # its E-step is another class, and the size of its batches a matter of who calls it
         (batch_size,) = (field.default for field in fields(Subject) if field.name == "batch_size")
         known |= {"estep": {"name": "free_gaussian"}, "batch_size": batch_size}

@@ -67,7 +67,7 @@ def test_a_corpus_comes_back(tmp_path, clips):
     assert read_manifest(tmp_path / "manifest.csv") == list(corpus.utterances)
     columns = (
         "id,corpus,split,speaker,shard,audio_start,audio_stop,lips_start,lips_stop,rate,fps,face_rate,labels,sha256,"
-        "pose_start,pose_stop"
+        "pose_start,pose_stop,box_start,box_stop"
     )
     assert (tmp_path / "manifest.csv").read_text("utf-8").startswith(columns + "\n")
 
@@ -156,22 +156,23 @@ def test_a_corpus_of_poses_comes_back(tmp_path, clips):
     assert not PreparedCorpus(write_corpus(tmp_path / "heard", clips)).has_poses
 
 
-def test_what_was_prepared_before_there_were_poses_and_faces_is_read(tmp_path, clips):
+def test_what_was_prepared_before_there_were_poses_boxes_and_faces_is_read(tmp_path, clips):
     corpus = PreparedCorpus(write_corpus(tmp_path, clips))
     manifest = tmp_path / "manifest.csv"
     with manifest.open(encoding="utf-8", newline="") as file:
-        table = [row[:-2] for row in csv.reader(file)]
+        table = [row[:-4] for row in csv.reader(file)]
     with manifest.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(table)
     for path in (tmp_path / "shards").iterdir():
         with safetensors.safe_open(path, framework="numpy") as shard:
             header = json.loads(shard.metadata()["avdvae"])
         for row in header["rows"]:
-            del row["pose_start"], row["pose_stop"]
+            for name in ("pose_start", "pose_stop", "box_start", "box_stop"):
+                del row[name]
         tensors = {name: array for name, array in safetensors.numpy.load_file(path).items() if name in OLD}
         safetensors.numpy.save_file(tensors, path, {"avdvae": json.dumps(header)})
     old = PreparedCorpus(tmp_path)  # every checksum holds
-    assert old.utterances == corpus.utterances and not old.has_poses
+    assert old.utterances == corpus.utterances and not old.has_poses and not old.has_boxes
     np.testing.assert_array_equal(old.audio(old.utterances[1]), clips[1].audio)
 
 
@@ -262,7 +263,7 @@ def test_a_wrong_root_says_how_to_prepare_one(tmp_path):
 
 def test_clips_that_do_not_fit_are_refused(tmp_path, clips):
     path = tmp_path / "00000.safetensors"
-    with pytest.raises(UserError, match="0 samples, 0 poses, 7 pictures and 7 confidences"):
+    with pytest.raises(UserError, match="0 samples, 0 poses, 0 boxes, 7 pictures and 7 confidences"):
         write_shard(path, [replace(clips[0], audio=clips[0].audio[:0])], {})
     with pytest.raises(UserError, match=r"(?s)5 x 6 pixels and .* 6 x 5 pixels"):
         write_shard(path, [clips[0], replace(clips[1], lips=clips[1].lips.swapaxes(1, 2))], {})

@@ -26,7 +26,7 @@ from avdvae.models.rvae import RVAE
 from avdvae.models.vae import VAE
 from avdvae.probability.gaussian import Gaussian, Slopes
 from avdvae.probability.spectrum import ComplexGaussian, Components, SpeechLikelihood
-from avdvae.protocols import Batch, Context, LatentModel, Latents, is_speech_prior
+from avdvae.protocols import Batch, Context, Latents, Prior, is_speech_prior
 from avdvae.signals.audio import Stft
 from avdvae.signals.metrics import si_sdr
 
@@ -49,7 +49,7 @@ def generators(count: int) -> list[torch.Generator]:
 
 def mean_cost(noise: Noise, noisy: Tensor, speech: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     """As it is defined."""
-    variance = noise.gain_BT1 * speech + noise.H_BTK @ noise.W_BFK.mT + 1e-10
+    variance = noise.gain_BTJ * speech + noise.H_BTK @ noise.W_BFK.mT + 1e-10
     cost = ((weight * (variance.log() + noisy / variance)).sum(0) * mask[..., None]).sum((1, 2))
     for b, frames in enumerate(mask.sum(1).tolist() if noise.smoothness else ()):
         rise = noise.H_BTK[b, 1:frames] / noise.H_BTK[b, : frames - 1]
@@ -92,7 +92,7 @@ def test_no_update_of_a_factor_raises_the_cost(seed, components, weighted, rank,
         torch.testing.assert_close(said.sum(1) / (mask.sum(1) * 7), costs[0], rtol=1e-5, atol=1e-5)
         for earlier, later in pairwise(costs):
             assert (later <= earlier + 1e-5 * (1 + earlier.abs())).all()
-        assert (costs[1] < costs[0]).any() and noise.gain_BT1.isfinite().all() and (noise.gain_BT1 > 0).all()
+        assert (costs[1] < costs[0]).any() and noise.gain_BTJ.isfinite().all() and (noise.gain_BTJ > 0).all()
     assert (noise.H_BTK[1, 4:] == 0).all()  # frames that pad
 
 
@@ -485,7 +485,7 @@ def test_the_filter_is_that_of_the_final_draws_and_the_final_noise():
     model, batch, drawn, targets = vaes()["vae"], sounds(7, 5), torch.randn((3, 2, 7, 4), generator=seeded(0)), []
 
     class Counting:
-        def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> int:
+        def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> int:
             return 0
 
         def step(self, target: Target, state: int, random: RandomNumbers) -> tuple[int, SpeechLikelihood]:
@@ -499,9 +499,9 @@ def test_the_filter_is_that_of_the_final_draws_and_the_final_noise():
 
     enhanced = enhance(model, batch, Vem(Counting(), iterations=4, smoothness=0.0))
     *_, before, target = targets
-    speech = target.gain_BT1 * model.decode({"z": drawn}, target.context)["power"].speech
+    speech = target.gain_BTJ * model.decode({"z": drawn}, target.context)["power"].speech
     torch.testing.assert_close(enhanced.filter, (speech / (speech + target.noise_BTF)).mean(0))
-    mixture = before.gain_BT1 * model.decode({"z": 0 * drawn}, target.context)["power"].speech[0] + before.noise_BTF
+    mixture = before.gain_BTJ * model.decode({"z": 0 * drawn}, target.context)["power"].speech[0] + before.noise_BTF
     cost = ((mixture.log() + batch.need("noisy", model) / mixture).mean(2) * batch.mask).sum(1) / batch.mask.sum(1)
     torch.testing.assert_close(enhanced.cost[-1], cost)
 
@@ -511,7 +511,7 @@ class Past(NamedTuple):
 
     targets: list[NoisySpeech]
 
-    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> Tensor:
+    def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> Tensor:
         return torch.zeros(1, *batch.mask.shape, 1)
 
     def step(self, target: Target, state: Tensor, random: RandomNumbers) -> tuple[Tensor, SpeechLikelihood]:
@@ -537,9 +537,9 @@ def test_the_past_is_the_present_estimate_of_the_speech_at_its_own_level(paper):
     assert past is not None and later is not None
     assert torch.equal(past, noisy) if paper else past.sum() < 0.8 * noisy.sum()
     speech = model.log_power.exp() + 1e-10
-    wiener = second.gain_BT1 * speech / (second.gain_BT1 * speech + second.noise_BTF)
-    torch.testing.assert_close(later, wiener.square() * noisy / second.gain_BT1, rtol=1e-4, atol=1e-4)
-    assert (second.gain_BT1 - 1).abs().median() > 0.05  # or it would make no difference
+    wiener = second.gain_BTJ * speech / (second.gain_BTJ * speech + second.noise_BTF)
+    torch.testing.assert_close(later, wiener.square() * noisy / second.gain_BTJ, rtol=1e-4, atol=1e-4)
+    assert (second.gain_BTJ - 1).abs().median() > 0.05  # or it would make no difference
 
 
 def test_recurrent_layers_are_in_the_mode_that_they_were_in():
@@ -579,7 +579,7 @@ class Still:
 
     estep: Any
 
-    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> Any:
+    def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> Any:
         return self.estep.start(model, batch, random)
 
     def step(self, target: Target, state: Any, random: RandomNumbers) -> tuple[Any, SpeechLikelihood]:

@@ -12,7 +12,7 @@ from avdvae.data.poses import PoseFormat
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-GENERATED = ("talker", "gait", "gait_futures")  # corpora that are not recorded
+GENERATED = ("talker", "gait", "gait_futures", "flute", "tracks")  # corpora that are not recorded
 
 
 def split_of(number: int, people: int) -> Split:
@@ -26,7 +26,7 @@ class Clip:
     """One recording: its files and its labels.
 
     `audio` None: the sound is inside the video. `video` None: there is sound alone, or sound and `lips`, a file of
-    mouths that are cropped already, or `poses` alone.
+    mouths that are cropped already, or `poses` alone, or `boxes` alone, whose label `objects` counts the true ones.
     """
 
     id: str
@@ -39,17 +39,18 @@ class Clip:
     labels: dict[str, Any] = field(default_factory=dict)
     poses: Path | None = None
     pose_format: PoseFormat = field(default_factory=PoseFormat)
+    boxes: Path | None = None
 
     @property
     def source(self) -> Path:
         """The file that errors and tables name."""
-        path = self.video or self.lips or self.poses or self.audio
+        path = self.video or self.lips or self.poses or self.boxes or self.audio
         assert path, f"clip {self.id} has no file"
         return path
 
     @property
     def files(self) -> list[Path]:
-        return [path for path in (self.video, self.audio, self.lips, self.poses) if path]
+        return [path for path in (self.video, self.audio, self.lips, self.poses, self.boxes) if path]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from avdvae.data.clips import Corpus
+from avdvae.data.flute import Flute
 from avdvae.data.gait import Gait
 from avdvae.data.gait_futures import GaitFutures
 from avdvae.data.prepare import prepare
@@ -25,6 +26,7 @@ from avdvae.data.readers.tree import Tree
 from avdvae.data.readers.voicebank_demand import VoicebankDemand
 from avdvae.data.readers.wsj0 import Wsj0
 from avdvae.data.talker.corpus import Talker
+from avdvae.data.tracks import Tracks
 from avdvae.entry_points import find_class
 from avdvae.errors import UserError, known_settings
 from avdvae.files import locked
@@ -45,7 +47,9 @@ _TREES: tuple[type[Tree], ...] = (
 READERS: dict[str, Callable[..., Any]] = {
     "talker": Talker,
     "gait": Gait,
+    "flute": Flute,
     "gait_futures": GaitFutures,
+    "tracks": Tracks,
     "folder": Folder,
     **{tree.NAME: tree for tree in _TREES},
 }

@@ -1,6 +1,7 @@
-"""Items cut out of the shards of a prepared corpus, a batch at a time: samples and pictures, or poses.
+"""Items cut out of the shards of a prepared corpus, a batch at a time: samples and pictures, or poses, or boxes.
 
-An item is (utterance, first STFT frame), or of poses (utterance, first pose).
+An item is (utterance, first STFT frame), or of poses (utterance, first pose), or of boxes
+(trajectory, first frame).
 
 Letters: B items, T frames, N samples, H x W pixels, D coordinates of a pose.
 """
@@ -48,6 +49,30 @@ class PoseCutter(Dataset[Batch]):
             mask=torch.from_numpy(mask_BT),
             pose=torch.from_numpy(pose_BTD),
             labels=tuple({"speaker": row.speaker, **row.labels} for row in rows),
+        )
+
+
+class BoxCutter(Dataset[Batch]):
+    """Cuts items out of the trajectories of true boxes, a batch at a time; `counts` are the frames of each."""
+
+    def __init__(self, corpus: PreparedCorpus, frames: int | None):
+        self.corpus, self.frames = corpus, frames
+        self.trajectories = [(u, n) for u in corpus.utterances for n in range(u.labels["objects"])]
+        self.counts = np.array([(u.box_stop - u.box_start) // u.labels["boxes"] for u, _ in self.trajectories])
+
+    def __getitems__(self, items: Int64[np.ndarray, "B 2"]) -> Batch:
+        trajectory, first = items.T
+        rows = [self.trajectories[i] for i in trajectory]
+        count = self.frames or int(self.counts[trajectory].max())
+        mask_BT = first[:, None] + np.arange(count) < self.counts[trajectory, None]
+        windows = [self.corpus.boxes(u)[start : start + count, n] for (u, n), start in zip(rows, first, strict=True)]
+        boxes_BT4 = np.zeros((*mask_BT.shape, 4), np.float32)
+        boxes_BT4[mask_BT] = np.concatenate(windows)
+        return Batch(
+            ids=tuple(f"{u.id}/{n + 1}" for u, n in rows),
+            mask=torch.from_numpy(mask_BT),
+            boxes=torch.from_numpy(boxes_BT4),
+            labels=tuple({"speaker": u.speaker, **u.labels} for u, _ in rows),
         )
 
 

@@ -1,6 +1,7 @@
 """From shards to batches: random frames for static models, random windows for sequence models, whole utterances.
 
-Sequences of poses are cut in the same way, a pose being a frame; what follows is about sound.
+Sequences of poses and trajectories of boxes are cut in the same way, a pose or box being a frame; what follows is about
+sound.
 
 An item is (utterance, first STFT frame), and a window of frames starts there. Worker processes cut samples and pictures
 out of the memory maps; the device computes the STFT of a batch at a time. A window's frames are exactly those of the
@@ -23,7 +24,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from avdvae.data.cutters import Corruption, Cutter, PoseCutter
+from avdvae.data.cutters import BoxCutter, Corruption, Cutter, PoseCutter
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import UserError
 from avdvae.protocols import Batch, Model
@@ -53,7 +54,7 @@ class Loader:
     random level in that range, drawn anew each epoch. `lips`: with the mouth crops, where the corpus has any;
     `faces`: with the crops of faces and the opening of the mouths. Pictures take longer to gather than sound.
 
-    `stft` and `trim_db` do not apply to poses.
+    `stft` and `trim_db` do not apply to poses and boxes.
 
     Single frames are the same in every epoch but for their order. Where neither level, noise nor pictures go with them,
     their spectra are kept from the first epoch on, as long as they take no more than KEPT bytes.
@@ -111,13 +112,15 @@ class Loader:
         self.device = torch.device(device)
         if faces and not corpus.has_faces:
             raise UserError(f"{corpus.root} has no faces: prepare a corpus of videos with lips.face=64")
-        if corpus.has_poses and (condition is not None or level_db is not None):
-            raise UserError(f"{corpus.root} has poses and no sound: give neither a condition nor a level_db")
-        self.cutter = (
-            PoseCutter(corpus, frames)
-            if corpus.has_poses
-            else Cutter(corpus, stft, frames, trim_db, condition, lips, faces, pcm)
-        )
+        self.cutter: PoseCutter | BoxCutter | Cutter
+        if corpus.holds != "sound":
+            if condition is not None or level_db is not None:
+                raise UserError(
+                    f"{corpus.root} has {corpus.holds} and no sound: give neither a condition nor a level_db"
+                )
+            self.cutter = (PoseCutter if corpus.holds == "poses" else BoxCutter)(corpus, frames)
+        else:
+            self.cutter = Cutter(corpus, stft, frames, trim_db, condition, lips, faces, pcm)
         if frames is None:
             self.windows = np.ones_like(self.cutter.counts)
         elif shuffle:
@@ -125,7 +128,7 @@ class Loader:
         else:
             self.windows = -(-self.cutter.counts // frames)
         count = int(self.cutter.counts.sum())
-        alone = not (corpus.has_poses or condition or level_db or lips or faces or pcm)
+        alone = corpus.holds == "sound" and not (condition or level_db or lips or faces or pcm)
         keeps = alone and frames == 1 and world == 1 and 4 * BINS * count <= self.KEPT
         # Of all frames of the corpus, and which of them have passed
         self.spectra_MF = torch.empty(count, BINS, device=self.device) if keeps else None

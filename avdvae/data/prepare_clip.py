@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from avdvae.data.boxes import FPS as BOXES_PER_SECOND
+from avdvae.data.boxes import read_boxes
 from avdvae.data.clips import Clip
 from avdvae.data.poses import read_poses
 from avdvae.data.precropped import FPS, read_lips
@@ -41,6 +43,7 @@ class Quality:
     sound_starts_late_ms: float = 0.0  # negative: early
     sound_ends_late_ms: float = 0.0
     joints: int = 0  # of a figure, whose poses are then the frames
+    boxes: int = 0  # of each frame
     flags: str = ""  # of a clip that is kept: what to check, such as a second face that is as large
 
 
@@ -54,6 +57,8 @@ def prepare_clip(clip: Clip, model: Path | None, size: int, face: int | None) ->
         return _film(clip, model, size, face)
     if clip.lips:
         return _cropped(clip, clip.lips, size)
+    if clip.boxes:
+        return _scene(clip, clip.boxes)
     return _figure(clip, clip.poses) if clip.poses else _recording(clip)
 
 
@@ -87,6 +92,15 @@ def _figure(clip: Clip, path: Path) -> tuple[PreparedClip, Quality]:
     fps, (frames, joints, _) = float(clip.pose_format.fps), poses.shape
     prepared = PreparedClip(clip.id, clip.corpus, clip.split, clip.speaker, clip.labels, pose=poses, fps=fps)
     quality = Quality(clip.id, str(clip.source), kept="yes", frames=frames, fps=fps, joints=joints)
+    return prepared, replace(quality, seconds=round(frames / fps, 3))
+
+
+def _scene(clip: Clip, path: Path) -> tuple[PreparedClip, Quality]:
+    boxes = read_boxes(path)
+    fps, (frames, columns, _) = float(BOXES_PER_SECOND), boxes.shape
+    prepared = PreparedClip(clip.id, clip.corpus, clip.split, clip.speaker, clip.labels | {"boxes": columns})
+    prepared = replace(prepared, boxes=boxes.reshape(-1, 4), fps=fps * columns)
+    quality = Quality(clip.id, str(clip.source), kept="yes", frames=frames, fps=fps, boxes=columns)
     return prepared, replace(quality, seconds=round(frames / fps, 3))
 
 

@@ -3,13 +3,15 @@
     manifest.csv                 one row a clip: an `Utterance`
     shards/00000.safetensors     audio (int16, N), lips (uint8, M x H x W) and confidence (uint8, M), clips end to end;
                                  where wanted, face (uint8, M x H' x W' x 3) and mouth (float32, M x 2) for the same M
-                                 or pose (float32, T x J x 3), sequences of poses end to end
+                                 or pose (float32, T x J x 3), sequences of poses end to end,
+                                 or boxes (float32, M x 4), all boxes of a frame after those of the one before
 
 A confidence of 255 means a mouth found with certainty, 0 none. Faces are RGB; `mouth` is opening and width of the lips
 by the landmarks, in outer eye distances. Where there is only sound, M, fps and face_rate are 0. A clip of poses has J
-joints in metres at fps, and nothing else: its rate is 0. The header of a shard repeats its rows, so that a manifest can
-be made from shards alone. The SHA-256 of a clip runs over the bytes of its audio, lips, confidence, pose, face and
-mouth, in this order.
+joints in metres at fps, and nothing else: its rate is 0. A clip of boxes has nothing else either; its label `boxes`
+counts those of a frame, of which the first `objects` are true and the others detections. The header of a shard repeats
+its rows, so that a manifest can be made from shards alone. The SHA-256 of a clip runs over the bytes of its audio,
+lips, confidence, pose, face, mouth and boxes, in this order.
 """
 
 from __future__ import annotations
@@ -50,25 +52,26 @@ class Utterance:
     lips_start: int
     lips_stop: int
     rate: int  # audio samples a second
-    fps: float  # pictures, or poses, a second
+    fps: float  # pictures, poses or boxes a second
     face_rate: float  # share of the pictures in which a face was found
     labels: dict[str, Any]
     sha256: str
     pose_start: int = 0
     pose_stop: int = 0
+    box_start: int = 0
+    box_stop: int = 0
 
     @property
     def seconds(self) -> float:
-        return (
-            (self.audio_stop - self.audio_start) / self.rate
-            if self.rate
-            else (self.pose_stop - self.pose_start) / self.fps
-        )
+        if self.rate:
+            return (self.audio_stop - self.audio_start) / self.rate
+        return (self.pose_stop - self.pose_start + self.box_stop - self.box_start) / self.fps
 
 
 _COLUMNS = [column.name for column in fields(Utterance)]
 _PARSERS: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("audio_start", "audio_stop", "lips_start", "lips_stop", "rate", "pose_start", "pose_stop"), int),
+    **dict.fromkeys(("audio_start", "audio_stop", "lips_start", "lips_stop", "rate"), int),
+    **dict.fromkeys(("pose_start", "pose_stop", "box_start", "box_stop"), int),
     **dict.fromkeys(("fps", "face_rate"), float),
     "labels": json.loads,
 }
@@ -81,6 +84,7 @@ class ShardArrays(NamedTuple):
     pose: np.ndarray
     face: np.ndarray
     mouth: np.ndarray
+    boxes: np.ndarray
 
 
 _NOTHING = ShardArrays(
@@ -90,8 +94,9 @@ _NOTHING = ShardArrays(
     np.zeros((0, 1, 3), np.float32),
     np.zeros((0, 1, 1, 3), np.uint8),
     np.zeros((0, 2), np.float32),
+    np.zeros((0, 4), np.float32),
 )
-_LATER = ("pose", "face", "mouth")  # absent from older shards
+_LATER = ("pose", "face", "mouth", "boxes")  # absent from older shards
 
 
 @dataclass(frozen=True)
@@ -109,13 +114,14 @@ class PreparedClip:
     pose: Float32[np.ndarray, "T J 3"] = field(default_factory=lambda: _NOTHING.pose)
     face: UInt8[np.ndarray, "F R C 3"] = field(default_factory=lambda: _NOTHING.face)
     mouth: Float32[np.ndarray, "F 2"] = field(default_factory=lambda: _NOTHING.mouth)
+    boxes: Float32[np.ndarray, "_ 4"] = field(default_factory=lambda: _NOTHING.boxes)
     rate: int = 0
     fps: float = 0.0
     face_rate: float = 0.0
 
     @property
     def arrays(self) -> ShardArrays:
-        return ShardArrays(self.audio, self.lips, self.confidence, self.pose, self.face, self.mouth)
+        return ShardArrays(self.audio, self.lips, self.confidence, self.pose, self.face, self.mouth, self.boxes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,11 +134,12 @@ def write_shard(path: Path, clips: Sequence[PreparedClip], notes: dict[str, Any]
     A shard may be empty: its notes then give the reason.
     """
     for clip in clips:
-        if bool(len(clip.audio)) == bool(len(clip.pose)) or len(clip.lips) != len(clip.confidence):
+        contents = [bool(len(array)) for array in (clip.audio, clip.pose, clip.boxes)]
+        if sum(contents) != 1 or len(clip.lips) != len(clip.confidence):
             raise UserError(
-                f"clip {clip.id} has {len(clip.audio)} samples, {len(clip.pose)} poses, {len(clip.lips)} pictures and "
-                f"{len(clip.confidence)} confidences: it needs sound or poses, and one confidence a picture, so leave "
-                f"it out or mend it"
+                f"clip {clip.id} has {len(clip.audio)} samples, {len(clip.pose)} poses, {len(clip.boxes)} boxes, "
+                f"{len(clip.lips)} pictures and {len(clip.confidence)} confidences: it needs sound, poses or boxes, "
+                "and one confidence a picture, so leave it out or mend it"
             )
         if not (len(clip.face) == len(clip.mouth) and len(clip.face) in (0, len(clip.lips))):
             raise UserError(
@@ -150,7 +157,7 @@ def write_shard(path: Path, clips: Sequence[PreparedClip], notes: dict[str, Any]
         if clip.pose.shape[1] != clips[0].pose.shape[1]:
             joints = " and ".join(f"{c.id} of {c.pose.shape[1]} joints" for c in (clips[0], clip))
             raise UserError(f"{joints}: the figures of a shard are alike, so prepare others as a corpus of their own")
-    rows, audio, lips, pose = [], 0, 0, 0
+    rows, audio, lips, pose, box = [], 0, 0, 0, 0
     for clip in clips:
         samples, pictures, poses = len(clip.audio), len(clip.lips), len(clip.pose)
         rows.append(
@@ -171,6 +178,8 @@ def write_shard(path: Path, clips: Sequence[PreparedClip], notes: dict[str, Any]
                 sha256=checksum(*clip.arrays),
                 pose_start=pose,
                 pose_stop=(pose := pose + poses),
+                box_start=box,
+                box_stop=(box := box + len(clip.boxes)),
             )
         )
     arrays = [clip.arrays for clip in clips] or [_NOTHING]
@@ -218,6 +227,7 @@ def read_header(path: Path) -> tuple[list[Utterance], dict[str, Any]]:
                 ("lips", row.lips_start, row.lips_stop),
                 ("confidence", row.lips_start, row.lips_stop),
                 ("pose", row.pose_start, row.pose_stop),
+                ("boxes", row.box_start, row.box_stop),
             ):
                 if not 0 <= start <= stop <= sizes.get(name, 0 if name in _LATER else -1):
                     raise ValueError(f"it has no {name} from {start} to {stop}, the place of {row.id}")
@@ -240,6 +250,7 @@ def read_shard(path: Path) -> tuple[list[PreparedClip], dict[str, Any]]:
             pose=arrays.pose[row.pose_start : row.pose_stop],
             face=arrays.face[row.lips_start : row.lips_stop],
             mouth=arrays.mouth[row.lips_start : row.lips_stop],
+            boxes=arrays.boxes[row.box_start : row.box_stop],
         )
         for row in rows
     ]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int16, UInt8
@@ -78,6 +78,16 @@ class PreparedCorpus:
         """Whether there are poses, and no sound."""
         return self._has("poses", [u.pose_stop - u.pose_start for u in self.utterances])
 
+    @property
+    def has_boxes(self) -> bool:
+        """Whether there are boxes, and no sound."""
+        return self._has("boxes", [u.box_stop - u.box_start for u in self.utterances])
+
+    @property
+    def holds(self) -> Literal["sound", "poses", "boxes"]:
+        """What tasks take of it."""
+        return "poses" if self.has_poses else "boxes" if self.has_boxes else "sound"
+
     def _has(self, what: str, counts: Sequence[int]) -> bool:
         lacking = [u.id for u, count in zip(self.utterances, counts, strict=True) if not count]
         if 0 < len(lacking) < len(self.utterances):
@@ -136,6 +146,11 @@ class PreparedCorpus:
     def poses(self, utterance: Utterance) -> Float32[np.ndarray, "T J 3"]:
         return self.arrays(utterance.shard).pose[utterance.pose_start : utterance.pose_stop]
 
+    def boxes(self, utterance: Utterance) -> Float32[np.ndarray, "T J 4"]:
+        """Of each frame, first the true ones, which the label `objects` counts."""
+        boxes_M4 = self.arrays(utterance.shard).boxes[utterance.box_start : utterance.box_stop]
+        return boxes_M4.reshape(-1, utterance.labels.get("boxes", 1), 4)
+
     def arrays(self, shard: str) -> ShardArrays:
         """All clips of a shard end to end, as memory maps."""
         if shard not in self._open:
@@ -144,7 +159,7 @@ class PreparedCorpus:
 
     def verify(self) -> None:
         """Compare each clip with its checksum; the error names those that differ."""
-        reads = (self.audio, self.lips, self.confidence, self.poses, self.faces, self.mouths)
+        reads = (self.audio, self.lips, self.confidence, self.poses, self.faces, self.mouths, self.boxes)
         damaged = [
             f"{u.id} in {u.shard}" for u in self.utterances if checksum(*(read(u) for read in reads)) != u.sha256
         ]
@@ -162,4 +177,5 @@ class PreparedCorpus:
 def _place(row: Utterance) -> tuple[Any, ...]:
     """The position of a clip, its checksum and its rates."""
     bounds = row.audio_start, row.audio_stop, row.lips_start, row.lips_stop, row.pose_start, row.pose_stop
+    bounds += row.box_start, row.box_stop
     return row.shard, row.sha256, *bounds, row.rate, row.fps

@@ -11,6 +11,7 @@ alone, so they apply to every model.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from torch import Tensor
 from avdvae.errors import UserError
 from avdvae.probability.gaussian import Gaussian, Slopes
 from avdvae.probability.spectrum import SpeechLikelihood
-from avdvae.protocols import Batch, LatentModel, Latents
+from avdvae.protocols import Batch, Latents, Prior
 
 Start = Literal["posterior", "prior"]
 
@@ -58,6 +59,13 @@ class RandomNumbers:
     generators: Sequence[torch.Generator]
     frames: Sequence[int]  # of each utterance
 
+    @classmethod
+    def seeded(cls, ids: Sequence[str], frames: Sequence[int], seed: int) -> RandomNumbers:
+        """By the names of the utterances."""
+        digests = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in ids]
+        seeds = [int.from_bytes(digest[:8], "big", signed=True) for digest in digests]
+        return cls([torch.Generator().manual_seed(number) for number in seeds], frames)
+
     def normal(self, like: Float[Tensor, "*lead B T D"]) -> Float[Tensor, "*lead B T D"]:
         return self._fill(torch.randn, like)
 
@@ -89,14 +97,14 @@ class RandomNumbers:
 
 @runtime_checkable
 class EStep(Protocol):
-    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> Any: ...
+    def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> Any: ...
 
     def step(self, target: Target, state: Any, random: RandomNumbers) -> tuple[Any, SpeechLikelihood]: ...
 
     def final(self, target: Target, state: Any, random: RandomNumbers) -> SpeechLikelihood: ...
 
 
-def first_latents(model: LatentModel, batch: Batch, begin: Start) -> tuple[dict[str, Tensor], Mapping[str, Gaussian]]:
+def first_latents(model: Prior, batch: Batch, begin: Start) -> tuple[dict[str, Tensor], Mapping[str, Gaussian]]:
     """The means, K = 1, and their distributions."""
     if begin not in ("posterior", "prior"):
         raise UserError(f"enhance.estep.begin={begin}: choose posterior or prior")

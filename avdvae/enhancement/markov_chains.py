@@ -14,7 +14,7 @@ from avdvae.enhancement.contract import Gradient, RandomNumbers, Start, Target, 
 from avdvae.errors import UserError
 from avdvae.probability.gaussian import VARIANCE_FLOOR, Gaussian
 from avdvae.probability.spectrum import SpeechLikelihood
-from avdvae.protocols import Batch, LatentModel, Latents
+from avdvae.protocols import Batch, Latents, Prior
 
 Chains = dict[str, Tensor]  # z_KBTL by name
 
@@ -76,7 +76,7 @@ class MetropolisHastings:
                     f"enhance.estep.{final}draws={draws}: draw more than the {final}burn_in={burn_in} that are left out"
                 )
 
-    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> _Chains:
+    def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> _Chains:
         z, chosen = first_latents(model, batch, self.begin)
         return _Chains(z, _Moments.of(chosen, z))
 
@@ -127,7 +127,7 @@ class Langevin:
     total_variation: float = 0.0
     begin: Start = "posterior"
 
-    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> _Chains:
+    def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> _Chains:
         means, chosen = first_latents(model, batch, self.begin)
         z = {name: z + self.spread * random.normal(z.expand(self.chains, -1, -1, -1)) for name, z in means.items()}
         return _Chains(z, _Moments.of(chosen, z))
@@ -175,7 +175,7 @@ class MetropolisLangevin:
     begin: Start = "posterior"
     ACCEPTED = 0.574
 
-    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> _Adapted:
+    def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> _Adapted:
         means, chosen = first_latents(model, batch, self.begin)
         if not self.whole:
             _require_frames(means, random, "mala")

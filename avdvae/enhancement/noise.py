@@ -1,8 +1,8 @@
 """The NMF model of the noise in a mixture, with the updates of an M-step, and its first estimate.
 
-Majorise-minimise: with V = H W^T, S_r the speech variances of the draws, weighted by w_r, and X_r = g S_r + V, each
-factor is multiplied by the square root of (sum_r w_r P / X_r^2) / (sum_r w_r / X_r), contracted with what the factor
-multiplies.
+Majorise-minimise: with V = H W^T, S_rj the variances of source j in the draws, weighted by w_r, and X_r = V + sum_j g_j
+S_rj, each factor is multiplied by the square root of (sum_r w_r P / X_r^2) / (sum_r w_r / X_r), contracted with what
+the factor multiplies. In enhancement the speech is the only source.
 
     cost = sum_f sum_r w_r (ln X_r + P / X_r) + smoothness * sum_k [H_t / H_t-1 - ln(H_t / H_t-1) - 1]  of a frame t
 
@@ -29,26 +29,28 @@ EPSILON = 1e-10
 
 @dataclass
 class Noise:
-    """Gain and noise of a mixture, and their updates. Frames that pad are those where H is zero.
+    """Gains of the sources and noise of a mixture, and their updates. Frames that pad are those where H is zero.
 
     variance_BTF   V, in memory that every update uses again
     """
 
     W_BFK: Float[Tensor, "B F K"]
     H_BTK: Float[Tensor, "B T K"]
-    gain_BT1: Float[Tensor, "B T 1"]
+    gain_BTJ: Float[Tensor, "B T J"]
     smoothness: float = 0.0
 
     @classmethod
-    def drawn(cls, noisy_BTF: Tensor, rank: int, random: RandomNumbers, smoothness: float = 0.0) -> Noise:
-        """W and H uniform in 0..1, g = 1."""
+    def drawn(
+        cls, noisy_BTF: Tensor, rank: int, random: RandomNumbers, smoothness: float = 0.0, sources: int = 1
+    ) -> Noise:
+        """W and H uniform in 0..1; each source has an equal share in a gain of 1."""
         frequencies = noisy_BTF.shape[2]
         W = [torch.rand((frequencies, rank), generator=g, device=g.device) for g in random.generators]
         frames = torch.tensor(random.frames, device=noisy_BTF.device)
         present_BT = torch.arange(noisy_BTF.shape[1], device=noisy_BTF.device) < frames[:, None]
         H_BTK = random.uniform(noisy_BTF[..., :1].expand(-1, -1, rank)).clamp_min(EPSILON) * present_BT[..., None]
-        gain_BT1 = torch.ones_like(noisy_BTF[..., :1])
-        return cls(torch.stack(W).to(noisy_BTF.device).clamp_min(EPSILON), H_BTK, gain_BT1, smoothness)
+        gain_BTJ = noisy_BTF.new_full((*noisy_BTF.shape[:2], sources), 1 / sources)
+        return cls(torch.stack(W).to(noisy_BTF.device).clamp_min(EPSILON), H_BTK, gain_BTJ, smoothness)
 
     def __post_init__(self) -> None:
         # A zero within a chain would spread along it.
@@ -65,7 +67,7 @@ class Noise:
     def update(self, noisy_BTF: Tensor, likely: Components) -> Float[Tensor, "B T"]:
         """One M-step, and the cost before it. Where H is zero, as in frames that pad, it stays zero, and the frame does
         not contribute to W."""
-        speech_RBTF, precision_RBTF, weight_RBT1, _ = likely
+        speech_RBTF, precision_RBTF, weight_RBT1, *_ = likely
         if self._room is None or self._room[0].shape != speech_RBTF.shape:
             self._room = torch.empty_like(speech_RBTF), torch.empty_like(speech_RBTF)
         one, two = self._room  # allocating them anew would take longer than the arithmetic
@@ -76,16 +78,18 @@ class Noise:
         self.W_BFK = _scaled(self.W_BFK, (self.H_BTK.mT @ above).mT, (self.H_BTK.mT @ below).mT).clamp_min_(EPSILON)
 
         self._mix()
-        precision_RBTF = self.mixture(speech_RBTF, out=two).reciprocal_()
+        precision_RBTF = self.mixture(*likely.sources, out=two).reciprocal_()
         above, below = _slopes(torch.mul(noisy_BTF, precision_RBTF, out=one), precision_RBTF, weight_RBT1)
         self._update_activations(above @ self.W_BFK, below @ self.W_BFK)
 
         self._mix()
-        variance_RBTF = self.mixture(speech_RBTF, out=two)
-        share_RBTF = torch.div(speech_RBTF, variance_RBTF, out=one)
-        below = weighted_mean(share_RBTF.sum(-1, keepdim=True), weight_RBT1)
-        above = weighted_mean(share_RBTF.div_(variance_RBTF).mul_(noisy_BTF).sum(-1, keepdim=True), weight_RBT1)
-        self.gain_BT1 = _scaled(self.gain_BT1, above, below).clamp_min_(EPSILON)
+        variance_RBTF, above, below = self.mixture(*likely.sources, out=two), [], []
+        for source_RBTF in likely.sources:
+            share_RBTF = torch.div(source_RBTF, variance_RBTF, out=one)
+            below.append(weighted_mean(share_RBTF.sum(-1, keepdim=True), weight_RBT1))
+            fit_RBT1 = share_RBTF.div_(variance_RBTF).mul_(noisy_BTF).sum(-1, keepdim=True)
+            above.append(weighted_mean(fit_RBT1, weight_RBT1))
+        self.gain_BTJ = _scaled(self.gain_BTJ, torch.cat(above, -1), torch.cat(below, -1)).clamp_min_(EPSILON)
         return cost_BT
 
     def _update_activations(self, above_BTK: Tensor, below_BTK: Tensor) -> None:
@@ -103,9 +107,22 @@ class Noise:
             own.copy_(above.div_(below_BTK[:, first::2] + self.smoothness / before).sqrt_())
         self.H_BTK = chain[:, 1:-1].maximum(self._least_BT1)
 
-    def mixture(self, speech_RBTF: Tensor, out: Tensor | None = None) -> Float[Tensor, "R B T F"]:
+    def mixture(self, *sources_RBTF: Tensor, out: Tensor | None = None) -> Float[Tensor, "R B T F"]:
         """X, the variances of the mixture."""
-        return torch.addcmul(self.variance_BTF, self.gain_BT1, speech_RBTF, out=out)
+        mixed = self.variance_BTF
+        for gain_BT1, source_RBTF in zip(self.gain_BTJ.split(1, -1), sources_RBTF, strict=True):
+            mixed = torch.addcmul(mixed, gain_BT1, source_RBTF, out=out)
+        return mixed
+
+    def wiener(self, likely: Components, source: int) -> Float[Tensor, "B T F"]:
+        """The filter of a source, sum_r w_r g_j S_rj / X_r."""
+        gain_BT1, source_RBTF = self.gain_BTJ[..., source, None], likely.sources[source]
+        return weighted_mean(gain_BT1 * source_RBTF / self.mixture(*likely.sources), likely.weight)
+
+    def power(self, likely: Components, noisy_BTF: Tensor, source: int) -> Float[Tensor, "B T F"]:
+        """The present estimate of a source's power, without its gain."""
+        filtered_BTF = self.wiener(likely, source).square().mul_(noisy_BTF)
+        return filtered_BTF.div_(self.gain_BTJ[..., source, None])
 
     def _cost(self, ratio_RBTF: Tensor, log_precision_RBTF: Tensor, weight_RBT1: Tensor | None) -> Tensor:
         fit_RBT1 = ratio_RBTF.sum(-1, keepdim=True) - log_precision_RBTF.sum(-1, keepdim=True)

@@ -6,8 +6,8 @@ length and level of the input.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,12 @@ from scipy.io import wavfile
 from scipy.signal import resample_poly
 
 from avdvae.data.readers.folder import VIDEOS
-from avdvae.enhancement.separation import Pictures, separate_long
+from avdvae.enhancement.separation import Pictures, PicturesOfSources, separate_long
+from avdvae.enhancement.sources import Assignment
 from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError, naming_extras, one_line
 from avdvae.files import replacing
-from avdvae.protocols import PICTURES, SpeechPrior, indispensable
+from avdvae.protocols import PICTURES, Prior, indispensable
 from avdvae.signals.audio import Stft, in_16_bits
 from avdvae.signals.clock import FASTEST_SOUND, RATE, SLOWEST_SOUND
 
@@ -55,9 +56,9 @@ class Recording:
 
 @dataclass(frozen=True)
 class Enhancer:
-    model: SpeechPrior
+    model: Prior
     stft: Stft
-    settings: Vem
+    settings: Vem | Assignment
     batch_size: int
     device: str
     face_model: Path | None  # finds the lips and the face; for models conditioned on them
@@ -86,9 +87,24 @@ class Enhancer:
 
     def enhance(self, recording: Recording, pictures: Pictures | None, progress: Callable[[float], None]) -> None:
         """Replace the samples of a recording by its speech; `progress` gets shares of the work that add up to 1."""
+        for channel, (clean,) in self._separated(recording, pictures, progress):
+            channel[:] = clean
+
+    def sources(
+        self, recording: Recording, pictures: PicturesOfSources, progress: Callable[[float], None]
+    ) -> list[Recording]:
+        """The sources of a recording."""
+        channels = [sources for _, sources in self._separated(recording, pictures, progress)]
+        each = [np.stack(channels_of_one, 1) for channels_of_one in zip(*channels, strict=True)]
+        return [replace(recording, samples=samples.astype(np.float32)) for samples in each]
+
+    def _separated(
+        self, recording: Recording, pictures: Pictures | PicturesOfSources | None, progress: Callable[[float], None]
+    ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        """Each channel, a view, and its sources."""
         channels = recording.samples.shape[1]
-        for channel in recording.samples.T:  # views: each is replaced
-            clean = separate_long(
+        for channel in recording.samples.T:
+            sources_JN = separate_long(
                 self.model,
                 torch.from_numpy(resample_poly(channel, RATE, recording.rate)).to(self.device),
                 self.stft,
@@ -96,8 +112,8 @@ class Enhancer:
                 pictures,
                 batch_size=self.batch_size,
                 progress=lambda part: progress(part / channels),
-            )
-            channel[:] = resample_poly(clean.cpu().numpy(), recording.rate, RATE)[: len(channel)]
+            ).cpu()
+            yield channel, [resample_poly(s.numpy(), recording.rate, RATE)[: len(channel)] for s in sources_JN]
 
     def pictures(self, video: Path, sound_starts: float | None = None) -> Pictures | None:
         """The crops that the model takes, if any. The sound starts with the first picture, or at `sound_starts` seconds

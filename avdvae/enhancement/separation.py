@@ -1,8 +1,8 @@
-"""From noisy sound to speech: the EM stage between an STFT and its inverse.
+"""From noisy sound to speech: the EM stage between an STFT and its inverse. Of several sources alike, by `Sources`.
 
 A mixture is scaled so that its speech, as estimated by spectral subtraction, peaks at 1 as in training: the result does
-not depend on the level of the recording, and little on that of the noise. (With Vem.paper the mixture itself peaks at
-1.) A long recording is enhanced in windows with cross-fades.
+not depend on the level of the recording, and little on that of the noise. (As published, by Vem.paper or Assignment,
+the mixture itself peaks at 1.) A long recording is enhanced in windows with cross-fades.
 """
 
 from __future__ import annotations
@@ -17,45 +17,56 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from avdvae.enhancement.noise import StationaryNoise
+from avdvae.enhancement.sources import Assignment, Sources, assign
 from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
-from avdvae.protocols import Batch, SpeechPrior
+from avdvae.protocols import Batch, Prior
 from avdvae.signals.audio import BINS, SILENCE, Stft
 from avdvae.signals.clock import RATE, nearest_frames
 
 
 @dataclass(frozen=True)
 class Separated:
-    """speech  B N  at the level of the mixture, zero where it pads
-    cost    I B    of the EM, in each iteration
-    switch  B T C  of mixtures: posterior probability of each component"""
+    """sources  J B N  at the level of the mixture, zero where it pads
+    cost     I B    of the EM, in each iteration
+    switch   B T C  of mixtures of models: posterior probability of each component"""
 
-    speech: Float[Tensor, "B N"]
+    sources: Float[Tensor, "J B N"]
     cost: Float[Tensor, "I B"]
     switch: Float[Tensor, "B T C"] | None = None
 
+    @property
+    def speech(self) -> Float[Tensor, "B N"]:
+        """The first source, in enhancement the only one."""
+        return self.sources[0]
+
 
 def separate(
-    model: SpeechPrior,
+    model: Prior,
     batch: Batch,
     stft: Stft,
-    settings: Vem,
+    settings: Vem | Assignment,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Separated:
-    """The speech in `batch.mixture`."""
+    """The speech in `batch.mixture`, or each of its sources."""
     mixture_BN, spectra = batch.need("mixture", model), spectra_of(batch, stft)
     noisy_BTF = mixture_BN.new_zeros(*batch.mask.shape, BINS)
     for b, spectrum_TF in enumerate(spectra):
         noisy_BTF[b, : len(spectrum_TF)] = spectrum_TF.abs().square()
     stationary, peak_B = None, mixture_BN.abs().amax(1).clamp_min(SILENCE)
-    if not settings.paper:
+    if isinstance(settings, Vem) and not settings.paper:
         stationary = StationaryNoise.of(noisy_BTF / peak_B[:, None, None].square(), batch.mask)
         speech_BN = filtered(spectra, stationary.filter_BTF, batch, stft)
         mixture_peak_B, peak_B = peak_B, speech_BN.abs().amax(1).clamp_min(SILENCE)
         stationary = stationary.scaled((mixture_peak_B / peak_B).square())
     scaled = replace(batch, noisy=noisy_BTF / peak_B[:, None, None].square())
-    enhanced = enhance(model, scaled, settings, progress, stationary)
-    return Separated(filtered(spectra, enhanced.filter, batch, stft), enhanced.cost, enhanced.switch)
+    if isinstance(settings, Assignment):
+        assert isinstance(model, Sources)
+        found = assign(model, scaled, settings, progress)
+    else:
+        found = enhance(model, scaled, settings, progress, stationary)
+    sources_JBN = torch.stack([filtered(spectra, filter_BTF, batch, stft) for filter_BTF in found.filters])
+    return Separated(sources_JBN, found.cost, found.switch)
 
 
 def spectra_of(batch: Batch, stft: Stft) -> list[Complex[Tensor, "_ F"]]:
@@ -97,18 +108,34 @@ class Pictures:
         return {name: torch.from_numpy(values) for name, values in seen.items()}
 
 
+@dataclass(frozen=True)
+class PicturesOfSources:
+    """Those of each source of a mixture, and None of one whose prior takes none."""
+
+    each: Sequence[Pictures | None]
+
+    def at(self, seconds: np.ndarray) -> dict[str, Tensor]:
+        """As `Pictures.at`, with the sources after the frames; black where there are none."""
+        found = [pictures.at(seconds) if pictures else {} for pictures in self.each]
+        like = {name: values for one in found for name, values in one.items()}
+        return {
+            name: torch.stack([one.get(name, torch.zeros_like(values)) for one in found], 1)
+            for name, values in like.items()
+        }
+
+
 def separate_long(
-    model: SpeechPrior,
+    model: Prior,
     waveform_N: Float[Tensor, " N"],
     stft: Stft,
-    settings: Vem,
-    pictures: Pictures | None = None,
+    settings: Vem | Assignment,
+    pictures: Pictures | PicturesOfSources | None = None,
     window: int = 20 * RATE,
     overlap: int = 2 * RATE,
     batch_size: int = 4,
     progress: Callable[[float], None] = lambda share: None,
-) -> Float[Tensor, " N"]:
-    """The speech in a recording of any length, at RATE; the waveform lies where the model does.
+) -> Float[Tensor, "J N"]:
+    """The sources of a recording of any length, at RATE; the waveform lies where the model does.
 
     Windows of at most `window` samples, all of one length, go through `separate` in batches, the i-th under the name
     of i; a recording that fits into one is not cut. Neighbours share `overlap` samples, in which they are cross-faded.
@@ -123,23 +150,31 @@ def separate_long(
     length = -(-(len(waveform_N) + (count - 1) * overlap) // count)
     starts = [number * (length - overlap) for number in range(count)]
     rise = torch.arange(1, overlap + 1, device=waveform_N.device) / (overlap + 1)
-    speech_N = torch.zeros_like(waveform_N)
+    sources_JN = waveform_N.new_zeros(0, len(waveform_N))
     for first in range(0, count, batch_size):
         chosen = starts[first : first + batch_size]
         ids = [str(first + b) for b in range(len(chosen))]
         batch = _windows(waveform_N, ids, chosen, length, stft, pictures)
         share = len(chosen) / count
         separated = separate(model, batch, stft, settings, lambda part, share=share: progress(part * share))
-        for start, padded in zip(chosen, separated.speech, strict=True):
-            window_N = padded[: len(waveform_N) - start]
+        if not first:
+            sources_JN = waveform_N.new_zeros(len(separated.sources), len(waveform_N))
+        for start, padded_JN in zip(chosen, separated.sources.unbind(1), strict=True):
+            window_JN = padded_JN[:, : len(waveform_N) - start]
             if start:
-                window_N[:overlap] = torch.lerp(speech_N[start : start + overlap], window_N[:overlap], rise)
-            speech_N[start : start + length] = window_N
-    return speech_N
+                before_JN = sources_JN[:, start : start + overlap]
+                window_JN[:, :overlap] = torch.lerp(before_JN, window_JN[:, :overlap], rise)
+            sources_JN[:, start : start + length] = window_JN
+    return sources_JN
 
 
 def _windows(
-    waveform_N: Tensor, ids: Sequence[str], starts: Sequence[int], length: int, stft: Stft, pictures: Pictures | None
+    waveform_N: Tensor,
+    ids: Sequence[str],
+    starts: Sequence[int],
+    length: int,
+    stft: Stft,
+    pictures: Pictures | PicturesOfSources | None,
 ) -> Batch:
     """Pieces of a recording as utterances; the last piece may be a little shorter than the others."""
     pieces = [waveform_N[start : start + length] for start in starts]

@@ -15,7 +15,7 @@ from avdvae.errors import UserError
 from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.mixture import Mixture
 from avdvae.probability.spectrum import SpeechLikelihood
-from avdvae.protocols import Batch, LatentModel, Latents
+from avdvae.protocols import Batch, Latents, Prior
 
 
 def _adam(tensors: Iterable[Tensor], lr: float) -> torch.optim.Adam:
@@ -35,7 +35,7 @@ class PointEstimate:
     lr: float = 0.01
     begin: Start = "posterior"
 
-    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> _Point:
+    def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> _Point:
         z, _ = first_latents(model, batch, self.begin)
         if isinstance(model.decode(z, model.context(batch))["power"], Mixture):
             raise UserError(
@@ -85,7 +85,7 @@ class FreeGaussian:
     final_draws: int = 10
     begin: Start = "posterior"
 
-    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> _Free:
+    def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> _Free:
         mean, chosen = first_latents(model, batch, self.begin)
         log_var = {name: chosen[name].log_var.expand_as(z).clone() for name, z in mean.items()}
         return _Free(mean, log_var, _adam([*mean.values(), *log_var.values()], self.lr))
@@ -127,7 +127,7 @@ class FineTunedEncoder:
     draws: int = 1
     final_draws: int = 1
 
-    def start(self, model: LatentModel, batch: Batch, random: RandomNumbers) -> _Tuned:
+    def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> _Tuned:
         if len(batch.ids) > 1:
             raise UserError(
                 f"enhance.estep.name=encoder adapts the encoder to one utterance and was given {len(batch.ids)}: give "

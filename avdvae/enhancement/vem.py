@@ -4,6 +4,8 @@ S. Leglaive, L. Girin, R. Horaud, MLSP 2018; M. Sadeghi et al., IEEE/ACM TASLP 2
 
     x_ft = sqrt(g_t) s_ft + b_ft        b_ft ~ Nc(0, (H W^T)_tf)        s, z ~ the model, given the lips v
 
+of one source, the speech. With `Sources` (sources.py) as the model, there are several: sum_j sqrt(g_jt) s_jft.
+
 E-step   draws of z from its posterior, or an approximation of it: markov_chains.py, variational.py
 M-step   W, H, then g: noise.py
 output   the Wiener filter sum_r w_r g S_r / X_r, with X_r = g S_r + H W^T: the posterior mean of the speech. Of a
@@ -11,26 +13,25 @@ output   the Wiener filter sum_r w_r g S_r / X_r, with X_r = g S_r + H W^T: the 
 
     P   noisy power |x|^2              noisy_BTF      S   variances of speech      speech_RBTF
     W   spectra of the noise           W_BFK          w   their weights            weight_RBT1
-    H   their activations              H_BTK          g   gain of a frame          gain_BT1
+    H   their activations              H_BTK          g   gain of a frame          gain_BTJ
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.enhancement.contract import EStep, Gradient, RandomNumbers, backpropagated
-from avdvae.enhancement.noise import Noise, StationaryNoise, weighted_mean
+from avdvae.enhancement.noise import Noise, StationaryNoise
 from avdvae.errors import UserError, whole_numbers
-from avdvae.probability.spectrum import Components, SpeechLikelihood
-from avdvae.protocols import Batch, Context, Latents, SpeechPrior
+from avdvae.probability.spectrum import SpeechLikelihood
+from avdvae.protocols import Batch, Context, Latents, Prior
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,18 @@ class Vem:
 
 @dataclass(frozen=True)
 class Enhanced:
-    """filter  B T F   the Wiener filter, in 0..1
-    cost       I B     before each M-step; an utterance's mean over its frames and frequencies
-    switch     B T C   of mixtures: posterior probability of each component"""
+    """filters  J B T F   the Wiener filter of each source, in 0..1
+    cost        I B       before each M-step; an utterance's mean over its frames and frequencies
+    switch      B T C     of mixtures of models: posterior probability of each component"""
 
-    filter: Float[Tensor, "B T F"]
+    filters: Float[Tensor, "J B T F"]
     cost: Float[Tensor, "I B"]
     switch: Float[Tensor, "B T C"] | None = None
+
+    @property
+    def filter(self) -> Float[Tensor, "B T F"]:
+        """Of the first source, in enhancement the only one."""
+        return self.filters[0]
 
     def better(self, other: Enhanced) -> Enhanced:
         """For each utterance, the result with the lower final cost."""
@@ -87,21 +93,21 @@ class Enhanced:
             return torch.where(lower_B[:, None, None], others, own)
 
         switch = None if self.switch is None or other.switch is None else chosen(self.switch, other.switch)
-        return Enhanced(chosen(self.filter, other.filter), torch.where(lower_B, other.cost, self.cost), switch)
+        return Enhanced(chosen(self.filters, other.filters), torch.where(lower_B, other.cost, self.cost), switch)
 
 
 @dataclass(frozen=True)
 class NoisySpeech:
     """ln p(x, z | v) = ln p(x | z, v) + ln p(z | v) for a given noise: the target of an E-step."""
 
-    model: SpeechPrior
+    model: Prior
     context: Context
     noisy_BTF: Float[Tensor, "B T F"]
     noise_BTF: Float[Tensor, "B T F"]
-    gain_BT1: Float[Tensor, "B T 1"]
+    gain_BTJ: Float[Tensor, "B T J"]
 
     def likelihood(self, z: Latents) -> SpeechLikelihood:
-        return self.model.decode(z, self.context)["power"].add_noise(self.gain_BT1, self.noise_BTF)
+        return self.model.decode(z, self.context)["power"].add_noise(self.gain_BTJ, self.noise_BTF)
 
     def log_joint(self, z: Latents) -> Float[Tensor, "K B T"]:
         return self.likelihood(z).log_potential(self.noisy_BTF) + self.model.log_prior(z, self.context)
@@ -118,7 +124,7 @@ class NoisySpeech:
 
 @torch.no_grad()
 def enhance(
-    model: SpeechPrior,
+    model: Prior,
     batch: Batch,
     settings: Vem,
     progress: Callable[[float], None] = lambda share: None,
@@ -147,7 +153,7 @@ def enhance(
 
 
 def _run(
-    model: SpeechPrior,
+    model: Prior,
     start: Batch,
     noisy_BTF: Float[Tensor, "B T F"],
     level_B1F: Float[Tensor, "B 1 F"] | None,
@@ -157,16 +163,17 @@ def _run(
 ) -> Enhanced:
     """The EM from latents inferred from `start`."""
     frames = start.mask.sum(1)
-    random = RandomNumbers([_generator(name, settings.seed) for name in start.ids], frames.tolist())
-    noise = Noise.drawn(noisy_BTF, settings.rank, random, 0.0 if settings.paper else settings.smoothness)
+    random = RandomNumbers.seeded(start.ids, frames.tolist(), settings.seed)
+    smoothness = 0.0 if settings.paper else settings.smoothness
+    noise = Noise.drawn(noisy_BTF, settings.rank, random, smoothness, context.sources)
     if level_B1F is not None:  # so that V is this level on average
         noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))
 
     def target() -> NoisySpeech:
-        return NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BT1)
+        return NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BTJ)
 
     costs = []
-    with _recurrent_layers_training(model):
+    with recurrent_layers_training(model):
         state = settings.estep.start(model, start, random)
         for _ in range(settings.iterations):
             state, likelihood = settings.estep.step(target(), state, random)
@@ -174,18 +181,17 @@ def _run(
             if likely.switch and context.learns:
                 context = replace(context, switch=likely.switch.learned())
             costs.append(noise.update(noisy_BTF, likely))
-            if context.past is not None:  # feed back the current estimate of |s|^2, without the gain
-                past_BTF = _wiener(noise, likely).square().mul_(noisy_BTF).div_(noise.gain_BT1)
-                context = replace(context, past=past_BTF)
+            context = context.fed_back(partial(noise.power, likely, noisy_BTF))
             progress()
         likely = settings.estep.final(target(), state, random).components(noisy_BTF)
 
     cost_IB = (torch.stack(costs) * start.mask).sum(2) / (frames * noisy_BTF.shape[2])
-    return Enhanced(_wiener(noise, likely), cost_IB, likely.switch and likely.switch.frames)
+    filters_JBTF = torch.stack([noise.wiener(likely, source) for source in range(context.sources)])
+    return Enhanced(filters_JBTF, cost_IB, likely.switch and likely.switch.frames)
 
 
 @contextmanager
-def _recurrent_layers_training(model: object) -> Iterator[None]:
+def recurrent_layers_training(model: object) -> Iterator[None]:
     """cuDNN gives gradients only in training mode, which without dropout changes nothing else."""
     layers = [m for m in (model.modules() if isinstance(model, nn.Module) else ()) if isinstance(m, nn.RNNBase)]
     modes = [layer.training for layer in layers]
@@ -196,12 +202,3 @@ def _recurrent_layers_training(model: object) -> Iterator[None]:
     finally:
         for layer, mode in zip(layers, modes, strict=True):
             layer.train(mode)
-
-
-def _wiener(noise: Noise, likely: Components) -> Float[Tensor, "B T F"]:
-    return weighted_mean(noise.gain_BT1 * likely.speech / noise.mixture(likely.speech), likely.weight)
-
-
-def _generator(name: str, seed: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 from avdvae.errors import UserError
 from avdvae.evaluation.results import (
-    BASELINES,
     Result,
     compare,
     mixture_in_words,
     ranking,
     read_results,
     summarise,
+    without_baselines,
 )
 from avdvae.evaluation.tables import outputs
 from avdvae.signals.metrics import ALL_NOISES, INPUT, LOW_IS_GOOD, Look
@@ -93,8 +93,9 @@ def entries_of(runs: Sequence[Path]) -> list[Entry]:
         if not rows:
             raise UserError(f"{path / 'results.csv'} is empty: evaluate the run again")
         for model in dict.fromkeys(row.model for row in rows):
-            if model not in BASELINES or model not in [name for name, *_ in found]:
-                found.append((model, path, [row for row in rows if row.model == model]))
+            own = [row for row in rows if row.model == model]
+            if without_baselines(own) or model not in [name for name, *_ in found]:
+                found.append((model, path, own))
     entries = []
     for model, path, rows in found:
         others = [other.resolve().parts for name, other, _ in found if name == model and other != path]

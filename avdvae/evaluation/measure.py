@@ -58,7 +58,7 @@ def measure(subject: Subject) -> list[Result]:
     rows = _measured_before(subject, parts, results)
     kept = subject.out / "examples.json"
     examples = read_examples(kept) if kept.exists() else []
-    for folder in ("audio", "figures", *(["videos"] if subject.corpus.has_poses else [])):
+    for folder in ("audio", "figures", *([] if subject.corpus.holds == "sound" else ["videos"])):
         (subject.out / folder).mkdir(parents=True, exist_ok=True)
     todo = [part for part in parts if part not in rows]
     if todo:
@@ -122,7 +122,7 @@ def _reasons(subject: Subject, lost: Mapping[Part, str]) -> str:
 
 def check_tasks(subject: Subject) -> Sequence[str]:
     """The tasks, if they suit the corpus and the model and some utterance is left to measure."""
-    tasks, holds = subject.settings.tasks, "poses" if subject.chosen.has_poses else "sound"
+    tasks, holds = subject.settings.tasks, subject.chosen.holds
     if wrong := [task for task in tasks if find_task(task).takes != holds]:
         fit = ", ".join(task for task in TASKS if TASKS[task].takes == holds)
         raise UserError(

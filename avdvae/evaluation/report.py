@@ -28,6 +28,7 @@ _CURVES = ("si_sdr", "pesq_wb", "estoi")
 _EACH_NOISE = "Each noise separately"
 TITLES = {
     "enhancement": "Enhancement",
+    "separation": "Separation",
     "resynthesis": "Resynthesis",
     "resynthesis_true_past": "Resynthesis with the true past (teacher forcing)",
     "calibration": "Calibration: coverage of intervals of posterior draws",
@@ -42,6 +43,7 @@ TITLES = {
     "latent_use": "Latent use: KL in nats a frame, share of the output's variance in %",
     "motion_latent_use": "Latent use in motion: KL in nats a frame, share of the output's variance in %",
     **{f"control_{factor}": f"Control of {factor}: relative errors" for factor in ("f0", "f1", "f2", "f3")},
+    "tracking": "Tracking",
     "f0": "Pitch estimated from latents, by Praat and by WORLD",
 }
 
@@ -161,11 +163,14 @@ def _in_quiet(items: Sequence[Item], task: str, title: str) -> Passage:
 def _in_noise(own: Sequence[Item], title: str) -> Passage:
     noises = [noise for noise in dict.fromkeys(item["noise"] for item in own) if noise not in POOLED]
     headline = [item for item in own if item["noise"] == ALL_NOISES] or own
-    over = f" and {len(noises)} noises" if len(noises) > 1 else f" in the noise {noises[0]}"
+    several, one, each = "noises", "in the noise", _EACH_NOISE
+    if own[0]["task"] == "separation":
+        several, one, each = "kinds of mixtures", "in mixtures of the kind", "Each kind of mixture separately"
+    over = f" and {len(noises)} {several}" if len(noises) > 1 else f" {one} {noises[0]}"
     arrow = ", unprocessed input → output" if any(item["metric"].startswith(INPUT) for item in own) else ""
     note = f"Means over {sample_of(headline, 'utterances')}{over}{arrow}. {intervals_of(headline)}{_failures(own)}"
-    each_noise = (_EACH_NOISE, by_snr(_of_one_noise(own), result_cell)) if len(noises) > 1 else None
-    return Passage(title, note, by_snr(headline, result_cell), each_noise)
+    alone = (each, by_snr(_of_one_noise(own), result_cell)) if len(noises) > 1 else None
+    return Passage(title, note, by_snr(headline, result_cell), alone)
 
 
 def sample_of(items: Sequence[Item], what: str) -> str:

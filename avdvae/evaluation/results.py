@@ -27,8 +27,13 @@ from avdvae.files import replacing
 from avdvae.signals.metrics import ALL_NOISES, INPUT, LOW_IS_GOOD, WEIGHTS
 
 NOISE_GROUPS = {"stationary": ("White", "Car", "LR")}
-# In place of a model, in rows that any evaluation of the task prediction has.
-BASELINES = ("last pose", "constant velocity", "true generator")
+BASELINES = {  # by task: in place of a model, in rows that any evaluation of the task has
+    "prediction": ("last pose", "constant velocity", "true generator"),
+    "separation": ("mixture", "NMF", "binary mask", "ratio mask"),
+    "tracking": ("Kalman", "nearest"),
+    "f0": ("Praat", "WORLD"),
+    "control_f0": ("WORLD", "TD-PSOLA"),
+}
 SAME_INPUT = 1e-3  # by how much metrics of one and the same input may differ between two machines
 
 
@@ -92,16 +97,21 @@ def compare(
     group. `overall`: as in `summarise`.
 
     A lips condition that the other run lacks is compared with its rows without one, those of an audio-only model; an
-    audio-only model is compared with clean lips. `input_*` metrics must agree, otherwise the mixtures differ; they are
+    audio-only model is compared with clean lips. Another method with the model, such as "vae assignment", is compared
+    with the same method with the other model. `input_*` metrics must agree, otherwise the mixtures differ; they are
     left out, and so are `*_improvement` metrics, which differ exactly as the outputs do.
     """
-    theirs = {(row.task, row.item, row.noise, row.snr, row.metric, row.lips): row.value for row in other_rows}
+    methods, their_methods = _methods(rows), _methods(other_rows)
+    theirs = {
+        (their_methods[row.model], row.task, row.item, row.noise, row.snr, row.metric, row.lips): row.value
+        for row in other_rows
+    }
     their_lips = {row.lips for row in other_rows}
     mine, other_run = (sides[0].run if sides else "an empty run" for sides in (rows, other_rows))
     differences, counts, unchecked = [], _counts(rows), dict[tuple, bool]()
     for row in rows:
         lips = row.lips if row.lips in their_lips else ("" if row.lips else "clean")
-        other = theirs.get((row.task, row.item, row.noise, row.snr, row.metric, lips))
+        other = theirs.get((methods[row.model], row.task, row.item, row.noise, row.snr, row.metric, lips))
         if other is None:
             continue
         mixture = row.task, row.item, row.noise, row.snr
@@ -134,8 +144,14 @@ def compare(
     ]
 
 
+def _methods(rows: Sequence[Result]) -> dict[str, str]:
+    """What follows the name of the run's model in the names of its rows: nothing for the model itself."""
+    own = min(sorted({row.model for row in without_baselines(rows) or rows}), key=len, default="")
+    return {row.model: "" if row.model == own else row.model.removeprefix(f"{own} ") for row in rows}
+
+
 def without_baselines(rows: Sequence[Result]) -> list[Result]:
-    return [row for row in rows if row.model not in BASELINES]
+    return [row for row in rows if row.model not in BASELINES.get(row.task, ())]
 
 
 def ranking(summary: Sequence[Mapping[str, Any]], task: str) -> list[tuple[str, dict[str, Mapping[str, Any]]]]:

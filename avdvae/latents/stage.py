@@ -68,6 +68,8 @@ class Stage:
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device={self.device} cannot be used: give cpu, or cuda where there is a GPU") from error
         self.model = require_latents(run.load_model(self.device))
+        if self.model.observes == "boxes":
+            raise UserError(f"{type(self.model).__name__} is a model of boxes: track with it, or give another run")
         self.of_poses, self.of_waveforms = (self.model.observes == kind for kind in ("pose", "waveform"))
 
     @cached_property

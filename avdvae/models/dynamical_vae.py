@@ -7,7 +7,7 @@ comprehensive review", Foundations and Trends in Machine Learning 15, 2021 (arXi
 
 with one draw of z_1:T, along which the divergences are taken.
 
-    x_t   observed frame        observed_BTF; power_BTF holds |x_t|^2 of speech, or pose_BTD
+    x_t   observed frame        observed_BTF; power_BTF holds |x_t|^2 of speech, or pose_BTD, boxes_BT4
     z_t   latent                z_KBTL; z_KB1L of a latent of the whole utterance
     h_t   recurrent state       h_KBTM of an AutoregressiveVAE, from x_1:t-1 and latents
 
@@ -54,7 +54,7 @@ class DynamicalVAE(nn.Module):
         self.features, self.floor = features, floor
         self.observes: Observed = observes
         self.sees: tuple[str, ...] = (observes,)
-        self.latents = (LatentSpec("z", dim, rate=1, modality="motion" if observes == "pose" else "audio"),)
+        self.latents = (LatentSpec("z", dim, rate=1, modality="audio" if observes == "power" else "motion"),)
 
     def posterior(self, observed_BTF: Tensor, context: Context, noise: Latents) -> Path:
         """Draws of the latents from standard normal noise, and their posterior."""
@@ -65,7 +65,7 @@ class DynamicalVAE(nn.Module):
         return {name: Gaussian.standard(*value.shape, like=value) for name, value in z.items()}
 
     def output(self, z: Latents, context: Context) -> Float[Tensor, "K B T F"]:
-        """Parameters of the likelihood: log-variances of speech, or positions of joints."""
+        """Parameters of the likelihood: log-variances of speech, positions of joints, or moments of boxes."""
         raise NotImplementedError
 
     def observed(self, batch: Batch) -> Float[Tensor, "B T F"]:
@@ -253,6 +253,15 @@ class AutoregressiveVAE(DynamicalVAE):
             past.append(x)
             z_before = z
         return torch.cat(past, 2)
+
+    @torch.no_grad()
+    def walk(self, z: Latents, context: Context, follow: Callable[[int, Any], Float[Tensor, "K B 1 F"]]) -> None:
+        """See protocols.Autoregressive."""
+        z_before, state = torch.zeros_like(z["z"][:, :, :1]), self.first_state(z)
+        x_before = z_before.new_zeros(*z_before.shape[:3], self.features)
+        for t, z_t in enumerate(z["z"].split(1, 2)):
+            h, state = self.update_state(self.network_input(x_before), z_before, z_t, state)
+            x_before, z_before = follow(t, self.likelihood(self.output_at(h, z_t))), z_t
 
 
 def sample_path(

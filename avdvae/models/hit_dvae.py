@@ -10,14 +10,15 @@ X. Alameda-Pineda, "Speech modeling with a hierarchical transformer dynamical VA
 
     e_t = E [f(x_t-1), w],  x_0 = 0          a_t = A [z_t, w] of the output, A [z_t-1, w] of the prior, z_0 = 0
     query = z:  y_t = a_t,  keys and values from e_1:t          query = x:  y_t = e_t,  keys and values from a_1:t
-    each layer:  y_t <- LN(y_t + attention(y_t; y_1:t)),  y_t <- LN(y_t + attention(y_t; keys and values)),
-                 y_t <- LN(y_t + MLP(y_t))
-    score of t for s, in head i of n:  <q_t, k_s> / sqrt(M / n) - 2^(3 - 8 i / n) |t - s|,  s <= t but in the encoder
+    each layer:  y_t <- y_t + attention(LN y_t; LN y_1:t),  y_t <- y_t + attention(LN y_t; keys and values),
+                 y_t <- y_t + MLP(LN y_t)
+    score of t for s, in head i of n:  <q_t, k_s> / sqrt(M / n) - 2^(-8 i / n) |t - s|,  s <= t but in the encoder
 
 The query is the stream that each layer adds to. With query = z, it begins at the latent, and the past is looked up;
 with query = x, it begins at x_t-1, and an output near x_t-1 needs no latent. Scores depend on differences in time alone
-(ALiBi: O. Press et al., ICLR 2022, arXiv 2108.12409), so a sequence may be longer than the windows of training. Slopes
-are eight times as steep as for words: the first head attends to the last frame, the last one to the last second.
+(ALiBi: O. Press et al., ICLR 2022, arXiv 2108.12409), so a sequence may be longer than the windows of training. What is
+added to a stream is made from its normalised frames, but the stream itself is free to grow: where it was normalised in
+each layer, the range from silence to speech was learned only by steps so large that the latents were ignored.
 
     x_t      speech spectrum            observed_BTF holds |x_t|^2; context.past that of x_t-1, shifted to t
     z_t, w   latents                    z_KBTL, w_KB1L
@@ -97,17 +98,18 @@ class Layer(nn.Module):
         self, y_NTM: Tensor, other_NTM: Tensor | None, recency: Tensor, past: Kept | None = None
     ) -> tuple[Float[Tensor, "N T M"], Kept]:
         own_past, other_past = past or (None, None)
-        found, own = self.attention(y_NTM, y_NTM, recency, own_past)
-        y_NTM, other = self.norm(y_NTM + found), None
+        n_NTM, other = self.norm(y_NTM), None
+        found, own = self.attention(n_NTM, n_NTM, recency, own_past)
+        y_NTM = y_NTM + found
         if other_NTM is not None:
-            found, other = self.cross_attention(y_NTM, other_NTM, recency, other_past)
-            y_NTM = self.cross_norm(y_NTM + found)
-        return self.mlp_norm(y_NTM + self.mlp(y_NTM)), (own, other)
+            found, other = self.cross_attention(self.cross_norm(y_NTM), other_NTM, recency, other_past)
+            y_NTM = y_NTM + found
+        return y_NTM + self.mlp(self.mlp_norm(y_NTM)), (own, other)
 
 
 def recency_of(lag_TS: Int64[Tensor, "T S"], heads: int) -> Float[Tensor, "1 heads T S"]:
     """What is added to scores: it falls with the distance in time, in each head at another pace."""
-    slopes = 2 ** (3 - 8 * torch.arange(1, heads + 1, device=lag_TS.device) / heads)
+    slopes = 2 ** (-8 * torch.arange(1, heads + 1, device=lag_TS.device) / heads)
     return (-slopes[:, None, None] * lag_TS.abs())[None]
 
 

@@ -16,6 +16,10 @@ M. Fraccaro, S. K. Sønderby, U. Paquet, O. Winther, "Sequential neural models w
     p(z_t)   prior                       prior_net of h_t, z_t-1
     q(z_t)   posterior                   posterior_net of g_t, z_t-1
     sigma    variances of x_t            decoder_net of h_t, z_t gives their logarithms
+
+BoxSRNN is the smaller one that MixDVAE tracks boxes with: X. Lin, L. Girin, X. Alameda-Pineda, "Mixture of dynamical
+variational autoencoders for multi-source trajectory modeling and separation", Transactions on Machine Learning Research
+2023 (arXiv 2312.04167). g_t is [h_t, x_t], without recurrence, and p(x_t) = N(x_t; mu, diag var (h_t, z_t)).
 """
 
 from __future__ import annotations
@@ -98,3 +102,32 @@ class SRNN(AutoregressiveVAE):
 
     def output_at(self, h: Tensor, z_KBTL: Tensor) -> Float[Tensor, "K B T F"]:
         return self.decoder_net(concat_features(h, z_KBTL))
+
+
+class BoxSRNN(SRNN):
+    """The posterior is causal: x_t is a box, and g_t does not depend on later ones."""
+
+    def __init__(
+        self,
+        hidden: int = 8,
+        dim: int = 4,
+        wide: int = 4,  # of phi_x
+        posterior: Sequence[int] = (16, 8),  # of posterior_net
+        prior: Sequence[int] = (8, 8),  # of prior_net
+        decoder: int = 16,  # of decoder_net
+    ):
+        AutoregressiveVAE.__init__(self, features=4, dim=dim, observes="boxes")
+        self.phi_x = mlp([4, wide], nn.Tanh)
+        self.rnn = nn.LSTM(wide, hidden, batch_first=True)
+        self.posterior_net = nn.Sequential(
+            *mlp([hidden + 4 + dim, *posterior], nn.Tanh), GaussianHead(posterior[-1], dim)
+        )
+        self.prior_net = nn.Sequential(*mlp([hidden + dim, *prior], nn.Tanh), GaussianHead(prior[-1], dim))
+        self.decoder_net = nn.Sequential(*mlp([hidden + dim, decoder], nn.Tanh), nn.Linear(decoder, 2 * 4))
+
+    def fed_back(self, output: Float[Tensor, "K B 1 _"]) -> Float[Tensor, "K B 1 F"]:
+        """A draw, as published."""
+        return self.likelihood(output).density.sample()[0]
+
+    def encoder_states(self, h: Tensor, observed_BTF: Tensor, context: Context) -> Float[Tensor, "#K B T M"]:
+        return concat_features(h, observed_BTF[None])

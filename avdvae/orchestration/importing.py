@@ -14,16 +14,17 @@ from avdvae.others.published_weights import read_published_weights
 from avdvae.runs import build_model, create_run
 
 
-def import_weights(source: Path, path: Path) -> None:
-    """Create the run `path`; nothing is left behind on an error."""
+def import_weights(source: Path, path: Path, corpus: str | None = None) -> None:
+    """Create the run `path`; nothing is left behind on an error. `corpus`: that of its evaluations, of configs/data."""
     if path.exists():
         raise UserError(f"{path} holds a run already, or other files: choose another run_dir")
     published = read_published_weights(source)
-    config = compose("config", [f"exp={published.experiment}"]) | {
+    words = [f"exp={published.experiment}", *([f"data={corpus}"] if corpus else [])]
+    config = compose("config", words) | {
         "run_dir": str(path),
         "hop": published.hop,
     }
-    config["model"] |= {**published.arguments, "floor": None}
+    config["model"] |= published.arguments
     model = build_model(config["model"])
     published.fill(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -31,11 +31,12 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from avdvae.enhancement.separation import Pictures, separate_long
+from avdvae.enhancement.separation import Pictures, PicturesOfSources, separate_long
+from avdvae.enhancement.sources import Sources
 from avdvae.enhancement.vem import Vem
 from avdvae.probability.objectives import Schedule
 from avdvae.probability.pcm import CODES
-from avdvae.protocols import Autoregressive, Batch, Context, SpeechPrior
+from avdvae.protocols import Autoregressive, Batch, Context, Prior
 from avdvae.signals.audio import Stft
 from avdvae.signals.clock import RATE
 
@@ -157,7 +158,7 @@ def matmul_rate(device: torch.device) -> float:
 
 
 def em_real_time_factor(
-    model: SpeechPrior, settings: Vem, stft: Stft, seconds: float, iterations: int, pixels: int, device: torch.device
+    model: Prior, settings: Vem, stft: Stft, seconds: float, iterations: int, pixels: int, device: torch.device
 ) -> float:
     """Seconds per second of sound. Only `iterations` are run; the others are taken to last as long as their median. The
     time does not depend on the content, so sound and pictures are noise."""
@@ -166,6 +167,8 @@ def em_real_time_factor(
     shots = round(seconds * FPS)
     crops = np.random.default_rng(0).integers(0, 256, (shots, pixels, pixels), dtype=np.uint8)
     pictures = Pictures(crops, np.full(shots, 255, np.uint8), FPS) if "lips" in model.sees else None
+    if isinstance(model, Sources):
+        pictures = PicturesOfSources([pictures] * len(model.priors))
     separate_long(model, sound_N, stft, replace(settings, iterations=1), pictures)
     began = now(device)
     ends: list[float] = []

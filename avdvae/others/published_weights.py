@@ -2,6 +2,7 @@
 
 The DVAE benchmark (github.com/XiaoyuBIE1994/DVAE; Girin et al., see models/dynamical_vae.py) and its counterpart for
 speech enhancement (github.com/XiaoyuBIE1994/DVAE_SE) store a folder per model: config.ini, and a .pt with a state dict.
+MixDVAE (github.com/linxiaoyu1/MixDVAE; X. Lin et al., see enhancement/sources.py) has a .pt a model, without settings.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from avdvae.signals.audio import WINDOW, Stft
 
 @dataclass(frozen=True)
 class _Layout:
-    """hidden    the key of config.ini that gives the width of the recurrent state
+    """hidden    the key of config.ini that gives the width of the recurrent state, where there is one
     names     our name: theirs, where * stands for each tensor of a layer
     columns   reorders the inputs of a layer, given `hidden`, to our order
     """
@@ -34,6 +35,7 @@ class _Layout:
     columns: Mapping[str, Callable[[Tensor, int], Tensor]] = field(default_factory=dict)
 
 
+_BOX = 4  # numbers of a box
 _TENSORS = ("weight", "bias", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 _RVAE = {
@@ -167,6 +169,17 @@ _LAYOUTS = {  # by our experiment
     ),
 }
 
+_MIXDVAE_NAMES = {".linear": ".linear_", "inf_": "inf_z_", "prior_": "prior_z_", "gen_out.": "gen_x."}  # of DVAE_SE's
+
+
+def _in_mixdvae(name: str) -> str:
+    for dvae_se, mixdvae in _MIXDVAE_NAMES.items():
+        name = name.replace(dvae_se, mixdvae)
+    return name
+
+
+_MIXDVAE = _Layout("", {ours: _in_mixdvae(theirs) for ours, theirs in _LAYOUTS["srnn"].names.items()})
+
 
 @dataclass(frozen=True)
 class PublishedWeights:
@@ -177,10 +190,11 @@ class PublishedWeights:
     arguments: dict[str, Any]
     hop: int
     tensors: dict[str, Tensor]
+    layout: _Layout
 
     def fill(self, model: nn.Module) -> None:
         """Load the weights into `model`, made with `arguments`. Missing, unknown and misshaped tensors are errors."""
-        layout, own = _LAYOUTS[self.experiment], model.state_dict()
+        layout, own = self.layout, model.state_dict()
         pairs = ((o.replace("*", t), p.replace("*", t)) for o, p in layout.names.items() for t in _TENSORS)
         theirs = {ours: name for ours, name in pairs if ours in own}
         if unknown := self.tensors.keys() - set(theirs.values()):
@@ -203,8 +217,38 @@ class PublishedWeights:
         )
 
 
-def read_published_weights(folder: Path) -> PublishedWeights:
-    """Read a folder that the benchmark's training wrote; nothing in it is executed."""
+def read_published_weights(source: Path) -> PublishedWeights:
+    """Read a folder of the benchmark, or a file of MixDVAE; nothing in it is executed."""
+    return _read_file(source) if source.is_file() else _read_folder(source)
+
+
+def _read_file(file: Path) -> PublishedWeights:
+    """An SRNN of spectra or of boxes, which its shapes describe."""
+    tensors = _read_tensors(file)
+    try:
+        features = tensors["mlp_x_h.linear_0.weight"].shape[1]
+        hidden, dim = tensors["rnn_h.weight_hh_l0"].shape[1], tensors["inf_z_mean.weight"].shape[0]
+        if features == _BOX:
+            for part in ("weight", "bias"):  # of mean and log-variance, one layer here
+                moments = [tensors.pop(f"gen_x_{moment}.{part}") for moment in ("mean", "logvar")]
+                tensors[f"gen_x.{part}"] = torch.cat(moments)
+    except (KeyError, IndexError) as error:
+        raise UserError(
+            f"{file} is no model of MixDVAE, for it lacks {error}: give one, or a folder with config.ini"
+        ) from error
+    arguments = {"hidden": hidden, "dim": dim}
+    if features == _BOX:
+        return PublishedWeights(file, "box_srnn", arguments, WINDOW // 4, tensors, _MIXDVAE)
+    if features != WINDOW // 2 + 1:
+        raise UserError(
+            f"{file} is a model of {features} numbers a frame, and only those of spectra, of {WINDOW // 2 + 1}, and of "
+            f"boxes, of {_BOX}, can be imported: give model_scass_wsj.pt, model_scass_cbf.pt or model_mot.pt"
+        )
+    arguments |= {"features": features, "floor": None}
+    return PublishedWeights(file, "srnn_gm", arguments, WINDOW // 4, tensors, _MIXDVAE)
+
+
+def _read_folder(folder: Path) -> PublishedWeights:
     ini, every = folder / "config.ini", sorted(folder.glob("*.pt"))
     files = [file for file in every if "_final_" in file.name] or every
     if not ini.is_file() or len(files) != 1:
@@ -227,9 +271,11 @@ def read_published_weights(folder: Path) -> PublishedWeights:
     features = "frequencies" if experiment == "vae" else "features"
     keys = {features: "x_dim", "hidden": _LAYOUTS[experiment].hidden, "dim": "z_dim"}
     keys |= {"dim_v": "v_dim"} if experiment == "dsae" else {}
-    arguments = {argument: int(settings.number("Network", key)) for argument, key in keys.items()}
+    arguments: dict[str, Any] = {argument: int(settings.number("Network", key)) for argument, key in keys.items()}
+    arguments["floor"] = None
     stft = Stft(int(settings.number("STFT", "hop_percent") * WINDOW))
-    return PublishedWeights(files[0], experiment, arguments, stft.hop, _read_tensors(files[0]))
+    layout = _LAYOUTS[experiment]
+    return PublishedWeights(files[0], experiment, arguments, stft.hop, _read_tensors(files[0]), layout)
 
 
 class _Settings:

@@ -1,4 +1,4 @@
-"""Films of clips beside their spectrograms, and of stick figures."""
+"""Films of clips beside their spectrograms, of stick figures, and of boxes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from avdvae.pictures.stills import decibels
-from avdvae.pictures.style import COLOURS, FAINT, INK, PAPER, RANGE_DB, RIGHT
+from avdvae.pictures.style import COLOURS, FAINT, INK, LINES, PAPER, RANGE_DB, RIGHT
 
 
 def film_of_clips(
@@ -72,5 +72,29 @@ def stick_figures(
                 colour = RIGHT if joints[child].startswith("right") else INK
                 cv2.line(picture, tuple(places[parent]), tuple(places[child]), colour, 2, cv2.LINE_AA)
             cv2.putText(picture, name, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, FAINT, 1, cv2.LINE_AA)
+        columns.append(column)
+    return np.concatenate(columns, 2)
+
+
+def moving_boxes(
+    boxes: Mapping[str, Float[np.ndarray, "T J 4"]], width: int = 240, height: int = 180
+) -> UInt8[np.ndarray, "T h w 3"]:
+    """A film of sets of boxes beside each other, the part of the picture in which they are; nan is not drawn. Boxes are
+    those of data/boxes.py, of a picture of 16 to 9; each column has a colour."""
+    shown = np.concatenate([boxes_TJ4.reshape(-1, 4) for boxes_TJ4 in boxes.values()])
+    low, high = np.nanmin(shown[:, [0, 3]], 0) * (16, 9), np.nanmax(shown[:, [2, 1]], 0) * (16, 9)
+    scale, top = 0.9 * min(width / (high[0] - low[0]), (height - 24) / (high[1] - low[1])), 24
+    colours = [tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in LINES]
+    columns = []
+    for name, boxes_TJ4 in boxes.items():
+        column = np.full((len(boxes_TJ4), height, width, 3), PAPER, np.uint8)
+        x_TJ2 = 0.05 * width + scale * (16 * boxes_TJ4[..., [0, 2]] - low[0])
+        y_TJ2 = 0.95 * height - scale * (9 * boxes_TJ4[..., [1, 3]] - low[1])
+        for picture, x_J2, y_J2 in zip(column, x_TJ2, y_TJ2, strict=True):
+            for j, (x, y) in enumerate(zip(x_J2, y_J2, strict=True)):
+                if np.isfinite(x).all():
+                    (left, right), (upper, lower) = np.rint(x).astype(int).tolist(), np.rint(y).astype(int).tolist()
+                    cv2.rectangle(picture, (left, max(upper, top)), (right, lower), colours[j % len(colours)], 2)
+            cv2.putText(picture, name, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, FAINT, 1, cv2.LINE_AA)
         columns.append(column)
     return np.concatenate(columns, 2)

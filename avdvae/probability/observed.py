@@ -1,4 +1,4 @@
-"""Likelihoods of poses and faces, and the choice of a likelihood by modality."""
+"""Likelihoods of poses, boxes and faces, and the choice of a likelihood by modality."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.spectrum import ComplexGaussian
 
 
@@ -36,6 +37,20 @@ class Joints:
 
 
 @dataclass(frozen=True)
+class Trajectory:
+    """Coordinates of a box, independent Gaussians whose means and log-variances the model predicts."""
+
+    density: Gaussian
+
+    @property
+    def expected(self) -> Float[Tensor, "*draws B T D"]:
+        return self.density.mean
+
+    def log_prob(self, boxes: Float[Tensor, "B T D"]) -> Float[Tensor, "*draws B T"]:
+        return self.density.log_prob(boxes)
+
+
+@dataclass(frozen=True)
 class Picture:
     """RGB pixels in 0..1, each a Gaussian of its expected value and deviation 0.1."""
 
@@ -47,6 +62,8 @@ class Picture:
         return -0.5 * off.square().sum(-1) - off.shape[-1] * math.log(self.SPREAD * math.sqrt(2 * math.pi))
 
 
-def likelihood_of(modality: str, output: Float[Tensor, "*draws B T D"]) -> ComplexGaussian | Joints:
-    """From the output of a network."""
+def likelihood_of(modality: str, output: Float[Tensor, "*draws B T D"]) -> ComplexGaussian | Joints | Trajectory:
+    """From the output of a network; of boxes, means and then log-variances."""
+    if modality == "boxes":
+        return Trajectory(Gaussian.floored(*output.chunk(2, -1)))
     return ComplexGaussian(output) if modality == "power" else Joints(output)

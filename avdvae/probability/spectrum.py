@@ -49,12 +49,18 @@ class Components(NamedTuple):
     precision  R B T F   inverse variances with gain and noise
     weight     R B T 1   None: uniform
     switch               posterior of the components of a mixture; None: there is only one component
+    others     R B T F   variances of the other sources of a mixture of several, one by one
     """
 
     speech: Float[Tensor, "R B T F"]
     precision: Float[Tensor, "R B T F"]
     weight: Float[Tensor, "R B T 1"] | None = None
     switch: Switch | None = None
+    others: tuple[Float[Tensor, "R B T F"], ...] = ()
+
+    @property
+    def sources(self) -> tuple[Float[Tensor, "R B T F"], ...]:
+        return (self.speech, *self.others)
 
     def mean(self) -> Float[Tensor, "B T F"]:
         return self.speech.mean(0) if self.weight is None else (self.weight * self.speech).sum(0)
@@ -137,6 +143,60 @@ class ComplexGaussian:
 
     def components(self, power: Float[Tensor, "B T F"]) -> Components:
         return Components(self.speech.flatten(end_dim=-4), self.precision.flatten(end_dim=-4))
+
+
+@dataclass(frozen=True)
+class SourceSum:
+    """The sum of independent sources, each with a gain, and of noise: Nc(0, sum_j g_j S_j + V).
+
+    Without noise, the gains are 1.
+    """
+
+    sources: tuple[ComplexGaussian, ...]
+    gain: Float[Tensor, "B T J"] | None = None
+    noise: Float[Tensor, "B T F"] | None = None
+
+    def add_noise(self, gain: Float[Tensor, "B T J"], noise: Float[Tensor, "B T F"]) -> SourceSum:
+        return replace(self, gain=gain, noise=noise)
+
+    def drawn(self, z: Mapping[str, Tensor], q: Mapping[str, Gaussian]) -> SourceSum:
+        return self
+
+    @property
+    def variance(self) -> Float[Tensor, "*draws B T F"]:
+        if self.gain is None or self.noise is None:
+            return torch.stack([source.speech + VARIANCE_FLOOR for source in self.sources]).sum(0)
+        variance = self.noise + VARIANCE_FLOOR * self.gain.sum(-1, keepdim=True)
+        for gain, source in zip(self.gain.split(1, -1), self.sources, strict=True):
+            variance = torch.addcmul(variance, gain, source.speech)
+        return variance
+
+    @property
+    def precision(self) -> Float[Tensor, "*draws B T F"]:
+        """The inverse of the variance, computed once, without gradients."""
+        if "_precision" not in self.__dict__:
+            with torch.no_grad():
+                self.__dict__["_precision"] = self.variance.reciprocal_()
+        return self.__dict__["_precision"]
+
+    def log_potential(self, power: Float[Tensor, "B T F"]) -> Float[Tensor, "*draws B T"]:
+        variance = self.variance
+        return -(power / variance + variance.log() + math.log(math.pi)).sum(-1)
+
+    @torch.no_grad()
+    def slopes(self, power: Float[Tensor, "B T F"], weight: Float[Tensor, "B T"]) -> Slopes:
+        slope = (power * self.precision).sub_(1).mul_(self.precision)
+        scales = [weight[..., None]] * len(self.sources)
+        if self.gain is not None:
+            scales = (weight[..., None] * self.gain).split(1, -1)
+        return [
+            (source.log_var, slope.mul(source.speech).mul_(scale_BT1))
+            for scale_BT1, source in zip(scales, self.sources, strict=True)
+        ]
+
+    def components(self, power: Float[Tensor, "B T F"]) -> Components:
+        first, *others = (source.speech.flatten(end_dim=-4) for source in self.sources)
+        return Components(first, self.precision.flatten(end_dim=-4), others=tuple(others))
 
 
 def _variance(speech: Tensor, gain: Tensor | None, noise: Tensor | None) -> Tensor:

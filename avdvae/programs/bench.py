@@ -6,6 +6,7 @@ avdvae bench peer=PATH    and a checkout of a public benchmark, in turns: avdvae
 avdvae bench models=[cw_vae_paper] batch=4 frames=64 peer=PATH    four windows of a second
 avdvae bench models=[cw_vae_paper] 'overrides=["model.layers=3"]'      any setting of the experiments
 avdvae bench models=[vae] batch=256 frames=1 prepared=PATH    and the same on a prepared corpus
+avdvae bench models=[vae] sources=2    the EM separates two sources, each by this model
 OMP_NUM_THREADS=2 avdvae bench    on two threads
 
 The columns are defined in avdvae/others/bench.py. Values are medians, with quartiles in brackets.
@@ -32,6 +33,7 @@ from torch import nn
 
 from avdvae.configurations import choices, compose
 from avdvae.data.shards import PreparedCorpus
+from avdvae.enhancement.sources import Sources
 from avdvae.errors import UserError, nearest, whole_numbers
 from avdvae.others.bench import (
     Timed,
@@ -57,7 +59,8 @@ from avdvae.training.settings import Training
 
 COSTS = [field.name for field in fields(TrainingCost)]
 RATIOS = ["ratio", "ratio_low", "ratio_high"]
-COLUMNS = ["model", "device", "threads", "batch", "frames", "matmul_gflops", *COSTS, "em_rtf", "generated_per_s"]
+COLUMNS = ["model", "device", "threads", "batch", "frames", "matmul_gflops", *COSTS]
+COLUMNS += ["sources", "em_rtf", "generated_per_s"]
 COLUMNS += ["corpus_steps_per_s", *(f"corpus_{name}" for name in RATIOS)]
 COLUMNS += [f"peer_{name}" for name in COSTS] + RATIOS
 SHOWN = (  # printed columns: name, unit, width
@@ -83,7 +86,7 @@ def check(given: dict[str, Any]) -> torch.device:
     for name in given["models"]:
         if name not in known:
             raise UserError(f"models: no experiment is called {name}: {nearest(name, [*known])}")
-    whole_numbers("", given, batch=1, frames=1, em_iterations=2)
+    whole_numbers("", given, batch=1, frames=1, em_iterations=2, sources=1)
     for name in ("seconds", "utterance"):
         if type(given[name]) not in (int, float) or not given[name] > 0:
             raise UserError(f"{name}={given[name]}: give a number of seconds above 0")
@@ -139,10 +142,11 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
     model.eval().requires_grad_(False)
     if why_not_enhancing(model):
         return row | {"em_rtf": math.nan}
-    vem, stft = build_vem(config["enhance"]), Stft(given["hop"])
+    vem, stft, count = build_vem(config["enhance"]), Stft(given["hop"]), given["sources"]
     if isinstance(model, Autoregressive):
         row["generated_per_s"] = generation_rate(model, stft.frames(round(given["utterance"] * RATE)), device)
-    row["em_rtf"] = em_real_time_factor(model, vem, stft, given["utterance"], given["em_iterations"], pixels, device)
+    priors = Sources([model] * count).eval() if count > 1 else model
+    row["em_rtf"] = em_real_time_factor(priors, vem, stft, given["utterance"], given["em_iterations"], pixels, device)
     return row
 
 
@@ -196,7 +200,8 @@ def bench(given: dict[str, Any]) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} threads of a CPU"
     print(
         f"{name}, torch {torch.__version__}: {rate / 1e9:,.0f} Gflop/s in matrix products\n"
-        f"training on {given['batch']} windows of {given['frames']} frames; EM on {given['utterance']} s of sound\n\n"
+        f"training on {given['batch']} windows of {given['frames']} frames; EM on {given['utterance']} s of sound, "
+        f"of {given['sources']} source{'s' * (given['sources'] > 1)}\n\n"
         + "\n".join("".join(f"{words[line]:>{words[2]}}" for words in SHOWN) for line in (0, 1)),
         flush=True,
     )
@@ -205,6 +210,7 @@ def bench(given: dict[str, Any]) -> None:
         "threads": threads,
         "batch": given["batch"],
         "frames": given["frames"],
+        "sources": given["sources"],
         "matmul_gflops": rate / 1e9,
     }
     rows = []

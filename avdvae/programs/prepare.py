@@ -1,5 +1,5 @@
 """Prepare a corpus: find and crop the mouths in its videos, and write them with their sound as shards. Or write sound
-alone, or the poses of moving figures.
+alone, the poses of moving figures, or the boxes of moving objects.
 
 avdvae prepare                              the embedded corpus, Talker
 avdvae prepare data=folder data.root=DIR    any folder of videos
@@ -32,14 +32,17 @@ def report(summary: Summary) -> None:
     frames, hours = sum(row.frames for row in kept), sum(row.seconds for row in kept) / 3600
     print(f"clips      {len(kept)} of {len(summary.quality)} kept, {hours:.3f} hours")
     joints = max((row.joints for row in kept), default=0)
-    if joints:
+    boxes = sum(row.frames * row.boxes for row in kept)
+    if boxes:
+        print(f"boxes      {boxes} in {frames} frames, {kept[0].fps:g} frames a second")
+    elif joints:
         print(f"poses      {frames} of {joints} joints, {kept[0].fps:g} a second")
     elif frames:
         start = max(abs(row.sound_starts_late_ms) for row in kept)
         end = max(abs(row.sound_ends_late_ms) for row in kept)
         print(f"faces      found in {sum(row.faces_found for row in kept) / frames:.2%} of {frames} pictures")
         print(f"sync       sound starts within {start:.0f} ms of the picture and ends within {end:.0f} ms of it")
-    unit = "poses" if joints else "pictures" if frames else "seconds of sound"
+    unit = "frames" if boxes else "poses" if joints else "pictures" if frames else "seconds of sound"
     print(f"speed      {f'{summary.speed:.0f} {unit} a second' if summary.speed else 'nothing was left to do'}")
     for row in summary.quality:
         if row.kept == "no":

@@ -28,11 +28,13 @@ LOW_IS_GOOD = (
     *("rmse", "rtf", "mpjpe_mm", "gross_error", "fine_error", "voicing_error"),
     *("f0", "f0_world", "f1", "f2", "f3"),  # relative errors
     *("calibration_error", "calibration_error_loud", "calibration_error_quiet"),
+    *("id_switches", "mostly_lost", "false_alarms", "misses"),
     *OF_EACH_SAMPLE,
     *("energy_score", "ade", "fde", "mmade", "mmfde", "bone_error_mm", "fid"),
 )
 NISQA = Path("~/.torchmetrics/NISQA/nisqa.tar")  # its weights, which the user puts there
 INPUT = "input_"  # begins the names of the metrics of the unprocessed input
+OTHER = "other_"  # begins the names of means over the other sources of a mixture
 ALL_NOISES = "all"  # stands for a noise, where items of all noises are pooled
 FAILED = "failed"  # 1 where an estimate is silent or not finite, else 0
 
@@ -46,6 +48,9 @@ class Look(NamedTuple):
 
     @staticmethod
     def of(metric: str) -> Look:
+        if metric.startswith(OTHER):
+            own = Look.of(metric.removeprefix(OTHER))
+            return own._replace(name=f"{own.name}, others")
         return LOOKS.get(metric, Look(metric, "", 3))
 
 
@@ -104,6 +109,20 @@ LOOKS = {
     "coverage_50_quiet": Look("quiet: in 50 %", "%", 1),
     "coverage_90_quiet": Look("quiet: in 90 %", "%", 1),
     "coverage_95_quiet": Look("quiet: in 95 %", "%", 1),
+    "mota": Look("MOTA", "%", 1),
+    "idf1": Look("IDF1", "%", 1),
+    "motp": Look("MOTP", "%", 1),
+    "id_switches": Look("identity switches", "a scene", 2),
+    "mostly_tracked": Look("mostly tracked", "%", 1),
+    "mostly_lost": Look("mostly lost", "%", 1),
+    "false_alarms": Look("false alarms", "a scene", 1),
+    "misses": Look("misses", "a scene", 1),
+    **{
+        f"{metric}_{frames}_{how}": Look(f"{metric.upper()}, {frames} frames, {how}", "%", 1)
+        for metric in ("mota", "idf1")
+        for frames in (60, 120, 300)
+        for how in ("apart", "crossing")
+    },
     "lips_weight": Look("weight of the lips", "", 2),
     "lips_weight_hidden": Look("while hidden", "", 2),
 }

@@ -19,11 +19,14 @@ from avdvae.evaluation.tasks.motion import Motion
 from avdvae.evaluation.tasks.prediction import Prediction
 from avdvae.evaluation.tasks.probe import Probe
 from avdvae.evaluation.tasks.resynthesis import Resynthesis
+from avdvae.evaluation.tasks.separation import Separation
 from avdvae.evaluation.tasks.task import Task
+from avdvae.evaluation.tasks.tracking import Tracking
 from avdvae.evaluation.tasks.transfer import Transfer
 
 TASKS: dict[str, Task] = {
     "enhancement": Enhancement(),
+    "separation": Separation(),
     "resynthesis": Resynthesis(true_past=False),
     "resynthesis_true_past": Resynthesis(true_past=True),
     "calibration": Calibration(),
@@ -39,6 +42,7 @@ TASKS: dict[str, Task] = {
     "motion_latent_use": LatentUse("poses", "motion_latent_use"),
     **{f"control_{factor}": Control(factor) for factor in FACTORS},
     "f0": F0(),
+    "tracking": Tracking(),
 }
 
 

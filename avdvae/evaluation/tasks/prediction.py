@@ -43,7 +43,7 @@ from avdvae.randomness import stream
 NEAR = 0.5  # metres, of all coordinates together
 SHOWN = 5  # futures in a film
 AT_ONCE = 16  # windows
-LAST_POSE, VELOCITY, LAW = BASELINES
+LAST_POSE, VELOCITY, LAW = BASELINES["prediction"]
 
 
 class Prediction:

@@ -7,7 +7,7 @@ class with the methods of `Task`, entered in evaluation/tasks/__init__.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -19,13 +19,15 @@ from avdvae.data.conditions import Condition
 from avdvae.data.loader import Loader, seen_by
 from avdvae.data.mixing import CORRUPTIONS, NOISES
 from avdvae.data.shards import PreparedCorpus
+from avdvae.enhancement.sources import MIXING
 from avdvae.enhancement.vem import Vem
-from avdvae.errors import UserError
+from avdvae.errors import UserError, known_settings
 from avdvae.evaluation.results import Result
 from avdvae.pictures.stills import triptych
 from avdvae.signals.audio import Stft, write_wav
 from avdvae.signals.clock import RATE
 from avdvae.signals.metrics import METRICS, check_names
+from avdvae.tracking.mixture import Tracker
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,14 @@ class Evaluation:
     importance: int | None = None  # draws of the importance-weighted bound
     pieces: int | None = None  # samples of each, for the bits of pieces
     neighbours: Sequence[int] = (1, 5, 10, 20)  # of the probes
+    talkers: int | None = None  # of mixtures in the task separation; None: 2
+    beside: str | None = None  # a run of another corpus, whose sounds are the other sources
+    mixing: Sequence[str] | None = None  # None: sum and assignment
+    background: Sequence[str] | None = None  # noises that are added to the mixtures, too
     observe: float = 0.5  # seconds of a motion before its prediction
     predict: float = 2.0  # seconds
     futures: int = 50  # drawn of each window
+    tracking: Mapping = field(default_factory=lambda: asdict(Tracker()))  # settings of the tracker
 
     def __post_init__(self) -> None:
         for name, value, low in (
@@ -69,6 +76,21 @@ class Evaluation:
                 raise UserError(f"evaluate.{name}={value}: give {low} or more")
         if self.trim_db is not None and not self.trim_db > 0:
             raise UserError(f"evaluate.trim_db={self.trim_db}: give a number above 0, or null")
+        if self.talkers is not None and not 1 <= self.talkers <= 3:
+            raise UserError(f"evaluate.talkers={self.talkers}: give 1, 2 or 3")
+        if self.talkers == 3 and self.beside is not None:
+            raise UserError(
+                f"evaluate.talkers=3 and evaluate.beside={self.beside}: give 1 or 2 talkers, for with a run beside "
+                "there are two sources"
+            )
+        if self.talkers == 1 and not self.background:
+            raise UserError("evaluate.talkers=1 needs a noise: give evaluate.background=[Babble]")
+        if unknown := set(self.mixing or ()) - {*MIXING}:
+            raise UserError(f"evaluate.mixing: {', '.join(sorted(unknown))}: choose from {', '.join(MIXING)}")
+        if unknown := set(self.background or ()) - set(NOISES):
+            raise UserError(
+                f"evaluate.background: no noise is called {', '.join(sorted(unknown))}: choose from {', '.join(NOISES)}"
+            )
         if min(self.neighbours, default=0) < 1:
             raise UserError(f"evaluate.neighbours={self.neighbours}: give numbers of 1 or more")
         if unknown := set(self.lips) - {"clean", "none", *CORRUPTIONS}:
@@ -80,6 +102,11 @@ class Evaluation:
                 f"{', '.join(NOISES)}"
             )
         check_names(self.metrics)
+        _ = self.tracker  # raises where its settings are wrong
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        return known_settings(Tracker, "evaluate.tracking", **self.tracking)
 
 
 class Part(NamedTuple):
@@ -198,7 +225,8 @@ class Subject:
 
 @runtime_checkable
 class Task(Protocol):
-    takes: Literal["sound", "poses"]
+    @property
+    def takes(self) -> Literal["sound", "poses", "boxes"]: ...
 
     def check(self, subject: Subject) -> None:
         """Raise a UserError if the model or the settings do not suit the task."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import avdvae
+from avdvae.runs import create_run, open_run
 
 PROJECT = Path(__file__).parent.parent
 DOCS = PROJECT / "docs"
@@ -62,11 +63,13 @@ def test_every_picture_stands_beside_its_command_and_none_is_outdated() -> None:
                 continue
             shown.add(name)
             about = NOTES[name]
-            assert about["command"] in text[found.end() : found.end() + 600], (page.name, name)
+            assert about["command"] in text[max(0, found.start() - 600) : found.end() + 600], (page.name, name)
             assert sha256(DOCS / name) == about["sha256"], f"{name} was changed by hand: {about['command']}"
             same = about["version"].split(".")[:2] == avdvae.__version__.split(".")[:2]
             assert same, f"{name} is of version {about['version']}: {about['command']}"
-    files = {path.relative_to(DOCS) for kind in ("png", "svg", "flac", "mp4") for path in DOCS.rglob(f"*.{kind}")}
+    files = {
+        path.relative_to(DOCS) for kind in ("png", "svg", "flac", "mp3", "mp4") for path in DOCS.rglob(f"*.{kind}")
+    }
     assert {str(path) for path in files if path.parts[0] != "claims"} == shown == NOTES.keys()
 
 
@@ -77,6 +80,31 @@ def test_diagrams_and_the_page_of_published_figures_are_what_their_scripts_make(
     for drawn in import_module("diagrams").write(tmp_path / "diagrams"):
         assert drawn.read_bytes() == (DOCS / "diagrams" / drawn.name).read_bytes(), "python tools/pictures.py diagrams"
     assert PAGES[DOCS / "published.md"] == import_module("published_page").page(), "python tools/published_page.py"
+
+
+def test_the_gallery_shows_the_films_of_a_run_beside_their_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(PROJECT / "tools")
+    gallery, pictures = import_module("gallery"), import_module("pictures")
+    for module, name, value in (
+        (gallery, "DOCS", tmp_path),
+        (pictures, "DOCS", tmp_path),
+        (gallery, "MEDIA", tmp_path / "gallery"),
+        (pictures, "NOTES", tmp_path / "pictures.json"),
+        (sys, "argv", ["gallery.py", f"films={tmp_path / 'run'}"]),
+    ):
+        monkeypatch.setattr(module, name, value)
+    (tmp_path / "pictures.json").write_text('{"gallery/old.mp4": {"command": "python tools/gallery.py"}}')
+    create_run(tmp_path / "run", open_run(Path("vae-librispeech")).config)
+    (tmp_path / "run/film.mp4").write_bytes(b"film")
+    examples = [{"title": "three boxes", "video": "film.mp4"}, {"title": "without"}]
+    (tmp_path / "run/examples.json").write_text(json.dumps(examples))
+    gallery.main()
+    page, notes = (tmp_path / "gallery.md").read_text(), json.loads((tmp_path / "pictures.json").read_text())
+    assert '<video controls src="gallery/film_0.mp4"></video>\n\nthree boxes: `python tools/gallery.py`' in page
+    assert [*notes] == ["gallery/film_0.mp4"] and "without" not in page
+    assert notes["gallery/film_0.mp4"]["sha256"] == hashlib.sha256(b"film").hexdigest()
 
 
 def test_no_model_hears_tells_or_knows() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -106,7 +107,7 @@ def test_environment_and_makefile_agree_with_pyproject() -> None:
 
 def test_the_version_is_the_same_everywhere() -> None:
     changes = (PROJECT / "CHANGELOG.md").read_text()
-    citation = OmegaConf.load(PROJECT / "CITATION.cff")
+    citation: Any = OmegaConf.load(PROJECT / "CITATION.cff")
     assert citation.version == avdvae.__version__ and str(citation["date-released"]) in changes
     assert re.findall(r"^## \[([\d.]+)\] - \d{4}-\d\d-\d\d$", changes, re.MULTILINE)[0] == avdvae.__version__
     wheels = re.findall(r"avdvae-([\d.]+)-py3", (PROJECT / "docs/install.md").read_text())
@@ -164,7 +165,8 @@ RUN_ELSEWHERE = {
     "comparing": "test_outside",
     "extending": "test_own",
 }
-NOT_RUN = {"claims", "measured", "cluster", "corpora"}  # corpora and machines that are not here, and hours of training
+# Corpora, machines and repositories that are not here, and hours of training.
+NOT_RUN = {"claims", "measured", "cluster", "corpora", "separation"}
 
 
 def test_commands_of_all_pages_run_somewhere() -> None:

@@ -76,16 +76,18 @@ def test_every_picture_stands_beside_its_command_and_none_is_outdated() -> None:
 def test_diagrams_and_the_page_of_published_figures_are_what_their_scripts_make(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(PROJECT / "tools")
+    monkeypatch.syspath_prepend(PROJECT / "docs" / "tools")
     for drawn in import_module("diagrams").write(tmp_path / "diagrams"):
-        assert drawn.read_bytes() == (DOCS / "diagrams" / drawn.name).read_bytes(), "python tools/pictures.py diagrams"
-    assert PAGES[DOCS / "published.md"] == import_module("published_page").page(), "python tools/published_page.py"
+        assert drawn.read_bytes() == (DOCS / "diagrams" / drawn.name).read_bytes(), (
+            "python docs/tools/pictures.py diagrams"
+        )
+    assert PAGES[DOCS / "published.md"] == import_module("published_page").page(), "python docs/tools/published_page.py"
 
 
 def test_the_gallery_shows_the_films_of_a_run_beside_their_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(PROJECT / "tools")
+    monkeypatch.syspath_prepend(PROJECT / "docs" / "tools")
     gallery, pictures = import_module("gallery"), import_module("pictures")
     for module, name, value in (
         (gallery, "DOCS", tmp_path),
@@ -95,14 +97,14 @@ def test_the_gallery_shows_the_films_of_a_run_beside_their_command(
         (sys, "argv", ["gallery.py", f"films={tmp_path / 'run'}"]),
     ):
         monkeypatch.setattr(module, name, value)
-    (tmp_path / "pictures.json").write_text('{"gallery/old.mp4": {"command": "python tools/gallery.py"}}')
+    (tmp_path / "pictures.json").write_text('{"gallery/old.mp4": {"command": "python docs/tools/gallery.py"}}')
     create_run(tmp_path / "run", open_run(Path("vae-librispeech")).config)
     (tmp_path / "run/film.mp4").write_bytes(b"film")
     examples = [{"title": "three boxes", "video": "film.mp4"}, {"title": "without"}]
     (tmp_path / "run/examples.json").write_text(json.dumps(examples))
     gallery.main()
     page, notes = (tmp_path / "gallery.md").read_text(), json.loads((tmp_path / "pictures.json").read_text())
-    assert '<video controls src="gallery/film_0.mp4"></video>\n\nthree boxes: `python tools/gallery.py`' in page
+    assert '<video controls src="gallery/film_0.mp4"></video>\n\nthree boxes: `python docs/tools/gallery.py`' in page
     assert [*notes] == ["gallery/film_0.mp4"] and "without" not in page
     assert notes["gallery/film_0.mp4"]["sha256"] == hashlib.sha256(b"film").hexdigest()
 

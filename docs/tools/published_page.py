@@ -1,6 +1,6 @@
 """Write docs/published.md, the figures of papers, from avdvae/data/published/*.csv.
 
-python tools/published_page.py
+python docs/tools/published_page.py
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from avdvae.evaluation import published
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 BEGIN = """# Published figures
 
 Figures of papers, by corpus and protocol, from `avdvae/data/published`. They stand apart from the suite's own
 [results](results.md): corpora, noises and protocols differ, so they are compared with each other alone. The reports of
 runs on these corpora show them, too.
 
-Made by `python tools/published_page.py`.
+Made by `python docs/tools/published_page.py`.
 """
 
 

@@ -1,6 +1,6 @@
 """Put the weights of a run into the package, avdvae/weights/NAME, with its configuration and a card.
 
-python tools/package_weights.py RUN NAME [bfloat16]
+python docs/tools/package_weights.py RUN NAME [bfloat16]
 
 Paths of this machine are replaced: the prepared corpus is data/prepared/librispeech, the folder of the run runs/NAME.
 Of a card that is there already, all but the first table is kept; the figures in it are then to be measured again.

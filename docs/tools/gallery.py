@@ -1,6 +1,6 @@
 """Make docs/gallery.md with its sounds, pictures and films, from runs.
 
-python tools/gallery.py lips=RUN voices=PREPARED swaps=RUN pitches=RUN [films=RUN]
+python docs/tools/gallery.py lips=RUN voices=PREPARED swaps=RUN pitches=RUN [films=RUN]
 
 lips      a run of exp=av_rvae or another model with lips, on Talker
 voices    a prepared LibriSpeech, whose unseen talkers are enhanced with the packaged weights
@@ -36,7 +36,7 @@ from avdvae.signals.audio import read_wav, write_wav
 from avdvae.signals.clock import RATE
 
 MEDIA = DOCS / "gallery"
-COMMAND = "python tools/gallery.py"
+COMMAND = "python docs/tools/gallery.py"
 PITCHES = (120, 150, 180, 220, 270)  # Hz, constant
 BEGIN = f"""# Gallery
 

@@ -1,13 +1,13 @@
 """Make the pictures and sounds of the documentation, in docs/.
 
-python docs/tools/pictures.py diagrams   diagrams/*.svg, of docs/tools/diagrams.py
-python docs/tools/pictures.py before_after RUN   before_after.png, sounds/*.flac: a run of exp=av_rvae
-python docs/tools/pictures.py transfer RUN   transfer.png: a run of exp=vq_mdvae
-python docs/tools/pictures.py probe EVALUATION   probe.png: evaluate.tasks=[probe] of a run of exp=vq_mdvae
-python docs/tools/pictures.py training RUN RUN ...   training.png: runs with train.best_by=si_sdr, and of train=paper
-python docs/tools/pictures.py robustness RUN   robustness.png: a run of exp=robustness
-python docs/tools/pictures.py report RUN   report.png: its report in a browser
-python docs/tools/pictures.py contact_sheet PREPARED   contact_sheet.png: of preprocessing/lips.py
+python docs/tools/pictures.py diagrams                diagrams/*.svg, of docs/tools/diagrams.py
+python docs/tools/pictures.py before_after RUN        before_after.png, sounds/*.flac: a run of exp=av_rvae
+python docs/tools/pictures.py transfer RUN            transfer.png: a run of exp=vq_mdvae
+python docs/tools/pictures.py probe EVALUATION        probe.png: evaluate.tasks=[probe] of a run of exp=vq_mdvae
+python docs/tools/pictures.py training RUN RUN ...    training.png: runs with train.best_by=si_sdr, and of train=paper
+python docs/tools/pictures.py robustness RUN          robustness.png: a run of exp=robustness
+python docs/tools/pictures.py report RUN              report.png: its report in a browser
+python docs/tools/pictures.py contact_sheet PREPARED  contact_sheet.png: of preprocessing/lips.py
 
 docs/pictures.json has the command, the version and the SHA-256 of each. tests/test_docs.py fails where a diagram is not
 what its script draws, and where a picture of a run is of another version (0.2 for 0.2.1) than the package.

@@ -18,18 +18,20 @@ if TYPE_CHECKING:
     from avdvae.trained import TrainedModel
 
 __all__ = ["UserError", "__version__", "evaluate", "load", "train"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 @naming_extras()
 def load(run: str | Path | Run, device: str | None = None) -> TrainedModel:
-    """The model of a run, or of the folder of one.
+    """The model of a run, of the folder of one, or of packaged weights, of which `avdvae list weights` has the names.
 
     `device` is "cpu", "cuda" or the like; None: the GPU where there is one, unless the run asked for the CPU.
 
     >>> import avdvae
     >>> avdvae.load("runs/cvae")
     TrainedModel(CVAE of runs/cvae, takes power and lips, latents z)
+    >>> avdvae.load("vae-librispeech")
+    TrainedModel(VAE of vae-librispeech, takes power, latents z)
     """
     from avdvae.runs import open_run
     from avdvae.trained import TrainedModel

@@ -33,6 +33,8 @@ from avdvae.nn.weights import WEIGHTS, load_weights
 from avdvae.protocols import SpeechPrior, why_not_enhancing
 from avdvae.signals.audio import Stft
 
+PACKAGED = Path(__file__).parent / "weights"  # runs that come with the package, each with a card
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -101,6 +103,21 @@ class Run:
     @property
     def stft(self) -> Stft:
         return Stft(self.config["hop"])
+
+    @property
+    def packaged(self) -> bool:
+        """Whether it came with the package."""
+        return self.path.parent == PACKAGED
+
+    @property
+    def name(self) -> str:
+        """By which `open_run` finds it."""
+        return self.path.name if self.packaged else str(self.path)
+
+    @property
+    def results(self) -> Path:
+        """The folder in which programs put what they make with it; the package stays as it is."""
+        return Path("runs", self.name) if self.packaged else self.path
 
     @property
     def device(self) -> str:
@@ -179,9 +196,20 @@ def create_run(path: Path, config: dict[str, Any]) -> Run:
     return Run(path, config)
 
 
+def packaged_weights() -> list[str]:
+    """The names of the runs that come with the package."""
+    return sorted(config.parent.name for config in PACKAGED.glob("*/config.yaml"))
+
+
 def open_run(path: Path) -> Run:
+    """The run in the folder `path`, or packaged weights by name."""
+    if not (path / "config.yaml").is_file() and str(path) in packaged_weights():
+        path = PACKAGED / path
     if not (path / "config.yaml").is_file():
-        raise UserError(f"{path} is no run, for it has no config.yaml: give a folder made by experiments/run.py")
+        raise UserError(
+            f"{path} is no run, for it has no config.yaml: give a folder made by experiments/run.py, or packaged "
+            f"weights: {' or '.join(packaged_weights())}"
+        )
     file, remedy = path / "config.yaml", "restore it from a copy, or train the run anew"
     config = read_config(file, "configuration of a run", remedy)
     try:

@@ -56,7 +56,7 @@ class TrainedModel:
     def __repr__(self) -> str:
         model, names = self.stage.model, ", ".join(spec.name for spec in self.stage.model.latents)
         name, takes = type(model).__name__, " and ".join(model.sees)
-        return f"TrainedModel({name} of {self.stage.run.path}, takes {takes}, latents {names})"
+        return f"TrainedModel({name} of {self.stage.run.name}, takes {takes}, latents {names})"
 
     @overload
     def enhance(

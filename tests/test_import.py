@@ -301,7 +301,7 @@ def test_a_run_of_published_weights_enhances_and_does_not_train(tmp_path):
     assert 0 < clean.square().sum() < noise.square().sum()
     command = [sys.executable, str(PROJECT / "experiments" / "run.py"), f"resume={run.path}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and "ours holds imported weights and no training to go on with" in done.stderr
+    assert done.returncode == 1 and "ours holds weights and no training to go on with" in done.stderr
 
 
 def test_published_weights_are_trained_on(prepared, tmp_path):

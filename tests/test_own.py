@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_stage import make_run
 
 from avdvae.data.corpora import open_corpus
+from avdvae.data.prepare import Summary
 from avdvae.data.shards import PreparedCorpus
 from avdvae.entry_points import installed
 from avdvae.errors import UserError
 from avdvae.evaluation.measure import settings_of
+from avdvae.evaluation.results import read_results
 from avdvae.evaluation.tasks import find_task
 from avdvae.programs.listing import others
 from avdvae.runs import build_model
@@ -47,6 +50,22 @@ def test_the_reader_of_the_page_prepares_a_corpus(clip: Path, tmp_path: Path) ->
         assert (utterance.id, utterance.speaker, utterance.split) == ("hello", "anna", "test")
         assert utterance.labels == {"text": "good day"}
     assert not PreparedCorpus(sounds).has_lips
+
+
+def test_the_task_and_the_estep_of_the_page_run(prepared: Summary, clip: Path, tmp_path: Path) -> None:
+    page = (PROJECT / "docs/extending.md").read_text()
+    task, estep = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    ((_, program, *words),) = [shlex.split(line) for line in re.findall(r"```sh\n(.*?)\n```", page)]
+    make_run(tmp_path / "runs/vae", prepared.out, "VAE")
+    (tmp_path / "active_units.py").write_text(task)
+    shutil.copy(clip.with_suffix(".wav"), tmp_path / "noisy.wav")
+    asked = [str(PROJECT / program), *words, "out=measured", "evaluate.workers=1"]
+    for command in (asked, ["-c", estep + "print(clean.samples.std())"]):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert 0 < float(done.stdout) < 1
+    counts = [row.value for row in read_results(tmp_path / "measured/results.csv") if row.metric == "active_units"]
+    assert counts and all(0 <= count <= 4 and count == int(count) for count in counts)
 
 
 @pytest.fixture

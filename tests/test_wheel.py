@@ -65,8 +65,10 @@ def test_the_command_works_in_an_empty_folder(wheel: Path, prepared: Summary, cl
     where = run(python, "-c", "import avdvae, avdvae.configurations as c; print(avdvae.__file__, c.CONFIGS, sep='\\n')")
     assert where.split() == [str(site / "avdvae/__init__.py"), str(site / "avdvae/configs")]
     assert "mixture" in run(command, "list", "experiments")
+    run(command, "enhance", "noisy.wav", "with_packaged_weights.wav", "enhance.iterations=2")
     run(command, "enhance", "run=runs/vae", "input=noisy.wav", "output=clean.wav")
-    assert soundfile.info(here / "clean.wav").frames == soundfile.info(here / "noisy.wav").frames
+    for written in ("clean.wav", "with_packaged_weights.wav"):
+        assert soundfile.info(here / written).frames == soundfile.info(here / "noisy.wav").frames
     small = ["data.speakers=3", "data.utterances=1", "data.seconds=1", "evaluate.min_seconds=0.5"]
     run(command, "train", "exp=vae", "train=debug", "data=talker_sound", *small, "run_dir=runs/mine")
     assert (here / "runs/mine/report.html").exists() and (here / "runs/mine/weights.safetensors").exists()

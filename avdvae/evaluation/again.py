@@ -27,7 +27,7 @@ def evaluate_again(run: Run, changes: Mapping[str, Any], compare: Sequence[str] 
     with in_file(run.path / "config.yaml"):
         check_settings(Evaluation, "evaluate", **run.config["evaluate"])
         build_vem(run.config["enhance"])
-    out = out or run.path / "evaluations" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    out = out or run.results / "evaluations" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     asked = changed(run.config, changes)
     begun = (out / "config.yaml").exists()
     if begun and open_run(out).config != asked:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from avdvae.evaluation.tables import Cell, Group, Table
 
-_FOLDER = Path(__file__).parents[1] / "data" / "published"
+FOLDER = Path(__file__).parents[1] / "data" / "published"
 _Row = dict[str, str]
 
 
 def published_on(corpus: str, tasks: Sequence[str], file: str = "*.csv") -> list[tuple[str, str, Table]]:
     """The tables of these tasks on this corpus, each with its title and the protocol of its figures."""
     rows: list[_Row] = []
-    for path in sorted(_FOLDER.glob(file)):
+    for path in sorted(FOLDER.glob(file)):
         with path.open(encoding="utf-8", newline="") as table:
             rows += [row for row in csv.DictReader(table) if row["corpus"] == corpus and row["task"] in tasks]
     kinds: dict[tuple[str, str, str], list[_Row]] = {}

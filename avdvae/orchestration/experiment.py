@@ -31,9 +31,9 @@ def run_experiment(request: Request, progress: Callable[[float], Any] | None = N
     with in_file(resume / "config.yaml") if resume else nullcontext():
         config = resumed(request) if resume else request.config
         untrained = check(config)
-    if resume and "imported" in open_run(resume).noted:
+    if resume and ((opened := open_run(resume)).packaged or "imported" in opened.noted):
         raise UserError(
-            f"{resume} holds imported weights and no training to go on with: evaluate them with "
+            f"{resume} holds weights and no training to go on with: evaluate them with "
             f"experiments/evaluate.py run={resume}, or train from them with start=[{resume}]"
         )
     prepared = find_corpus(config)

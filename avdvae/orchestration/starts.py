@@ -16,7 +16,7 @@ from avdvae.errors import UserError
 from avdvae.files import locked
 from avdvae.orchestration.request import Request, new_run
 from avdvae.orchestration.training import train_run
-from avdvae.runs import Run, deciding_settings, find_runs, open_run
+from avdvae.runs import Run, deciding_settings, find_runs, open_run, packaged_weights
 
 # Words of a request that are for its own model, not for those that it starts from.
 OWN = ("exp=", "model", "start=", "run_dir=", "compare=", "train.devices=", "train.nodes=", "train.strategy=")
@@ -24,10 +24,11 @@ OWN_OF_A_TRAINING = ("train.epochs=", "train.freeze=", "train.lr=")
 
 
 def find_starts(request: Request, splits: Mapping[str, PreparedCorpus]) -> list[Run]:
-    """The runs that `start` lists, by folder or by the name of an experiment."""
+    """The runs that `start` lists, by folder, or by the name of packaged weights or of an experiment."""
     config = request.config
     return [
-        open_start(name, config) if os.sep in name else find_start(name, request, splits) for name in config["start"]
+        open_start(name, config) if os.sep in name or name in packaged_weights() else find_start(name, request, splits)
+        for name in config["start"]
     ]
 
 

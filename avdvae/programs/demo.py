@@ -130,7 +130,7 @@ def build_page(demo: Demo) -> Any:
     own = [spec.name for spec in stage.model.latents]
     suffixes = [*SOUNDS, *VIDEOS]
     with gr.Blocks(title=f"{name} demo", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gr.Markdown(f"# {name}\n{stage.run.path}: latents of the target replace those of the source.")
+        gr.Markdown(f"# {name}\n{stage.run.name}: latents of the target replace those of the source.")
         with gr.Tab("Transfer"):
             pickers: list[Any] = []
             with gr.Row():

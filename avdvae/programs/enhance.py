@@ -1,11 +1,13 @@
-"""Enhance noisy recordings with a trained model.
+"""Enhance noisy recordings with packaged weights or a trained model.
 
-avdvae enhance run=RUN input=noisy.wav output=clean.wav
-avdvae enhance run=RUN input=noisy.wav video=clip.mp4 output=clean.wav    for models with lips
-avdvae enhance run=RUN input=clip.mp4 output=clean.wav                    the sound of a video
-avdvae enhance run=RUN input=DIR [video=DIR] output=DIR                   every file at any depth
-avdvae enhance run=RUN ... enhance.iterations=20 enhance.estep.name=langevin
+avdvae enhance noisy.wav clean.wav                                        with packaged weights
+avdvae enhance clip.mp4 clean.wav                                         the sound of a video
+avdvae enhance DIR OUT                                                    every file at any depth
+avdvae enhance noisy.wav clean.wav run=RUN video=clip.mp4                 a run; for models with lips
+avdvae enhance DIR OUT run=RUN [video=DIR]
+avdvae enhance noisy.wav clean.wav enhance.iterations=20 enhance.estep.name=langevin
 
+The first two words are input= and output=. run= is the folder of a run, or one of `avdvae list weights`.
 Every channel is enhanced separately, at 16 kHz. The output is a wav with the rate, channels, length and level of the
 input; it is silent above 8 kHz, which the models do not cover. It has 16 bits, or 32-bit floats if the input has more.
 In a folder, a sound and a video of the same name belong together, unless video= names another folder.
@@ -75,7 +77,7 @@ def _jobs_of_folder(source: Path, video: Path | None, output: Path) -> list[Job]
 def enhance(config: Mapping[str, Any]) -> None:
     if missing := [name for name in ("run", "input", "output") if config[name] is None]:
         raise UserError(
-            f"{', '.join(f'{name}=' for name in missing)} missing: give run=RUN input=FILE output=CLEAN.wav"
+            f"{', '.join(f'{name}=' for name in missing)} missing: give NOISY.wav CLEAN.wav, or two folders"
         )
     run = open_run(Path(str(config["run"])))
     video = Path(str(config["video"])) if config["video"] is not None else None
@@ -110,7 +112,9 @@ def enhance_all(jobs: list[Job], enhancer: Enhancer) -> list[str]:
     return failed
 
 
-main = Program("enhance_file", enhance, interrupted="interrupted; finished files are kept")
+main = Program(
+    "enhance_file", enhance, interrupted="interrupted; finished files are kept", positional=("input", "output")
+)
 
 if __name__ == "__main__":
     main()

@@ -34,7 +34,7 @@ def generate_clips(config: Mapping[str, Any]) -> None:
     ends = {"source": stage.original(source)} if source else {}
     takes = [ends | {f"draw {number}": scene} for number, scene in enumerate(scenes, start=1)]
     label = re.sub(r"[^\w-]+", "_", source.ids[0]) if source else "prior"
-    out = Path(config["out"] or stage.run.path / "generate" / label)
+    out = Path(config["out"] or stage.run.results / "generate" / label)
     stage.write(out, takes, begun)
     print(f"generated  {out}")
 

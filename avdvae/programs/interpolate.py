@@ -32,7 +32,7 @@ def interpolate_clips(config: Mapping[str, Any]) -> None:
         share = step / (steps - 1)
         takes.append(ends | {f"at {100 * share:.0f} %": stage.transfer(source, target, names, share, phase)})
     label = re.sub(r"[^\w,-]+", "_", f"{source.ids[0]}_{target.ids[0]}_{','.join(names)}")
-    out = Path(config["out"] or stage.run.path / "interpolate" / label)
+    out = Path(config["out"] or stage.run.results / "interpolate" / label)
     stage.write(out, takes)
     print(f"steps      {out}")
 

@@ -1,4 +1,4 @@
-"""List experiments, corpora, tasks, claims and E-steps, each with a line and its paper.
+"""List packaged weights, experiments, corpora, tasks, claims and E-steps, each with a line and its paper.
 
 avdvae list
 avdvae list experiments
@@ -22,6 +22,7 @@ from avdvae.enhancement.esteps import ESTEPS
 from avdvae.entry_points import GROUPS, installed
 from avdvae.errors import nearest
 from avdvae.evaluation.tasks import TASKS
+from avdvae.runs import PACKAGED, packaged_weights
 
 INITIALS = r"(?:[A-Z]\.[\s-])+"
 CITATION = re.compile(
@@ -45,6 +46,11 @@ def main(name: str = "avdvae list") -> None:
         width = max(map(len, items)) + 2
         print(f"{kind}, {title}\n")
         print("\n".join(f"  {item:<{width}}{about}" for item, about in items.items()) + "\n")
+
+
+def weights() -> dict[str, str]:
+    cards = {name: (PACKAGED / name / "card.md").read_text(encoding="utf-8") for name in packaged_weights()}
+    return {name: first_sentence(" ".join(card.split("\n\n")[1].split())) for name, card in cards.items()}
 
 
 def experiments() -> dict[str, str]:
@@ -107,6 +113,7 @@ def cited(text: str | None) -> str:
 
 
 LISTS: dict[str, tuple[str, Callable[[], dict[str, str]]]] = {
+    "weights": ("avdvae enhance run=NAME, and avdvae.load", weights),
     "experiments": ("avdvae train exp=NAME", experiments),
     "data": ("avdvae prepare data=NAME, and avdvae train data=NAME", data),
     "schedules": ("avdvae train train=NAME", lambda: choices("train")),

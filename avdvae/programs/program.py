@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from avdvae.configurations import CONFIGS, choices, documented_keys, in_a_sentence, keys, register
+from avdvae.configurations import CONFIGS, choices, documented_keys, in_a_sentence, keys, register, word
 from avdvae.errors import UserError, in_sentences, prepare_process
 
 
@@ -26,6 +27,7 @@ class Program:
     """The program whose settings are those of configs/<config>.yaml; what `task` returns is for a sweeper of Hydra.
 
     `complete`: whether all settings must have a value; they may otherwise be ???, for those of a run.
+    `positional`: settings that the first words of the command line give without their names.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class Program:
         task: Callable[[dict[str, Any]], Any],
         interrupted: str = "interrupted",
         complete: bool = False,
+        positional: Sequence[str] = (),
     ):
         self.config, self.task, self.interrupted, self.complete = config, task, interrupted, complete
+        self.positional = positional
 
     def __call__(self, name: str | None = None) -> None:
         """Run with the words of the command line. `name`: as which the program was called."""
@@ -43,6 +47,8 @@ class Program:
         if {"-h", "--help"} & {*sys.argv[1:]}:
             print(self.help(name or f"python {os.path.relpath(script)}"))
             return
+        plain = [*takewhile(lambda given: "=" not in given and given[:1] != "-", sys.argv[1:])][: len(self.positional)]
+        sys.argv[1 : 1 + len(plain)] = map(word, self.positional, plain)
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, instead of a traceback that Hydra prints
         register()
         sentences = partial(in_sentences, name or script.name, self.interrupted)

@@ -30,7 +30,7 @@ def transfer_clips(config: Mapping[str, Any]) -> None:
     result = stage.transfer(source, target, names, 1.0, phase)
     scenes = {"source": stage.original(source), "target": stage.original(target), "result": result}
     label = re.sub(r"[^\w,-]+", "_", f"{source.ids[0]}_{target.ids[0]}_{','.join(names)}")
-    out = Path(config["out"] or stage.run.path / "transfer" / label)
+    out = Path(config["out"] or stage.run.results / "transfer" / label)
     stage.write(out, [scenes])
     print(f"transfer   {out}")
 

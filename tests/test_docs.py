@@ -1,0 +1,116 @@
+"""The documentation: the site builds without a warning, links lead somewhere, and no picture is outdated."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import avdvae
+from avdvae.runs import create_run, open_run
+
+PROJECT = Path(__file__).parent.parent
+DOCS = PROJECT / "docs"
+PAGES = {path: path.read_text() for path in (PROJECT / "README.md", *sorted(DOCS.glob("*.md")))}
+NOTES = json.loads((DOCS / "pictures.json").read_text())
+OF_CLAIMS = "claims/"  # drawn by `avdvae claims`, whose tests compare the page with their file
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path: Path) -> None:
+    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # which is about a successor of the theme
+    done = subprocess.run(mkdocs, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for page in tmp_path.glob("*.html"):
+        loaded = re.findall(r"<(?:script|img|audio|video|source)[^>]* src=\"?(http[^\"> ]*)", page.read_text())
+        loaded += re.findall(
+            r"<link[^>]* rel=\"?(?:stylesheet|preconnect)[^>]* href=\"?(http[^\"> ]*)", page.read_text()
+        )
+        assert not loaded, (page.name, loaded)
+    assert (
+        "TrainedModel" in (tmp_path / "api.html").read_text()
+        and "rvae-librispeech" in (tmp_path / "weights.html").read_text()
+    )
+
+
+def test_the_readme_is_one_page_and_its_links_lead_somewhere() -> None:
+    readme = PAGES[PROJECT / "README.md"]
+    assert readme.count("\n") <= 120
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#([^)]+))?\)", readme)
+    assert len(links) > 30
+    for path, anchor in links:
+        assert (PROJECT / path).exists(), path
+        if anchor:
+            heads = re.findall(r"^#+ (.*)", (PROJECT / path).read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads], anchor
+
+
+def test_every_picture_stands_beside_its_command_and_none_is_outdated() -> None:
+    shown = set()
+    for page, text in PAGES.items():
+        for found in re.finditer(r"!\[[^]]*\]\(([^)]+)\)|src=\"([^\"]+)\"", text):
+            name = (found[1] or found[2]).removeprefix("docs/")
+            if name.startswith(OF_CLAIMS):
+                continue
+            shown.add(name)
+            about = NOTES[name]
+            assert about["command"] in text[max(0, found.start() - 600) : found.end() + 600], (page.name, name)
+            assert sha256(DOCS / name) == about["sha256"], f"{name} was changed by hand: {about['command']}"
+            same = about["version"].split(".")[:2] == avdvae.__version__.split(".")[:2]
+            assert same, f"{name} is of version {about['version']}: {about['command']}"
+    files = {
+        path.relative_to(DOCS) for kind in ("png", "svg", "flac", "mp3", "mp4") for path in DOCS.rglob(f"*.{kind}")
+    }
+    assert {str(path) for path in files if path.parts[0] != "claims"} == shown == NOTES.keys()
+
+
+def test_diagrams_and_the_page_of_published_figures_are_what_their_scripts_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(PROJECT / "docs" / "tools")
+    for drawn in import_module("diagrams").write(tmp_path / "diagrams"):
+        assert drawn.read_bytes() == (DOCS / "diagrams" / drawn.name).read_bytes(), (
+            "python docs/tools/pictures.py diagrams"
+        )
+    assert PAGES[DOCS / "published.md"] == import_module("published_page").page(), "python docs/tools/published_page.py"
+
+
+def test_the_gallery_shows_the_films_of_a_run_beside_their_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(PROJECT / "docs" / "tools")
+    gallery, pictures = import_module("gallery"), import_module("pictures")
+    for module, name, value in (
+        (gallery, "DOCS", tmp_path),
+        (pictures, "DOCS", tmp_path),
+        (gallery, "MEDIA", tmp_path / "gallery"),
+        (pictures, "NOTES", tmp_path / "pictures.json"),
+        (sys, "argv", ["gallery.py", f"films={tmp_path / 'run'}"]),
+    ):
+        monkeypatch.setattr(module, name, value)
+    (tmp_path / "pictures.json").write_text('{"gallery/old.mp4": {"command": "python docs/tools/gallery.py"}}')
+    create_run(tmp_path / "run", open_run(Path("vae-librispeech")).config)
+    (tmp_path / "run/film.mp4").write_bytes(b"film")
+    examples = [{"title": "three boxes", "video": "film.mp4"}, {"title": "without"}]
+    (tmp_path / "run/examples.json").write_text(json.dumps(examples))
+    gallery.main()
+    page, notes = (tmp_path / "gallery.md").read_text(), json.loads((tmp_path / "pictures.json").read_text())
+    assert '<video controls src="gallery/film_0.mp4"></video>\n\nthree boxes: `python docs/tools/gallery.py`' in page
+    assert [*notes] == ["gallery/film_0.mp4"] and "without" not in page
+    assert notes["gallery/film_0.mp4"]["sha256"] == hashlib.sha256(b"film").hexdigest()
+
+
+def test_no_model_hears_tells_or_knows() -> None:
+    """As specified for prose: models encode, condition on, predict, contain."""
+    wrong = r"\b(models?|networks?|encoders?|decoders?|latents?|posteriors?) (hears?|tells?|knows?|says?|thinks?)\b"
+    found = {(page.name, hit[0]) for page, text in PAGES.items() for hit in re.finditer(wrong, text)}
+    assert not {hit for hit in found if hit[0] != "claims.md"}

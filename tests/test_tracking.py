@@ -14,6 +14,7 @@ from avdvae.data.tracks import Tracks, scene
 from avdvae.errors import UserError
 from avdvae.evaluation.results import read_results
 from avdvae.models.srnn import SRNN, BoxSRNN
+from avdvae.programs.track import track
 from avdvae.protocols import Batch
 from avdvae.tracking import mixture
 from avdvae.tracking.mixture import Estimate, Evidence, Tracker, assignments, bound_of_assignments, evidence_of
@@ -346,7 +347,7 @@ def test_damaged_detections_are_refused(text, complaint, tmp_path) -> None:
         read_detections(tmp_path / "det.csv", (640, 480))
 
 
-def test_from_nothing_to_the_report_and_to_tracks_of_a_file(tmp_path) -> None:
+def test_from_nothing_to_the_report_and_to_tracks_of_a_file(tmp_path, capsys) -> None:
     words = [f"runs={tmp_path}", f"run_dir={tmp_path / 'run'}", "data=tracks_tiny", f"data.root={tmp_path}"]
     words += [f"prepared={prepare(Tracks(tmp_path, 200, 50, 6), tmp_path / 'prepared', workers=1).out}"]
     words += ["train.epochs=1", "train.warmup_epochs=0", "train.own_past=[0,1]", "evaluate.examples=1"]
@@ -361,14 +362,17 @@ def test_from_nothing_to_the_report_and_to_tracks_of_a_file(tmp_path) -> None:
 
     for name in ("a", "b"):
         write_sequence(tmp_path / "mot" / name, walking())
-    few = ["tracking.iterations=2", f"run={tmp_path / 'run'}"]
-    printed = run("track.py", *few, f"input={tmp_path / 'mot'}", f"output={tmp_path / 'out'}")
+    few = {"run": tmp_path / "run", "tracking": {"iterations": 2}, "picture": [640, 480]}
+    track({**few, "input": tmp_path / "mot", "output": tmp_path / "out"})
+    printed = capsys.readouterr().out
     assert printed.count("tracked    2 objects in 60 frames") == 2 and printed.count("MOTA ") == 2
     assert (tmp_path / "out/a.txt").read_bytes() == (tmp_path / "out/b.txt").read_bytes()
     detections = tmp_path / "mot/a/det/det.txt"
-    run("track.py", *few, f"input={detections}", f"output={tmp_path / 'c.csv'}", "picture=[640,480]")
+    track({**few, "input": detections, "output": tmp_path / "c.csv"})
     assert (tmp_path / "c.csv").read_bytes() == (tmp_path / "out/a.txt").read_bytes()
     frames = [int(line.split(",")[0]) for line in (tmp_path / "c.csv").read_text().splitlines()]
     assert frames == [t for t in range(1, 61) for _ in range(2)]
-    said = refuse("track.py", *few, f"input={tmp_path / 'none.csv'}", f"output={tmp_path / 'd.csv'}")
+    said = refuse(
+        "track.py", f"run={tmp_path / 'run'}", f"input={tmp_path / 'none.csv'}", f"output={tmp_path / 'd.csv'}"
+    )
     assert "there is no file" in said and not (tmp_path / "d.csv").exists()

@@ -333,7 +333,7 @@ def learn(model: Any, batch: Batch, steps: int) -> None:
 def tiny(kind: Any, observes: Any) -> Any:
     torch.manual_seed(0)
     key = "frequencies" if kind is VAE else "features"
-    return kind(**{key: 9}, hidden=16, dim=3, observes=observes)
+    return kind(**{key: 9}, hidden=16, dim=3, observes=observes, **SMALLER.get(kind, {}))
 
 
 @pytest.mark.parametrize("kind", [*MODELS, VAE])

@@ -10,8 +10,6 @@ Letters: N samples, T steps of the contour.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -25,6 +23,7 @@ from jaxtyping import Float
 from scipy.signal import resample_poly
 
 from avdvae.data.clips import Clip, Unreadable, split_of
+from avdvae.data.generated import generating, key_of
 from avdvae.errors import UserError
 from avdvae.files import replacing
 from avdvae.parallel import in_parallel
@@ -105,20 +104,15 @@ class Flute:
     @property
     def key(self) -> str:
         by = [self.sampled.name, self.sampled.stat().st_size] if self.sampled else "additive"
-        parameters = {**asdict(self), "root": None, "soundfont": by, "version": _VERSION}
-        return f"flute-{hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]}"
+        return key_of("flute", _VERSION, asdict(self) | {"soundfont": by})
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
         every = [(n, m) for n in range(1, self.players + 1) for m in range(self.melodies)]
         clips = [self._clip(n, m) for n, m in every]
         missing = [which for which, clip in zip(every, clips, strict=True) if not clip.source.exists()]
-        try:
+        with generating("flutes", self.root):
             for _ in in_parallel(partial(record, self), missing, workers, "generating flutes"):
                 pass
-        except OSError as error:
-            raise UserError(
-                f"cannot write flutes to data.root={self.root} ({error.strerror}): free space there, or name another"
-            ) from error
         return sorted(clips, key=lambda clip: clip.id), []
 
     def player(self, number: int) -> Player:

@@ -8,8 +8,6 @@ upright, so the frame of the hips is that of the figure.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from avdvae.data.clips import Clip, Unreadable, split_of
+from avdvae.data.generated import generating, key_of
 from avdvae.data.poses import FPS, SKELETONS, PoseFormat
 from avdvae.errors import UserError
 from avdvae.files import replacing
@@ -227,17 +226,11 @@ class Gait:
 
     @property
     def key(self) -> str:
-        parameters = {**asdict(self), "root": None, "version": self.VERSION}
-        return f"{self.NAME}-{hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]}"
+        return key_of(self.NAME, self.VERSION, asdict(self))
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
-        try:
+        with generating(type(self).__name__, self.root):
             clips = [self._clip(n, s) for n in range(1, self.subjects + 1) for s in range(self.sequences)]
-        except OSError as error:
-            raise UserError(
-                f"cannot write {type(self).__name__} to data.root={self.root} ({error.strerror}): free space there, or "
-                "name another"
-            ) from error
         return sorted(clips, key=lambda clip: clip.id), []
 
     def _clip(self, number: int, sequence: int) -> Clip:

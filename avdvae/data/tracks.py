@@ -16,8 +16,6 @@ A clip has 100 trajectories side by side, or one scene: see boxes.py.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,6 +27,7 @@ from jaxtyping import Float
 
 from avdvae.data.boxes import sizes
 from avdvae.data.clips import Clip, Split, Unreadable
+from avdvae.data.generated import generating, key_of
 from avdvae.errors import UserError
 from avdvae.files import replacing
 from avdvae.randomness import stream
@@ -168,20 +167,15 @@ class Tracks:
 
     @property
     def key(self) -> str:
-        parameters = {**asdict(self), "root": None, "version": _VERSION}
-        return f"tracks-{hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]}"
+        return key_of("tracks", _VERSION, asdict(self))
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
-        try:
+        with generating("Tracks", self.root):
             clips = [
                 *self._trajectories("train", self.tracks),
                 *self._trajectories("valid", self.valid),
                 *self._scenes(),
             ]
-        except OSError as error:
-            raise UserError(
-                f"cannot write Tracks to data.root={self.root} ({error.strerror}): free space there, or name another"
-            ) from error
         return sorted(clips, key=lambda clip: clip.id), []
 
     def _trajectories(self, split: Split, count: int) -> Iterator[Clip]:

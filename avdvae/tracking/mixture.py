@@ -194,12 +194,19 @@ def sizes(boxes: Float[Tensor, "*some 4"]) -> Float[Tensor, "*some 4"]:
     return torch.stack([x2 - x1, y1 - y2, x2 - x1, y1 - y2], -1)
 
 
+def deviations(detections_BTK4: Float[Tensor, "B T K 4"], estimate: Estimate) -> Float[Tensor, "B T K N 4"]:
+    """E_q (o_tk - s_tn)^2"""
+    return (detections_BTK4[:, :, :, None] - estimate.m[:, :, None]).square() + estimate.V[:, :, None]
+
+
 def log_densities(
     detections_BTK4: Float[Tensor, "B T K 4"], estimate: Estimate, noise_BTK4: Float[Tensor, "B T K 4"]
 ) -> Float[Tensor, "B T K N"]:
     """E_q ln N(o_tk; s_tn, Phi_tk); nan where a detection is missing."""
-    deviation_BTKN4 = (detections_BTK4[:, :, :, None] - estimate.m[:, :, None]).square() + estimate.V[:, :, None]
-    each_BTKN4 = deviation_BTKN4 / noise_BTK4[:, :, :, None] + (2 * torch.pi * noise_BTK4).log()[:, :, :, None]
+    each_BTKN4 = (
+        deviations(detections_BTK4, estimate) / noise_BTK4[:, :, :, None]
+        + (2 * torch.pi * noise_BTK4).log()[:, :, :, None]
+    )
     return -0.5 * each_BTKN4.sum(-1)
 
 
@@ -228,8 +235,7 @@ def learned_noise(
     size_BTK4: Float[Tensor, "B T K 4"],
 ) -> Float[Tensor, " B"]:
     """M: rho, one of each scene."""
-    deviation_BTKN4 = (detections_BTK4[:, :, :, None] - estimate.m[:, :, None]).square() + estimate.V[:, :, None]
-    share_BTKN4 = eta_BTKN[..., None] * deviation_BTKN4 / size_BTK4[:, :, :, None].square()
+    share_BTKN4 = eta_BTKN[..., None] * deviations(detections_BTK4, estimate) / size_BTK4[:, :, :, None].square()
     total_B, count_B = share_BTKN4.nansum((1, 2, 3, 4)), 4 * eta_BTKN.sum((1, 2, 3))
     return (total_B / count_B).sqrt().clamp_min(FLOOR)
 

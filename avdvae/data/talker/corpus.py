@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ import numpy as np
 import soundfile
 
 from avdvae.data.clips import Clip, Unreadable, split_of
+from avdvae.data.generated import generating, key_of
 from avdvae.data.talker.articulation import CONTROL_RATE, Performance, perform
 from avdvae.data.talker.people import EMOTIONS, speaker
 from avdvae.data.talker.phones import sentence
@@ -55,22 +55,18 @@ class Talker:
 
     @property
     def key(self) -> str:
-        parameters = {**asdict(self), "root": None, "emotions": list(self.emotions), "version": _VERSION}
+        parameters = asdict(self) | {"emotions": list(self.emotions)}
         if self.films:
             del parameters["films"]  # keeps the keys of versions without this choice
-        return f"talker-{hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]}"
+        return key_of("talker", _VERSION, parameters)
 
     def clips(self, workers: int) -> tuple[list[Clip], list[Unreadable]]:
         folder = self.root / self.key
         wanted = [(n, u) for n in range(1, self.speakers + 1) for u in range(self.utterances)]
         missing = [(n, u) for n, u in wanted if not self._path(n, u).with_suffix(".json").exists()]
-        try:
+        with generating("Talker", self.root):
             for _ in in_parallel(partial(record, self), missing, workers, "generating Talker"):
                 pass
-        except OSError as error:
-            raise UserError(
-                f"cannot write Talker to data.root={self.root} ({error.strerror}): free space there, or name another"
-            ) from error
         clips = []
         for truth in sorted(folder.glob("volunteers/*/Clips/straightcam/*.json")):
             known = json.loads(truth.read_text())

@@ -1,5 +1,7 @@
 """What several tests share: a tiny Talker, generated and prepared once."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from avdvae.configurations import register
 from avdvae.data.prepare import Summary, prepare
 from avdvae.data.talker.corpus import Talker
+from avdvae.programs import command, program
 from avdvae.signals.faces import find_face_model
 
 register()  # for tests that compose configurations
@@ -36,3 +39,21 @@ def clip(talker: Talker) -> Path:
     video = talker.clips(workers=1)[0][0].video
     assert video
     return video
+
+
+@pytest.fixture
+def avdvae_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The command in this process, in an empty folder; the sentence with which it ends, if it does."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(program, "prepare_process", lambda: None)
+
+    def call(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["avdvae", *words])
+        try:
+            command.main()
+        except SystemExit as end:
+            return str(end)
+        return ""
+
+    return call

@@ -15,8 +15,7 @@ from omegaconf import OmegaConf
 from avdvae.configurations import CONFIGS, choices, compose, word
 from avdvae.data.prepare import Summary
 from avdvae.orchestration.keywords import request_of
-from avdvae.programs import program
-from avdvae.programs.command import COMMANDS, main
+from avdvae.programs.command import COMMANDS
 from avdvae.programs.completion import completions, config_of
 from avdvae.runs import find_runs, open_run
 
@@ -25,21 +24,9 @@ PROJECT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch, capsys):
-    """As `avdvae` above, in this process, whose numbers and imports stay as they are."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(program, "prepare_process", lambda: None)
-
-    def call(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["avdvae", *words])
-        try:
-            main()
-        except SystemExit as end:
-            return str(end)
-        return capsys.readouterr().out
-
-    return call
+def here(avdvae_command, capsys):
+    """The sentence with which the command ends, or what it prints."""
+    return lambda *words: avdvae_command(*words) or capsys.readouterr().out
 
 
 def test_all_experiments_corpora_tasks_and_esteps_are_listed_with_a_line(here):

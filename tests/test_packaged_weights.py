@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import avdvae
 from avdvae.errors import UserError
 from avdvae.nn.weights import WEIGHTS
 from avdvae.orchestration.starts import open_start
-from avdvae.programs import command, program
 from avdvae.runs import PACKAGED, open_run, packaged_weights
 from avdvae.signals.metrics import si_sdr
 from avdvae.signals.video import read_mono
@@ -47,24 +45,6 @@ def test_each_is_what_its_card_states(name: str) -> None:
     assert not [
         value for value in (run.config["prepared"], run.config["runs"], run.config["run_dir"]) if value[0] == "/"
     ]
-
-
-@pytest.fixture
-def avdvae_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """The command in this process, in an empty folder; the sentence with which it ends, if it does."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(program, "prepare_process", lambda: None)
-
-    def call(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["avdvae", *words])
-        try:
-            command.main()
-        except SystemExit as end:
-            return str(end)
-        return ""
-
-    return call
 
 
 def test_a_file_is_enhanced_by_two_words(clip: Path, avdvae_command: Callable[..., str]) -> None:

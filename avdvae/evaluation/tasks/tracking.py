@@ -48,13 +48,13 @@ class Tracking:
 
     def measure(self, subject: Subject, part: Part) -> Measured:
         measured, by_length = Measured(), dict[tuple[int, ...], list[Utterance]]()
-        items = subject.items(part)
+        items, kalman = subject.items(part), fitted_kalman(subject.corpus)
         for utterance in items.utterances:
             shape = items.boxes(utterance).shape[0], utterance.labels["objects"]
             by_length.setdefault(shape, []).append(utterance)
         for utterances in by_length.values():
             scenes = [scene_of(items, utterance, subject.settings.seed) for utterance in utterances]
-            methods = tracked(subject, np.stack([scene.detections for scene in scenes]))
+            methods = tracked(subject, kalman, np.stack([scene.detections for scene in scenes]))
             for b, (utterance, scene) in enumerate(zip(utterances, scenes, strict=True)):
                 tracks = {name: boxes_BTN4[b] for name, boxes_BTN4 in methods.items()}
                 for name, tracks_TN4 in tracks.items():
@@ -70,12 +70,15 @@ def scene_of(corpus: PreparedCorpus, utterance: Utterance, seed: int) -> BoxScen
     return BoxScene(truth_TN4, detections_TK4).shuffled(stream("order", seed, utterance.id))
 
 
-def tracked(subject: Subject, detections_BTK4: np.ndarray) -> dict[str, np.ndarray]:
+def fitted_kalman(corpus: PreparedCorpus) -> ConstantVelocity:
+    training = PreparedCorpus(corpus.root, "train", verify=False)
+    fitted_to = np.concatenate([training.boxes(u) for u in training.utterances[:FITTED_TO]], 1)
+    return ConstantVelocity.fitted(torch.from_numpy(fitted_to).transpose(0, 1))
+
+
+def tracked(subject: Subject, kalman: ConstantVelocity, detections_BTK4: np.ndarray) -> dict[str, np.ndarray]:
     """The boxes of each method, B T N 4."""
     tracker, seen = subject.settings.tracker, torch.from_numpy(detections_BTK4)
-    training = PreparedCorpus(subject.corpus.root, "train", verify=False)
-    fitted_to = np.concatenate([training.boxes(u) for u in training.utterances[:FITTED_TO]], 1)
-    kalman = ConstantVelocity.fitted(torch.from_numpy(fitted_to).transpose(0, 1))
     return {
         subject.name: tracker.track(seen, VAEPrior(subject.model)).m.numpy(),
         "Kalman": replace(tracker, finetune=False).track(seen, kalman).m.numpy(),

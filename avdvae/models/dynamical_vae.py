@@ -231,10 +231,25 @@ class AutoregressiveVAE(DynamicalVAE):
         frames = z["z"].shape[2]
         return self._generate(z, frames, context, own or [True] * frames)
 
-    @torch.no_grad()
+    def walk(self, z: Latents, context: Context, follow: Callable[[int, Any], Float[Tensor, "K B 1 F"]]) -> None:
+        """See protocols.Autoregressive."""
+        self._proceed(z, z["z"].shape[2], lambda t, h, z_t: follow(t, self.likelihood(self.output_at(h, z_t))))
+
     def _generate(self, latents: Latents, known: int, context: Context, own: Sequence[bool]) -> Tensor:
-        """x_1:T, true or the model's own, frame by frame, K B T F; z_t from frame `known` on are drawn from the prior,
-        in place."""
+        """x_1:T, true or the model's own, K B T F; see `_proceed`."""
+
+        def frame(t: int, h: Tensor, z: Tensor) -> Tensor:
+            if own[t]:
+                return self.fed_back(self.output_at(h, z))
+            assert context.past is not None
+            return context.past[..., t : t + 1, :].expand(*z.shape[:3], -1)
+
+        return self._proceed(latents, known, frame)
+
+    @torch.no_grad()
+    def _proceed(self, latents: Latents, known: int, frame: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
+        """x_1:T, K B T F: in turn, `frame` gives x_t from t, h_t and z_t. z_t from frame `known` on are drawn from the
+        prior, in place."""
         z_KBTL = latents["z"]
         z_before = torch.zeros_like(z_KBTL[:, :, :1])
         x = z_KBTL.new_zeros(*z_KBTL.shape[:2], 1, self.features)
@@ -245,23 +260,10 @@ class AutoregressiveVAE(DynamicalVAE):
                 h, _ = self.update_state(x_before, z_before, z, state)
                 z.copy_(self.prior_at(h, z_before).sample()[0])
             h, state = self.update_state(x_before, z_before, z, state)
-            if own[t]:
-                x = self.fed_back(self.output_at(h, z))
-            else:
-                assert context.past is not None
-                x = context.past[..., t : t + 1, :].expand_as(x)
+            x = frame(t, h, z)
             past.append(x)
             z_before = z
         return torch.cat(past, 2)
-
-    @torch.no_grad()
-    def walk(self, z: Latents, context: Context, follow: Callable[[int, Any], Float[Tensor, "K B 1 F"]]) -> None:
-        """See protocols.Autoregressive."""
-        z_before, state = torch.zeros_like(z["z"][:, :, :1]), self.first_state(z)
-        x_before = z_before.new_zeros(*z_before.shape[:3], self.features)
-        for t, z_t in enumerate(z["z"].split(1, 2)):
-            h, state = self.update_state(self.network_input(x_before), z_before, z_t, state)
-            x_before, z_before = follow(t, self.likelihood(self.output_at(h, z_t))), z_t
 
 
 def sample_path(

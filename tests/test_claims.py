@@ -260,6 +260,22 @@ LIPS = {
             "at_most": 100,
         },
         {"left": {"model": "vae_mm", "task": "likelihood", "metric": "flac_bits"}, "right": 8.0, "at_most": 100},
+        {
+            "left": {
+                "model": "vae",
+                "task": "separation",
+                "metric": "si_sdr",
+                "settings": [
+                    "model.dim=8",
+                    "evaluate.talkers=1",
+                    "evaluate.background=[White]",
+                    "evaluate.mixing=[sum]",
+                ],
+                "beside": ["exp=vae", "model.dim=8"],
+            },
+            "right": {"beside": []},
+            "at_least": -1e3,
+        },
     ],
 }
 
@@ -288,8 +304,9 @@ def test_two_claims_are_tested_and_a_second_time_nothing_is_trained_or_measured(
     assert "not done   vae_mm − 8: likelihood, FLAC: VAEMM gives densities" in printed
     assert printed.count("trained first") == 6, "two small VAEs, NMF; VAE-MM, which starts from A-VAE and AV-CVAE"
     with (tmp_path / "out" / "claims.csv").open() as file:
-        lips, refused, mine, ours, *_, published = csv.DictReader(file)
+        lips, refused, babble, mine, ours, *_, published = csv.DictReader(file)
     assert mine["verdict"] == "fails" and mine["speakers"] == lips["speakers"] == "1" and refused["reason"]
+    assert babble["n"] == "2" and float(babble["mean"]) != 0, "with and without the second prior"
     assert ours["n"] == published["n"] == "2" and ours["mean"] != published["mean"]
     sizes = {
         open_run(path.parent).config["model"].get("dim") for path in tmp_path.glob("runs/vae/*/weights.safetensors")

@@ -40,6 +40,7 @@ class Side:
     method     whose rows of the task, where it measures others than the model, such as WORLD
     lips       the state of the lips, for models with lips; None: clean
     settings   words of `avdvae train` that differ, of the training or the evaluation
+    beside     words of the training of a second model, of the other source in a mixture: exp=srnn_gm data=flute
     """
 
     model: str
@@ -50,6 +51,7 @@ class Side:
     snr: float | None = None
     lips: str | None = None
     settings: Sequence[str] = ()
+    beside: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ def _contrast(place: str, given: Mapping[str, Any]) -> Contrast:
 
 def _side(place: str, given: Mapping[str, Any]) -> Side:
     _check(Side, place, given)
-    return Side(**{**given, "settings": tuple(given.get("settings", ()))})
+    return Side(**{**given, **{name: tuple(given.get(name, ())) for name in ("settings", "beside")}})
 
 
 def _check(kind: Any, place: str, given: Mapping[str, Any]) -> None:
@@ -238,6 +240,7 @@ def _described(side: Side) -> dict[str, str]:
         "snr": "" if side.snr is None else f"{side.snr:g} dB",
         "lips": f"lips {side.lips}" if side.lips else "",
         "settings": " ".join(side.settings),
+        "beside": " ".join(["beside", *side.beside]) if side.beside else "",
     }
 
 

@@ -78,7 +78,7 @@ class Place:
 
     def has(self, claim: Claim, contrast: Contrast) -> bool:
         """Whether the models are there; all are, where they are trained."""
-        words = [*claim.settings, *(word for side in contrast.sides for word in side.settings)]
+        words = [*claim.settings, *(word for side in contrast.sides for word in (*side.settings, *side.beside))]
         others = [word for word in words if not _key(word).startswith(OF_EVALUATIONS)]
         return not self.peer or (not others and all(side.model in PUBLISHED for side in contrast.sides))
 
@@ -92,7 +92,7 @@ def run_claims(settings: Settings) -> Path:
         asked = {name: [c for c in claim.contrasts if place.has(claim, c)] for name, claim in claims.items()}
         for name, contrasts in asked.items():  # wrong settings are refused before anything is trained
             for side in (side for contrast in contrasts for side in contrast.sides):
-                models.request(side, claims[name])
+                models.requests_of(side, claims[name])
         for name, contrasts in asked.items():
             if contrasts:
                 claim = claims[name]
@@ -176,8 +176,8 @@ class Models:
 
     def outcome(self, contrast: Contrast, claim: Claim) -> Outcome:
         try:
-            asked = [(self.request(side, claim), side.task) for side in contrast.sides]
-            for request, task in asked:
+            asked = [(*self.requests_of(side, claim), side.task) for side in contrast.sides]
+            for request, _, task in asked:
                 self.check(request, task)
             measured = iter([self.measured(*one) for one in asked])
             sides = [next(measured) if isinstance(side, Side) else None for side in (contrast.left, contrast.right)]
@@ -186,10 +186,19 @@ class Models:
             print(f"not done   {contrast.in_words}: {error}", flush=True)
             return Outcome(contrast, "not measured", reason=str(error))
 
-    def request(self, side: Side, claim: Claim) -> Request:
-        """Of the training. Of words with the same key, the last stands."""
-        given = *self.first, *self.place.words, *claim.settings, *side.settings, *self.last
-        words = (*{_key(word): word for word in (*given, f"exp={side.model}")}.values(),)
+    def requests_of(self, side: Side, claim: Claim) -> tuple[Request, Request | None]:
+        """Of the training, and of that of the model beside it, which may be of another corpus."""
+        first, place = [*self.first], [*self.place.words]
+        request = self._request([*first, *place, *claim.settings, *side.settings, *self.last, f"exp={side.model}"])
+        if not side.beside:
+            return request, None
+        if "data" in map(_key, side.beside):
+            place = [word for word in place if _key(word) != "prepared"]
+        return request, self._request([*first, *place, *claim.settings, *self.last, *side.beside])
+
+    def _request(self, given: Sequence[str]) -> Request:
+        """Of words with the same key, the last stands."""
+        words = (*{_key(word): word for word in given}.values(),)
         if words not in self.requests:
             command = shlex.join(["avdvae", "train", *words])
             self.requests[words] = Request(compose("config", words), words, command)
@@ -223,11 +232,13 @@ class Models:
             self.runs[key] = find_training(request, splits)
         return self.runs[key]
 
-    def measured(self, request: Request, task: str) -> Rows:
+    def measured(self, request: Request, beside: Request | None, task: str) -> Rows:
         """The rows of a task, which is measured unless it is complete."""
         run, config = self.run(request), request.config
         prepared = self.prepared(config)
         evaluated = {**config["evaluate"], "tasks": [task]}
+        if beside:
+            evaluated["beside"] = str(self.run(beside).path)
         # a setting that is null may be missing from an older evaluation
         given = {k: v for k, v in evaluated.items() if k != "workers" and v is not None}
         deciding = str(prepared), config["enhance"], given
@@ -253,14 +264,17 @@ class Models:
         """A sentence for each model."""
         sentences = set[str]()
         for side in (side for contrast in contrasts for side in contrast.sides):
-            config = self.request(side, claim).config
-            key = json.dumps(deciding_settings(config), sort_keys=True)
-            if key in self.runs:
-                sentences.add(self._about(side, config, self.runs[key]))
-        return sorted(sentences)
+            request, beside = self.requests_of(side, claim)
+            sentences.add(self._about(" ".join([side.model, *side.settings]), request.config))
+            if beside:
+                sentences.add(self._about(" ".join(side.beside), beside.config))
+        return sorted(sentences - {""})
 
-    def _about(self, side: Side, config: Mapping[str, Any], run: Run) -> str:
-        noted, name = run.noted, " ".join([side.model, *side.settings])
+    def _about(self, name: str, config: Mapping[str, Any]) -> str:
+        """Nothing of a model that could not be trained."""
+        if (run := self.runs.get(json.dumps(deciding_settings(config), sort_keys=True))) is None:
+            return ""
+        noted = run.noted
         size = f"{noted['parameters']:,} parameters"
         if self.place.peer:
             return f"{name}: {size}, the published weights {Path(noted['imported']).parent.name}."

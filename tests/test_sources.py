@@ -9,7 +9,15 @@ from torch import Tensor
 
 from avdvae.enhancement.esteps import build_estep
 from avdvae.enhancement.noise import Noise
-from avdvae.enhancement.sources import Assignment, Sources, SourceStep, assign, assigned, learned_noise
+from avdvae.enhancement.sources import (
+    Assignment,
+    Sources,
+    SourceStep,
+    assign,
+    assigned,
+    expected_powers,
+    learned_noise,
+)
 from avdvae.enhancement.vem import NoisySpeech, Vem, enhance
 from avdvae.errors import UserError
 from avdvae.models.cvae import CVAE
@@ -83,6 +91,25 @@ def test_masks_add_up_to_one_at_most_and_each_prior_has_its_own_lips_and_gain() 
         alone = enhance(model, batch_of_one, vem)
         frames = batch_of_one.mask.shape[1]
         torch.testing.assert_close(alone.filters[:, 0], found.filters[:, b, :frames], rtol=1e-4, atol=1e-5)
+
+
+def test_expected_powers_are_those_of_draws_and_separate_what_the_priors_separate() -> None:
+    variance, count = torch.tensor([4.0, 1.0, 0.25]), 400_000
+    s = torch.complex(*torch.randn((2, 3, count), generator=seeded(0))) * (variance[:, None] / 2).sqrt()
+    x = s.sum(0).abs().square()
+    for low, high in ((0.9, 1.1), (9.0, 11.0)):
+        near = (low < x) & (x < high)
+        found = expected_powers(x[near].mean().view(1, 1, 1), variance.view(3, 1, 1, 1)).flatten()
+        torch.testing.assert_close(found, s[:, near].abs().square().mean(1), rtol=0.03, atol=0)
+
+    every = priors()
+    with torch.no_grad():  # one prior of loud frames, one of quiet ones
+        every["dkf"].emitter[-1].bias += 6
+        every["vae"].decoder[-1].bias -= 6
+    model, batch = Sources([every["vae"], every["dkf"]]), mixtures(9)
+    given = replace(batch, power=batch.noisy)
+    of_mixture = every["dkf"].infer(given, mode="mean").z["z"]
+    torch.testing.assert_close(model.infer(given, mode="mean").z["2.z"], of_mixture, rtol=1e-2, atol=1e-2)
 
 
 def test_the_gradient_of_the_sum_is_that_of_its_density_by_autograd() -> None:

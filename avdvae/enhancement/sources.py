@@ -91,7 +91,14 @@ class Sources(nn.Module):
         return Contexts(batch.mask, parts=tuple(p.context(self.given(j, batch)) for j, p in enumerate(self._priors)))
 
     def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred:
-        each = [prior.infer(self.given(j, batch), k, mode) for j, prior in enumerate(self._priors)]
+        """Those of each source given its power, as expected from the mixture and the means of the priors: by lips, the
+        sources differ from the start. Given the power of the mixture, all would begin alike, and stay so."""
+        given = [self.given(j, batch) for j in range(len(self.priors))]
+        if len(given) > 1:
+            variance_JBTF = torch.stack([_at_the_mean(*each) for each in zip(self._priors, given, strict=True)])
+            powers = expected_powers(batch.need("power", self), variance_JBTF)
+            given = [replace(part, power=power_BTF) for part, power_BTF in zip(given, powers, strict=True)]
+        each = [prior.infer(part, k, mode) for prior, part in zip(self._priors, given, strict=True)]
         return Inferred(*(_joined([getattr(one, part) for one in each]) for part in ("z", "q", "p")))
 
     def decode(self, z: Latents, context: Context, feedback: Tensor | None = None) -> Mapping[str, SourceSum]:
@@ -125,6 +132,22 @@ class Sources(nn.Module):
             number, _, own = name.partition(".")
             parts[int(number) - 1][own] = value
         return parts
+
+
+@torch.no_grad()
+def _at_the_mean(prior: Any, batch: Batch) -> Float[Tensor, "B T F"]:
+    """The variances of a source at the mean of its prior."""
+    p = prior.infer(batch, mode="mean").p
+    means = {name: gaussian.mean.expand(1, *gaussian.mean.shape[-3:]) for name, gaussian in p.items()}
+    return prior.decode(means, prior.context(batch))["power"].expected[0]
+
+
+def expected_powers(
+    mixture_BTF: Float[Tensor, "B T F"], variance_JBTF: Float[Tensor, "J B T F"]
+) -> Float[Tensor, "J B T F"]:
+    """E |s_j|^2 given |x|^2, for x = sum_j s_j and s_j ~ Nc(0, S_j): m_j^2 |x|^2 + (1 - m_j) S_j, m_j = S_j / sum S."""
+    share_JBTF = variance_JBTF / variance_JBTF.sum(0).clamp_min(EPSILON)
+    return share_JBTF.square() * mixture_BTF + (1 - share_JBTF) * variance_JBTF
 
 
 def _joined(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

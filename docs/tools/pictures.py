@@ -2,6 +2,8 @@
 
 python docs/tools/pictures.py diagrams                diagrams/*.svg, of docs/tools/diagrams.py
 python docs/tools/pictures.py before_after RUN        before_after.png, sounds/*.flac: a run of exp=av_rvae
+python docs/tools/pictures.py talkers RUN             talkers.png, sounds/talkers_*.flac: a run of exp=av_rvae
+python docs/tools/pictures.py tracks EVALUATION       tracks.png, tracks.mp4: a run of exp=tracking, or its evaluation
 python docs/tools/pictures.py transfer RUN            transfer.png: a run of exp=vq_mdvae
 python docs/tools/pictures.py probe EVALUATION        probe.png: evaluate.tasks=[probe] of a run of exp=vq_mdvae
 python docs/tools/pictures.py training RUN RUN ...    training.png: runs with train.best_by=si_sdr, and of train=paper
@@ -53,14 +55,33 @@ def diagrams() -> list[Path]:
 
 def before_after(run: str) -> list[Path]:
     """One unseen talker in white noise at -5 dB."""
-    measured = {"tasks": ["enhancement"], "noises": ["White"], "snrs": [-5], "lips": ["clean"], "per_speaker": 1}
-    examples = {"speakers": ["89M"], "metrics": ["si_sdr"], "examples": 1, "workers": 1}
+    measured = {"tasks": ["enhancement"], "noises": ["White"], "snrs": [-5], "lips": ["clean"]}
+    return _example(run, measured, "before_after", "")
+
+
+def talkers(run: str) -> list[Path]:
+    """The same talker in a mixture with another, of the other sex."""
+    return _example(run, {"tasks": ["separation"], "mixing": ["sum"]}, "talkers", "talkers_")
+
+
+def _example(run: str, measured: dict[str, Any], picture: str, sounds: str) -> list[Path]:
+    how = {"speakers": ["89M"], "per_speaker": 1, "metrics": ["si_sdr"], "examples": 1, "workers": 1}
     with tempfile.TemporaryDirectory() as folder:
-        out = evaluate_again(open_run(Path(run)), {"evaluate": measured | examples}, out=Path(folder, "out"))
-        (example,) = json.loads((out / "examples.json").read_text())
-        shutil.copy(out / example["figure"], DOCS / "before_after.png")
-        sounds = [write_flac(out / path, DOCS / f"sounds/{name}.flac") for name, path in example["audio"].items()]
-    return [DOCS / "before_after.png", *sounds]
+        out = evaluate_again(open_run(Path(run)), {"evaluate": measured | how}, out=Path(folder, "out"))
+        example = json.loads((out / "examples.json").read_text())[0]
+        shutil.copy(out / example["figure"], DOCS / f"{picture}.png")
+        audio = example["audio"].items()
+        return [
+            DOCS / f"{picture}.png",
+            *(write_flac(out / wav, DOCS / f"sounds/{sounds}{name}.flac") for name, wav in audio),
+        ]
+
+
+def tracks(evaluation: str) -> list[Path]:
+    example = json.loads(Path(evaluation, "examples.json").read_text())[0]
+    for kind in ("figure", "video"):
+        shutil.copy(Path(evaluation, example[kind]), DOCS / f"tracks{Path(example[kind]).suffix}")
+    return [DOCS / "tracks.png", DOCS / "tracks.mp4"]
 
 
 def transfer(run: str) -> list[Path]:
@@ -147,7 +168,7 @@ def write_flac(path: Path, flac: Path) -> Path:
 
 COMMANDS: dict[str, Callable[..., Sequence[Path]]] = {
     kind.__name__: kind
-    for kind in (diagrams, before_after, transfer, probe, training, robustness, report, contact_sheet)
+    for kind in (diagrams, before_after, talkers, tracks, transfer, probe, training, robustness, report, contact_sheet)
 }
 
 

@@ -1,13 +1,13 @@
 """Enhancement as the sound arrives: the EM of vem.py in a block of frames that slides along the sound.
 
-A move takes the next frames into the block, and the oldest out of it, runs some iterations, and gives out the frame that
-is `look_ahead` frames older than the newest.
+A move takes the next frames into the block, and the oldest out of it, runs some iterations, and gives out the frame
+that is `look_ahead` frames older than the newest.
 
     latents         those of frames that stay keep their state; new ones start at the encoder's posterior, given the
                     mixture less twice the present noise estimate
     W               of all frames so far: those that have left the block are forgotten exponentially (noise.Past)
     H, gains        of the frames in the block; new frames start at the H of the frame before them
-    level           the block is scaled so that its speech peaks at 1 as in training, as estimated from its loudest frame
+    level           the block is scaled so that its speech peaks at 1 as in training, estimated from its loudest frame
     model           any: a recursion starts with the block, in frames that came out long ago
     silent frames   of digital silence do not enter the block, and come out silent
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from avdvae.enhancement.contract import MovingEStep, RandomNumbers
-from avdvae.enhancement.noise import EPSILON, Noise, Past, StationaryNoise
+from avdvae.enhancement.noise import EPSILON, Noise, Past, StationaryNoise, weighted_mean
 from avdvae.enhancement.vem import NoisySpeech, Vem, iterate, recurrent_layers_training
 from avdvae.errors import UserError, whole_numbers
 from avdvae.protocols import PICTURES, Batch, LatentModel, SpeechPrior, indispensable
@@ -56,9 +56,9 @@ class Streaming:
 
     block: float = 1.0
     look_ahead: int = 2
-    iterations: int = 3
+    iterations: int = 1
     move: int = 1
-    forgetting: float = 0.99
+    forgetting: float = 0.97
     synthesis: int = WINDOW
 
     def __post_init__(self) -> None:
@@ -83,6 +83,7 @@ class Streaming:
         return count
 
 
+@runtime_checkable
 class MovingPictures(Protocol):
     """Pictures of the talker, as separation.Pictures of a film: the nearest to each time of the sound, by modality."""
 
@@ -177,7 +178,7 @@ class Stream:
         filters = self.resampled.delay / self.rate + self.back.delay / RATE
         return 1000 * ((frames * self.stft.hop + self.settings.synthesis) / RATE + filters)
 
-    def push(self, samples_N: Float[np.ndarray, " N"]) -> Float[np.ndarray, " M"]:
+    def push(self, samples_N: np.ndarray) -> Float[np.ndarray, " M"]:
         """The samples that are finished after these. Samples that are no finite numbers count as gaps of silence."""
         if self.finished:
             raise UserError("the stream is finished: begin another for more sound")
@@ -249,7 +250,7 @@ class Stream:
             level_B1F = StationaryNoise.of(new_BTF, torch.ones(1, count, dtype=torch.bool).to(self.device)).level_B1F
             noise = Noise.drawn(new_BTF, self.vem.rank, self._random(count), self.vem.smoothness)
             noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / self.vem.rank))
-            block = Block(new_BTF, new_BTF[:, :0], {}, noise, {})
+            block = Block(new_BTF, new_BTF, {}, noise, {})
         else:
             new_BTF = new_BTF / self.level
             leave = max(0, block.noisy_BTF.shape[1] + count - self.most)
@@ -258,7 +259,8 @@ class Stream:
         # As in StationaryNoise, twice the noise is taken off the mixture.
         filter_BTF = (1 - 2 * block.noise.variance_BTF / block.noisy_BTF.clamp_min(EPSILON)).clamp_min_(0.01)
         speech_BTF = filter_BTF.square_().mul_(block.noisy_BTF)
-        block.given_BTF = torch.cat([block.given_BTF[:, leave:], speech_BTF[:, -count:]], 1)
+        stay = block.noisy_BTF.shape[1] - count
+        block.given_BTF = torch.cat([block.given_BTF[:, leave : leave + stay], speech_BTF[:, stay:]], 1)
         for name, values in (self.pictures.at(seconds_T) if self.pictures else {}).items():
             before = block.pictures.get(name, values[None, :0].to(self.device))[:, leave:]
             block.pictures[name] = torch.cat([before, values[None].to(self.device)], 1)
@@ -308,7 +310,11 @@ class Stream:
         block.latents, block.switch = self.estep.saved(state), target.context.switch
         if target.context.past is not None:
             block.given_BTF = target.context.past
-        block.filter_TF = block.noise.wiener(likely, 0)[0, -settings.look_ahead - settings.move :]
+        rows = slice(-settings.look_ahead - settings.move, None)  # the Wiener filter, of these frames alone
+        precision_RBTF, weight_RBT1 = likely.precision[..., rows, :], likely.weight
+        speech_RBTF = target.gain_BTJ[:, rows] * likely.speech[..., rows, :]
+        weight_RBT1 = None if weight_RBT1 is None else weight_RBT1[..., rows, :]
+        block.filter_TF = weighted_mean(speech_RBTF * precision_RBTF, weight_RBT1)[0]
         oldest = slice(None, settings.move)
         weight = None if likely.weight is None else likely.weight[..., oldest, :].clone()
         block.oldest = likely.precision[..., oldest, :].clone(), weight

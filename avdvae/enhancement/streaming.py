@@ -54,9 +54,9 @@ class Streaming:
     synthesis    samples at the end of a frame that are given out; fewer than 1024: less latency, and more artefacts
     """
 
-    block: float = 1.0
+    block: float = 0.5
     look_ahead: int = 2
-    iterations: int = 1
+    iterations: int = 2
     move: int = 1
     forgetting: float = 0.97
     synthesis: int = WINDOW

@@ -122,9 +122,11 @@ class Demo:
     @errors_on_the_page()
     def listen(self, piece: tuple[int, np.ndarray] | None, state: Listening | None) -> tuple[Any, Listening | None]:
         """The speech that is finished after a piece from the microphone, in pieces of half a second or more."""
+        import gradio as gr
+
         assert self.enhancer
         if piece is None:
-            return None, state
+            return gr.skip(), state
         rate, samples = piece
         own, vem = self.enhancer, self.enhancer.settings
         assert isinstance(vem, Vem)
@@ -133,7 +135,7 @@ class Demo:
         mono = samples.reshape(len(samples), -1).mean(1)
         state.waiting = np.concatenate([state.waiting, state.stream.push(mono / np.float32(2**15))])
         if len(state.waiting) < PLAYED * rate:
-            return None, state
+            return gr.skip(), state
         clean, state.waiting = state.waiting, state.waiting[:0]
         return (rate, in_16_bits(clean)), state
 

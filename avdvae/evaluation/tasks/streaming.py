@@ -75,7 +75,7 @@ class StreamingEnhancement(Enhancement):
         scores = score(clean_N, speech_N, RATE, subject.settings.metrics) | {FAILED: float(failed(speech_N))}
         if THEN in part.noise:
             change = len(clean_N) // 2
-            for second in range(-1, min(SECONDS, change // RATE)):
+            for second in range(-1 if change >= RATE else 0, min(SECONDS, change // RATE)):
                 chosen = slice(change + second * RATE, change + (second + 1) * RATE)
                 name = f"after_change_{second + 1}" if second >= 0 else "before_change"
                 scores[name] = si_sdr(clean_N[chosen], speech_N[chosen])

@@ -38,14 +38,7 @@ def free_port() -> int:
 def address(prepared: Summary, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root, port = tmp_path_factory.mktemp("demo"), free_port()
     run = make_run(root / "run", prepared.out, "DSAE")
-    words = [
-        f"run={run}",
-        f"port={port}",
-        "open=false",
-        "max_seconds=5",
-        "max_mb=1",
-        "enhance.estep.name=free_gaussian",
-    ]
+    words = [f"run={run}", f"port={port}", "open=false", "max_seconds=5", "max_mb=1"]
     log = (root / "log").open("w")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     page = subprocess.Popen([sys.executable, PROGRAM, *words], stdout=log, stderr=log, cwd=root, env=environment)
@@ -139,22 +132,3 @@ def test_the_page_in_a_browser(address: str, clip: Path, tmp_path: Path) -> None
         browser.close()
     elsewhere = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
     assert not elsewhere, elsewhere
-
-
-def test_the_microphone_is_enhanced_as_it_arrives(address: str, tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
-    voice = tmp_path / "voice.wav"
-    soundfile.write(voice, np.random.default_rng(0).normal(0, 0.1, 48_000 * 4).clip(-1, 1), 48_000)
-    device = ("device-for-media-stream", "ui-for-media-stream", f"file-for-fake-audio-capture={voice}")
-    arguments = ["--no-sandbox", *(f"--use-{'' if '=' in name else 'fake-'}{name}" for name in device)]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=arguments)
-        page = browser.new_page(permissions=["microphone"])
-        page.set_default_timeout(60_000)
-        page.goto(address)
-        page.get_by_role("tab", name="Microphone").click()
-        page.locator("#microphone").get_by_role("button", name="Record").click()
-        playing = "() => [...document.querySelectorAll('#streamed audio')].some(sound => sound.duration > 0.4)"
-        page.wait_for_function(playing)
-        browser.close()

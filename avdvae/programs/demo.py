@@ -1,4 +1,4 @@
-"""A local web page, http://127.0.0.1, to transfer latents between clips and to enhance recordings and the microphone.
+"""A local web page, http://127.0.0.1, to transfer latents between clips and to enhance recordings.
 
 avdvae demo run=RUN                 needs the extra `demo`: pip install -e '.[demo]'
 avdvae demo run=RUN port=8000 max_seconds=60 enhance.iterations=30
@@ -12,27 +12,21 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from av.error import FFmpegError
 
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.enhancement.recordings import Enhancer, Job, read_sound, write_sound
-from avdvae.enhancement.streaming import Stream, Streaming
-from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError
 from avdvae.latents.stage import PHASES, Stage, build_enhancer
 from avdvae.latents.transfer import find_latents
 from avdvae.programs.program import Program
 from avdvae.protocols import PICTURES, Batch, indispensable, is_speech_prior
 from avdvae.runs import open_run
-from avdvae.signals.audio import in_16_bits
 from avdvae.signals.video import lasts
 
-PLAYED = 0.5  # seconds that are sent to the page at a time: each piece is compressed by itself
 CONTENT_POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
@@ -61,12 +55,6 @@ def errors_on_the_page() -> Iterator[None]:
         yield
     except (UserError, FFmpegError, OSError) as error:
         raise gr.Error(str(error), duration=20, print_exception=False) from error
-
-
-@dataclass
-class Listening:
-    stream: Stream
-    waiting: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # finished, and not played yet
 
 
 class Demo:
@@ -118,26 +106,6 @@ class Demo:
             raise UserError(f"{path.name}: {name} needs the {' and the '.join(needed)}: give a video of the talker")
         self.enhancer.run(Job(path, video, out / "clean.wav"), advance)
         return str(out / "noisy.wav"), str(out / "clean.wav")
-
-    @errors_on_the_page()
-    def listen(self, piece: tuple[int, np.ndarray] | None, state: Listening | None) -> tuple[Any, Listening | None]:
-        """The speech that is finished after a piece from the microphone, in pieces of half a second or more."""
-        import gradio as gr
-
-        assert self.enhancer
-        if piece is None:
-            return gr.skip(), state
-        rate, samples = piece
-        own, vem = self.enhancer, self.enhancer.settings
-        assert isinstance(vem, Vem)
-        if state is None or state.stream.rate != rate:
-            state = Listening(Stream(own.model, own.stft, vem, Streaming(), rate, device=own.device))
-        mono = samples.reshape(len(samples), -1).mean(1)
-        state.waiting = np.concatenate([state.waiting, state.stream.push(mono / np.float32(2**15))])
-        if len(state.waiting) < PLAYED * rate:
-            return gr.skip(), state
-        clean, state.waiting = state.waiting, state.waiting[:0]
-        return (rate, in_16_bits(clean)), state
 
     def _clip(self, role: str, name: str, file: str | None) -> Batch:
         return self.stage.clip(role, str(self._checked(file)) if file else name)
@@ -204,16 +172,6 @@ def build_page(demo: Demo) -> Any:
                     return demo.enhance(path, progress)
 
                 clean.click(enhance, file, pair)
-        if demo.enhancer and not PICTURES & indispensable(demo.enhancer.model):
-            with gr.Tab("Microphone"):
-                gr.Markdown("Speech is enhanced as it arrives. Use headphones, so that the output does not return.")
-                stream = gr.State(None)
-                spoken = gr.Audio(
-                    sources=["microphone"], streaming=True, type="numpy", label="microphone", elem_id="microphone"
-                )
-                heard = gr.Audio(streaming=True, autoplay=True, label="enhanced", elem_id="streamed", interactive=False)
-                spoken.start_recording(lambda: None, None, stream)
-                spoken.stream(demo.listen, [spoken, stream], [heard, stream], stream_every=0.5, concurrency_limit=1)
     return page
 
 

@@ -47,9 +47,7 @@ class Program:
         if {"-h", "--help"} & {*sys.argv[1:]}:
             print(self.help(name or f"python {os.path.relpath(script)}"))
             return
-        plain = [*takewhile(lambda given: given == "-" or not ("=" in given or given[:1] == "-"), sys.argv[1:])][
-            : len(self.positional)
-        ]
+        plain = [*takewhile(_without_name, sys.argv[1:])][: len(self.positional)]
         sys.argv[1 : 1 + len(plain)] = map(word, self.positional, plain)
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, instead of a traceback that Hydra prints
         register()

@@ -38,6 +38,8 @@ from avdvae.signals.clock import FASTEST_SOUND, RATE, SLOWEST_SOUND
 ENCODED = 16  # frames, the new ones included, that the encoder takes to start the new ones
 CREST = 3.0  # of the peak of speech, relative to the deviation in its loudest frame
 FALL_DB = 6.0  # a second: how fast the level follows speech that gets quieter
+FLOOR_FRAMES, FLOOR_RANK = 16, 4  # the noise is not below the power that is the fourth from below in 16 frames,
+RISE_DB = 6.0  # and where that is this far above V, it has changed
 SILENT = 1e-11  # power of a frame
 LOUDEST = 1e3  # samples beyond count as gaps, as those do that are no numbers
 
@@ -245,12 +247,17 @@ class Stream:
     def _enter(self, new_BTF: Float[Tensor, "1 T F"], seconds_T: np.ndarray) -> None:
         """Frames enter the block, others leave it, and the EM goes on."""
         count, block = new_BTF.shape[1], self.block
-        leave = 0
+        leave, pictures = 0, dict[str, Tensor]()
+        if block and self._noise_rose(block):
+            kept = max(FLOOR_FRAMES, self.settings.look_ahead + self.settings.move)
+            new_BTF = torch.cat([block.noisy_BTF[:, -kept:] * self.level, new_BTF], 1)
+            pictures = {name: values[:, -kept:] for name, values in block.pictures.items()}
+            block, count, self.level = None, new_BTF.shape[1], 0.0
         if block is None:  # the first frames are taken for noise
             level_B1F = StationaryNoise.of(new_BTF, torch.ones(1, count, dtype=torch.bool).to(self.device)).level_B1F
             noise = Noise.drawn(new_BTF, self.vem.rank, self._random(count), self.vem.smoothness)
             noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / self.vem.rank))
-            block = Block(new_BTF, new_BTF, {}, noise, {})
+            block = Block(new_BTF, new_BTF, pictures, noise, {})
         else:
             new_BTF = new_BTF / self.level
             leave = max(0, block.noisy_BTF.shape[1] + count - self.most)
@@ -268,6 +275,18 @@ class Stream:
         with recurrent_layers_training(self.model):
             self._improve(block, leave, count)
         self.block = block
+
+    def _noise_rose(self, block: Block) -> bool:
+        """Whether the quieter frames of each frequency, among the newest, are far above V on average.
+
+        The EM would not find that out: where speech accounts for a noise, the slope of the cost in V is small.
+        """
+        if block.noisy_BTF.shape[1] < FLOOR_FRAMES:
+            return False
+        floor_BF = block.noisy_BTF[:, -FLOOR_FRAMES:].kthvalue(FLOOR_RANK, 1).values
+        expected = sum(1 / (FLOOR_FRAMES - rank) for rank in range(FLOOR_RANK))  # of noise, relative to its mean
+        V_BF = expected * block.noise.variance_BTF[:, -FLOOR_FRAMES:].mean(1)
+        return 10 * (floor_BF.clamp_min(EPSILON) / V_BF).log10().mean().item() > RISE_DB
 
     def _slid(self, block: Block, leave: int, count: int) -> Noise:
         """The noise of the frames that stay and of new ones. Its past then holds those that leave."""
@@ -297,7 +316,8 @@ class Stream:
         frames, settings = block.noisy_BTF.shape[1], self.settings
         mask_BT = torch.ones(1, frames, dtype=torch.bool, device=self.device)
         batch = Batch(("stream",), mask_BT, power=block.given_BTF, **block.pictures)
-        begun = self.estep.start(self.model, self._newest(batch), self._random(min(frames, ENCODED)))
+        newest = self._newest(batch, max(count, ENCODED))
+        begun = self.estep.start(self.model, newest, self._random(newest.mask.shape[1]))
         state = self.estep.restored(self._joined(block.latents, self.estep.saved(begun), leave, count))
         context, random = replace(self.model.context(batch), temper=self.vem.temper), self._random(frames)
         if block.switch is not None and context.learns:
@@ -319,9 +339,9 @@ class Stream:
         weight = None if likely.weight is None else likely.weight[..., oldest, :].clone()
         block.oldest = likely.precision[..., oldest, :].clone(), weight
 
-    def _newest(self, batch: Batch) -> Batch:
+    def _newest(self, batch: Batch, count: int) -> Batch:
         """The frames that the encoder takes."""
-        chosen = {name: getattr(batch, name)[:, -ENCODED:] for name in ("mask", *batch.present)}
+        chosen = {name: getattr(batch, name)[:, -count:] for name in ("mask", *batch.present)}
         return replace(batch, **chosen)
 
     def _joined(

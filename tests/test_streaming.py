@@ -19,7 +19,7 @@ from test_enhance import make_run
 from avdvae.enhancement.markov_chains import Langevin
 from avdvae.enhancement.separation import Pictures, separate
 from avdvae.enhancement.streaming import Stream, Streaming
-from avdvae.enhancement.variational import FreeGaussian
+from avdvae.enhancement.variational import FrameAdam, FreeGaussian
 from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError
 from avdvae.models.av_vae import AVVAE
@@ -33,7 +33,7 @@ from avdvae.protocols import Batch
 from avdvae.runs import build_vem, open_run
 from avdvae.signals.arriving import Frames, OverlapAdd, Resampler
 from avdvae.signals.audio import Stft
-from avdvae.signals.metrics import score
+from avdvae.signals.metrics import score, si_sdr
 
 STFT = Stft(256)
 VEM = Vem(FreeGaussian(final_draws=2), rank=2)
@@ -155,17 +155,25 @@ def test_any_model_streams(kind):
     assert 0 < np.square(clean).sum() < np.square(samples).sum()
 
 
-def test_in_a_long_block_the_result_is_nearly_that_of_the_whole():
-    """The packaged A-VAE on what it might have decoded, in noise."""
+def packaged() -> tuple[Any, Vem]:
     run = open_run(Path("vae-librispeech"))
-    model, vem = run.load_speech_prior(), build_vem(run.config["enhance"])
-    generator = torch.Generator().manual_seed(0)
-    z_KBTL = torch.randn(1, 1, 12, 16, generator=generator).repeat_interleave(8, 2)
-    power_BTF = model.decode({"z": z_KBTL}, model.context(Batch(("a",), torch.ones(1, 96).bool())))["power"].expected[0]
-    phase_BTF = 6.3 * torch.rand(power_BTF.shape, generator=generator)
-    speech = STFT.with_phase(power_BTF, phase_BTF, 95 * 256)[0]
-    speech = speech / speech.abs().max()
-    noisy = speech + 0.1 * torch.randn(speech.shape, generator=generator)
+    return run.load_speech_prior(), build_vem(run.config["enhance"])
+
+
+def decoded(model: Any, frames: int, seed: int) -> torch.Tensor:
+    """Speech as the model might have decoded it."""
+    generator = torch.Generator().manual_seed(seed)
+    z_KBTL = torch.randn(1, 1, frames // 8, 16, generator=generator).repeat_interleave(8, 2)
+    context = model.context(Batch(("a",), torch.ones(1, frames).bool()))
+    power_BTF = model.decode({"z": z_KBTL}, context)["power"].expected[0]
+    speech = STFT.with_phase(power_BTF, 6.3 * torch.rand(power_BTF.shape, generator=generator), (frames - 1) * 256)[0]
+    return speech / speech.abs().max()
+
+
+def test_in_a_long_block_the_result_is_nearly_that_of_the_whole():
+    model, vem = packaged()
+    speech = decoded(model, 96, 0)
+    noisy = speech + 0.1 * torch.randn(speech.shape, generator=torch.Generator().manual_seed(1))
     mask = torch.ones(1, STFT.frames(len(noisy)), dtype=torch.bool)
     batch = Batch(("a",), mask, mixture=noisy[None], lengths=torch.tensor([len(noisy)]))
     whole = separate(model, batch, STFT, vem).speech[0].numpy()
@@ -176,6 +184,47 @@ def test_in_a_long_block_the_result_is_nearly_that_of_the_whole():
 
     long, short = from_whole(block=3.0, look_ahead=120), from_whole(block=0.3, look_ahead=0)
     assert long > 15 and long > short + 3
+
+
+def test_after_a_change_of_noise_the_output_is_better_than_the_mixture_within_a_second():
+    model, vem = packaged()
+    rng, gains = np.random.default_rng(2), []
+    for seed in (0, 2):  # which speak in the piece that is scored
+        speech, change = decoded(model, 160, seed).numpy(), 80 * 256
+        speech *= np.sin(np.arange(len(speech)) / 2500).clip(0)  # with pauses
+        noise = rng.standard_normal(len(speech))
+        noise[:change] = np.convolve(noise, np.full(16, 1 / 16), "same")[:change]  # without high frequencies
+        noisy = (speech + 0.1 * noise).astype(np.float32)
+        clean = streamed(Stream(model, STFT, vem), noisy)
+        after = slice(change + 4000, change + 16_000)
+        gains.append(si_sdr(speech[after], clean[after]) - si_sdr(speech[after], noisy[after]))
+    assert min(gains) > 2, gains
+
+
+def test_adam_with_ages_is_that_of_torch_and_a_new_frame_begins_as_if_alone():
+    own = [torch.ones(1, 1, 5, 3), torch.zeros(1, 1, 5, 2)]
+    theirs, alone = [z.clone() for z in own], [z[..., 4:, :].clone() for z in own]
+    torch_adam = torch.optim.Adam(theirs, 0.05, maximize=True)
+    adam, apart = FrameAdam(own, 0.05), FrameAdam(alone, 0.05)
+    slopes = [[10**step * torch.randn(z.shape) for z in own] for step in (-3, 1, 0, -1, 2, 0)]
+    for step in slopes:
+        for z, other, slope in zip(own, theirs, step, strict=True):
+            z.grad = other.grad = slope
+        adam.step()
+        torch_adam.step()
+    for z, other in zip(own, theirs, strict=True):
+        torch.testing.assert_close(z, other, atol=1e-6, rtol=0)
+    for z in (*own, *adam.moments):  # the last frame leaves, and another joins
+        z[..., 4:, :] = 0
+    for z in alone:
+        z.zero_()
+    for step in slopes:
+        for z, one, slope in zip(own, alone, step, strict=True):
+            z.grad, one.grad = slope, slope[..., 4:, :]
+        adam.step()
+        apart.step()
+    for z, one in zip(own, alone, strict=True):
+        torch.testing.assert_close(z[..., 4:, :], one, atol=1e-6, rtol=0)
 
 
 def test_silence_numbers_that_are_none_and_changes_of_level_are_survived():
@@ -194,6 +243,7 @@ def test_silence_numbers_that_are_none_and_changes_of_level_are_survived():
 
 
 def test_mistakes_are_explained():
+    wrong: dict[str, Any]
     for wrong, complaint in (
         ({"block": 0.01}, "streaming.block=0.01: give 0.1 to 60"),
         ({"forgetting": 1.5}, "streaming.forgetting=1.5: give 0 to 1"),
@@ -203,6 +253,7 @@ def test_mistakes_are_explained():
     ):
         with pytest.raises(UserError, match=complaint):
             Stream(vae(), STFT, VEM, Streaming(**wrong))
+    model: Any
     for model, vem, rate, complaint in (
         (vae(), replace(VEM, estep=Langevin()), 16_000, "Langevin cannot follow a sound: give enhance.estep.name=free"),
         (vae(), replace(VEM, paper=True), 16_000, "a stream takes enhance.paper=false"),

@@ -9,6 +9,7 @@ that is `look_ahead` frames older than the newest.
     H, gains        of the frames in the block; new frames start at the H of the frame before them
     level           the block is scaled so that its speech peaks at 1 as in training, estimated from its loudest frame
     model           any: a recursion starts with the block, in frames that came out long ago
+    new noise       where the noise has risen far above its estimate, the EM begins anew from the newest frames
     silent frames   of digital silence do not enter the block, and come out silent
 
 The state has a constant size. What comes out does not depend on the pieces in which the sound comes in.
@@ -121,8 +122,10 @@ class Block:
     @classmethod
     def of(cls, state: dict[str, Any], smoothness: float) -> Block:
         past = state["past"] and Past(*state["past"])
-        kept = {name: value for name, value in state.items() if name != "past"}
-        return cls(**kept | {"noise": Noise(*state["noise"], smoothness, past)})
+        kept: dict[str, Any] = {name: value for name, value in state.items() if name != "past"}
+        W_BFK, H_BTK, gain_BTJ = state["noise"]
+        kept["noise"] = Noise(W_BFK, H_BTK, gain_BTJ, smoothness, past)
+        return cls(**kept)
 
 
 class Stream:
@@ -315,7 +318,8 @@ class Stream:
         """Some iterations of the EM, and its result for the frames that have not come out."""
         frames, settings = block.noisy_BTF.shape[1], self.settings
         mask_BT = torch.ones(1, frames, dtype=torch.bool, device=self.device)
-        batch = Batch(("stream",), mask_BT, power=block.given_BTF, **block.pictures)
+        pictures: dict[str, Any] = block.pictures
+        batch = Batch(("stream",), mask_BT, power=block.given_BTF, **pictures)
         newest = self._newest(batch, max(count, ENCODED))
         begun = self.estep.start(self.model, newest, self._random(newest.mask.shape[1]))
         state = self.estep.restored(self._joined(block.latents, self.estep.saved(begun), leave, count))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ class FrameAdam:
             age += 1
             first.lerp_(slope, 0.1)
             second.mul_(0.999).addcmul_(slope, slope, value=0.001)
-            deviation = (second / (1 - 0.999**age)).sqrt_().add_(1e-8).mul_(1 - 0.9**age)
+            of_first, of_second = (-torch.expm1(age * math.log(decay)) for decay in (0.9, 0.999))  # 1 - decay^age
+            deviation = (second / of_second).sqrt_().add_(1e-8).mul_(of_first)
             tensor.addcdiv_(first, deviation, value=self.lr)
 
 

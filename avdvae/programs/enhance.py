@@ -117,8 +117,9 @@ def stream_pipes(config: Mapping[str, Any]) -> None:
     stream = build_stream(run, model, config["enhance"], config["streaming"], rate, run.device)
     print(f"latency    {stream.latency:.0f} ms, without the time of computation", file=sys.stderr, flush=True)
     began, seconds, rest = time.monotonic(), 0.0, b""
+    source: Any = sys.stdin.buffer
     try:
-        while piece := sys.stdin.buffer.read1(PIECE):
+        while piece := source.read1(PIECE):
             whole = len(rest + piece) // 2 * 2
             samples, rest = np.frombuffer((rest + piece)[:whole], "<i2"), (rest + piece)[whole:]
             _write(stream.push(samples / np.float32(2**15)))

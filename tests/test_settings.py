@@ -1,6 +1,6 @@
 """Defaults: those of the library are those of configs/, and each of them is written for a reason."""
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from avdvae.configurations import CONFIGS, compose, defaults, targets
+from avdvae.enhancement.streaming import Streaming
 from avdvae.enhancement.vem import Vem
 from avdvae.evaluation.tasks.task import Evaluation, Subject
 from avdvae.runs import find_runs
@@ -81,6 +82,10 @@ def test_settings_have_the_defaults_of_config_yaml(section, kind):
         (batch_size,) = (field.default for field in fields(Subject) if field.name == "batch_size")
         known |= {"estep": {"name": "free_gaussian"}, "batch_size": batch_size}
     assert given == {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+
+
+def test_the_program_streams_with_the_defaults_of_the_library():
+    assert OmegaConf.load(CONFIGS / "enhance_file.yaml")["streaming"] == asdict(Streaming())
 
 
 def test_a_run_is_found_by_the_settings_that_decide_its_weights(tmp_path):

@@ -104,6 +104,16 @@ class EStep(Protocol):
     def final(self, target: Target, state: Any, random: RandomNumbers) -> SpeechLikelihood: ...
 
 
+@runtime_checkable
+class MovingEStep(EStep, Protocol):
+    """An E-step whose state can follow a sound that arrives. The state consists of tensors, by the name of the latent,
+    with frames on the last axis but one: those of frames that stay and those of new ones are joined by the caller."""
+
+    def saved(self, state: Any) -> Mapping[str, Sequence[Tensor]]: ...
+
+    def restored(self, saved: Mapping[str, Sequence[Tensor]]) -> Any: ...
+
+
 def first_latents(model: Prior, batch: Batch, begin: Start) -> tuple[dict[str, Tensor], Mapping[str, Gaussian]]:
     """The means, K = 1, and their distributions."""
     if begin not in ("posterior", "prior"):

@@ -14,7 +14,7 @@ frames let many components fit speech as noise.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -27,10 +27,28 @@ from avdvae.probability.spectrum import Components
 EPSILON = 1e-10
 
 
+@dataclass(frozen=True)
+class Past:
+    """Of frames before those of a mixture, in a sound that arrives: the statistics of W, and the last H.
+
+    W = sqrt(above / below), of the sums over all frames: A. Lefevre, F. Bach, C. Fevotte, "Online algorithms for
+    nonnegative matrix factorization with the Itakura-Saito divergence", WASPAA 2011.
+    """
+
+    above_BFK: Float[Tensor, "B F K"]  # W^2 sum_t H P / X^2
+    below_BFK: Float[Tensor, "B F K"]  # sum_t H / X
+    H_B1K: Float[Tensor, "B 1 K"]
+
+    def scaled(self, factor: float) -> Past:
+        """Of a mixture whose power is multiplied by `factor`."""
+        return replace(self, above_BFK=self.above_BFK * factor, below_BFK=self.below_BFK / factor)
+
+
 @dataclass
 class Noise:
     """Gains of the sources and noise of a mixture, and their updates. Frames that pad are those where H is zero.
 
+    past           of a sound that arrives: frames that no update changes
     variance_BTF   V, in memory that every update uses again
     """
 
@@ -38,6 +56,7 @@ class Noise:
     H_BTK: Float[Tensor, "B T K"]
     gain_BTJ: Float[Tensor, "B T J"]
     smoothness: float = 0.0
+    past: Past | None = None
 
     @classmethod
     def drawn(
@@ -75,7 +94,7 @@ class Noise:
         ratio_RBTF = torch.mul(noisy_BTF, precision_RBTF, out=one)
         cost_BT = self._cost(ratio_RBTF, torch.log(precision_RBTF, out=two), weight_RBT1)
         above, below = _slopes(ratio_RBTF, precision_RBTF, weight_RBT1)
-        self.W_BFK = _scaled(self.W_BFK, (self.H_BTK.mT @ above).mT, (self.H_BTK.mT @ below).mT).clamp_min_(EPSILON)
+        self._update_spectra((self.H_BTK.mT @ above).mT, (self.H_BTK.mT @ below).mT)
 
         self._mix()
         precision_RBTF = self.mixture(*likely.sources, out=two).reciprocal_()
@@ -92,6 +111,13 @@ class Noise:
         self.gain_BTJ = _scaled(self.gain_BTJ, torch.cat(above, -1), torch.cat(below, -1)).clamp_min_(EPSILON)
         return cost_BT
 
+    def _update_spectra(self, above_BFK: Tensor, below_BFK: Tensor) -> None:
+        if self.past is None:
+            self.W_BFK = _scaled(self.W_BFK, above_BFK, below_BFK).clamp_min_(EPSILON)
+            return
+        above_BFK = torch.addcmul(self.past.above_BFK, self.W_BFK.square(), above_BFK)
+        self.W_BFK = (above_BFK / (self.past.below_BFK + below_BFK).clamp_min(EPSILON)).sqrt_().clamp_min_(EPSILON)
+
     def _update_activations(self, above_BTK: Tensor, below_BTK: Tensor) -> None:
         """With the chain, the even frames and then the odd ones, given the new even ones. At the ends of a chain, the
         majoriser takes the frame's own H for the missing neighbour."""
@@ -99,13 +125,33 @@ class Noise:
             self.H_BTK = _scaled(self.H_BTK, above_BTK, below_BTK).maximum(self._least_BT1)
             return
         above_BTK = self.H_BTK.square().mul_(above_BTK)
-        chain = torch.cat([self.H_BTK[:, :1], self.H_BTK, self.H_BTK[:, -1:]], 1)
+        chain = torch.cat([self._H_before, self.H_BTK, self.H_BTK[:, -1:]], 1)
         for first in (0, 1):
             before, own, after = chain[:, first:-2:2], chain[:, first + 1 : -1 : 2], chain[:, first + 2 :: 2]
             after = torch.where(after > 0, after, own)
             above = torch.add(above_BTK[:, first::2], after, alpha=self.smoothness)
             own.copy_(above.div_(below_BTK[:, first::2] + self.smoothness / before).sqrt_())
         self.H_BTK = chain[:, 1:-1].maximum(self._least_BT1)
+
+    @property
+    def _H_before(self) -> Float[Tensor, "B 1 K"]:
+        return self.H_BTK[:, :1] if self.past is None else self.past.H_B1K
+
+    def left(
+        self, count: int, noisy_BTF: Tensor, precision_RBTF: Tensor, weight_RBT1: Tensor | None, forgetting: float
+    ) -> Past:
+        """The past after the first `count` frames have left, which is forgotten by a factor a frame."""
+        precision_RBTF = precision_RBTF[..., :count, :]
+        weight_RBT1 = None if weight_RBT1 is None else weight_RBT1[..., :count, :]
+        ratio_RBTF = noisy_BTF[:, :count] * precision_RBTF
+        above, below = _slopes(ratio_RBTF, precision_RBTF, weight_RBT1)
+        ages_T1 = torch.arange(count - 1, -1, -1, device=noisy_BTF.device)[:, None]
+        H_BKT = (self.H_BTK[:, :count] * forgetting**ages_T1).mT
+        above_BFK, below_BFK = self.W_BFK.square() * (H_BKT @ above).mT, (H_BKT @ below).mT
+        if self.past:
+            above_BFK = above_BFK.add_(self.past.above_BFK, alpha=forgetting**count)
+            below_BFK = below_BFK.add_(self.past.below_BFK, alpha=forgetting**count)
+        return Past(above_BFK, below_BFK, self.H_BTK[:, count - 1 : count])
 
     def mixture(self, *sources_RBTF: Tensor, out: Tensor | None = None) -> Float[Tensor, "R B T F"]:
         """X, the variances of the mixture."""
@@ -128,7 +174,7 @@ class Noise:
         fit_RBT1 = ratio_RBTF.sum(-1, keepdim=True) - log_precision_RBTF.sum(-1, keepdim=True)
         cost_BT = weighted_mean(fit_RBT1, weight_RBT1)[..., 0]
         if self.smoothness:
-            rise_BTK = self.H_BTK / torch.cat([self.H_BTK[:, :1], self.H_BTK[:, :-1]], 1)
+            rise_BTK = self.H_BTK / torch.cat([self._H_before, self.H_BTK[:, :-1]], 1)
             chain_BTK = torch.where(self.H_BTK > 0, rise_BTK - rise_BTK.log() - 1, 0)
             cost_BT = cost_BT + self.smoothness * chain_BTK.sum(-1)
         return cost_BT

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -56,10 +57,35 @@ class PointEstimate:
         return target.likelihood(state.z)
 
 
+class FrameAdam:
+    """Adam by ascent, with an age for each frame: frames may join that are new (D. P. Kingma, J. Ba, ICLR 2015)."""
+
+    def __init__(self, tensors: Sequence[Tensor], lr: float, moments: Sequence[Tensor] = ()):
+        """`moments`: for each tensor the first, the second, and the ages of its frames."""
+        self.tensors, self.lr = [*tensors], lr
+        self.moments = [*moments] or [
+            start
+            for z in tensors
+            for start in (*torch.zeros(2, *z.shape, device=z.device), torch.zeros_like(z[..., :1]))
+        ]
+
+    def step(self) -> None:
+        for number, tensor in enumerate(self.tensors):
+            first, second, age = self.moments[3 * number : 3 * number + 3]
+            slope = tensor.grad
+            assert slope is not None
+            age += 1
+            first.lerp_(slope, 0.1)
+            second.mul_(0.999).addcmul_(slope, slope, value=0.001)
+            of_first, of_second = (-torch.expm1(age * math.log(decay)) for decay in (0.9, 0.999))  # 1 - decay^age
+            deviation = (second / of_second).sqrt_().add_(1e-8).mul_(of_first)
+            tensor.addcdiv_(first, deviation, value=self.lr)
+
+
 class _Free(NamedTuple):
     mean: dict[str, Tensor]
     log_var: dict[str, Tensor]
-    adam: torch.optim.Adam
+    adam: FrameAdam
 
     def sample(self, count: int, random: RandomNumbers) -> Latents:
         return {
@@ -88,7 +114,23 @@ class FreeGaussian:
     def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> _Free:
         mean, chosen = first_latents(model, batch, self.begin)
         log_var = {name: chosen[name].log_var.expand_as(z).clone() for name, z in mean.items()}
-        return _Free(mean, log_var, _adam([*mean.values(), *log_var.values()], self.lr))
+        return self._free(mean, log_var)
+
+    def _free(self, mean: dict[str, Tensor], log_var: dict[str, Tensor], moments: Sequence[Tensor] = ()) -> _Free:
+        return _Free(mean, log_var, FrameAdam([*mean.values(), *log_var.values()], self.lr, moments))
+
+    def saved(self, state: _Free) -> dict[str, list[Tensor]]:
+        """In the order of the means, the log-variances, and the moments of each of these; by the name of the latent."""
+        by_name = {}
+        for number, name in enumerate(state.mean):
+            moments = [state.adam.moments[3 * n : 3 * n + 3] for n in (number, number + len(state.mean))]
+            by_name[name] = [state.mean[name], state.log_var[name], *moments[0], *moments[1]]
+        return by_name
+
+    def restored(self, saved: Mapping[str, Sequence[Tensor]]) -> _Free:
+        mean, log_var = ({name: values[n] for name, values in saved.items()} for n in (0, 1))
+        moments = [value for first in (2, 5) for values in saved.values() for value in values[first : first + 3]]
+        return self._free(mean, log_var, moments)
 
     def step(self, target: Target, state: _Free, random: RandomNumbers) -> tuple[_Free, SpeechLikelihood]:
         for _ in range(self.steps):

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial, reduce
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -169,25 +170,33 @@ def _run(
     if level_B1F is not None:  # so that V is this level on average
         noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))
 
-    def target() -> NoisySpeech:
-        return NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BTJ)
-
+    target = NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BTJ)
     costs = []
     with recurrent_layers_training(model):
         state = settings.estep.start(model, start, random)
         for _ in range(settings.iterations):
-            state, likelihood = settings.estep.step(target(), state, random)
-            likely = likelihood.components(noisy_BTF)
-            if likely.switch and context.learns:
-                context = replace(context, switch=likely.switch.learned())
-            costs.append(noise.update(noisy_BTF, likely))
-            context = context.fed_back(partial(noise.power, likely, noisy_BTF))
+            target, state, cost_BT = iterate(settings.estep, target, noise, state, random)
+            costs.append(cost_BT)
             progress()
-        likely = settings.estep.final(target(), state, random).components(noisy_BTF)
+        likely = settings.estep.final(target, state, random).components(noisy_BTF)
 
     cost_IB = (torch.stack(costs) * start.mask).sum(2) / (frames * noisy_BTF.shape[2])
     filters_JBTF = torch.stack([noise.wiener(likely, source) for source in range(context.sources)])
     return Enhanced(filters_JBTF, cost_IB, likely.switch and likely.switch.frames)
+
+
+def iterate(
+    estep: EStep, target: NoisySpeech, noise: Noise, state: Any, random: RandomNumbers
+) -> tuple[NoisySpeech, Any, Float[Tensor, "B T"]]:
+    """An E-step and an M-step, which changes `noise`: the next target, the state of the E-step, and the cost before."""
+    state, likelihood = estep.step(target, state, random)
+    likely, context = likelihood.components(target.noisy_BTF), target.context
+    if likely.switch and context.learns:
+        context = replace(context, switch=likely.switch.learned())
+    cost_BT = noise.update(target.noisy_BTF, likely)
+    context = context.fed_back(partial(noise.power, likely, target.noisy_BTF))
+    target = replace(target, context=context, noise_BTF=noise.variance_BTF, gain_BTJ=noise.gain_BTJ)
+    return target, state, cost_BT
 
 
 @contextmanager

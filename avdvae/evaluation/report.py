@@ -28,6 +28,7 @@ _CURVES = ("si_sdr", "pesq_wb", "estoi")
 _EACH_NOISE = "Each noise separately"
 TITLES = {
     "enhancement": "Enhancement",
+    "streaming": "Enhancement as the sound arrives, by latency",
     "separation": "Separation",
     "resynthesis": "Resynthesis",
     "resynthesis_true_past": "Resynthesis with the true past (teacher forcing)",

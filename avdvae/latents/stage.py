@@ -30,7 +30,9 @@ from avdvae.data.prepare import prepare_alone
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.data.shards import PreparedCorpus
 from avdvae.enhancement.recordings import Enhancer
-from avdvae.errors import UserError, in_file
+from avdvae.enhancement.streaming import MovingPictures, Stream, Streaming
+from avdvae.enhancement.vem import Vem
+from avdvae.errors import UserError, in_file, known_settings
 from avdvae.latents.resynthesis import reconstruct_poses, resynthesise
 from avdvae.latents.transfer import Decoded, find_latents, generate, require_latents, transfer
 from avdvae.pictures.stills import pose_strip, triptych, write_png
@@ -297,6 +299,22 @@ def build_enhancer(run: Run, model: Model, changes: Mapping[str, Any], films: bo
     face_model = find_face_model() if films and pictures else None
     size, face = run.config["lips"]["size"], run.config["lips"].get("face") if "face" in model.sees else None
     return Enhancer(model, run.stft, vem, settings["batch_size"], device, face_model, size, face)
+
+
+def build_stream(
+    run: Run,
+    model: Model,
+    changes: Mapping[str, Any],
+    streaming: Mapping[str, Any],
+    rate: int,
+    device: str,
+    pictures: MovingPictures | None = None,
+) -> Stream:
+    """A run's model, on `device`, as an enhancer of sound that arrives; `changes` to the run's settings."""
+    enhancer = build_enhancer(run, model, changes, pictures is not None, device)
+    assert isinstance(enhancer.settings, Vem)
+    settings = known_settings(Streaming, "streaming", **streaming)
+    return Stream(enhancer.model, run.stft, enhancer.settings, settings, rate, pictures, device)
 
 
 def _figure(pose_TD: torch.Tensor) -> Float[np.ndarray, "T J 3"]:

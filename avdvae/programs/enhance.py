@@ -6,29 +6,39 @@ avdvae enhance DIR OUT                                                    every 
 avdvae enhance noisy.wav clean.wav run=RUN video=clip.mp4                 a run; for models with lips
 avdvae enhance DIR OUT run=RUN [video=DIR]
 avdvae enhance noisy.wav clean.wav enhance.iterations=20 enhance.estep.name=langevin
+avdvae enhance - - rate=16000 run=vae-librispeech <noisy.pcm >clean.pcm       as the sound arrives: docs/streaming.md
 
 The first two words are input= and output=. run= is the folder of a run, or one of `avdvae list weights`.
 Every channel is enhanced separately, at 16 kHz. The output is a wav with the rate, channels, length and level of the
 input; it is silent above 8 kHz, which the models do not cover. It has 16 bits, or 32-bit floats if the input has more.
+From a pipe to a pipe, sound is raw: one channel of 16 bits, little-endian, at rate=.
 In a folder, a sound and a video of the same name belong together, unless video= names another folder.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.enhancement.recordings import Enhancer, Job
 from avdvae.errors import UserError
-from avdvae.latents.stage import build_enhancer
+from avdvae.latents.stage import build_enhancer, build_stream
 from avdvae.programs.program import Program
 from avdvae.progress import progress_bar
 from avdvae.protocols import PICTURES
 from avdvae.runs import open_run
+from avdvae.signals.audio import in_16_bits
+
+PIPE = "-"
+PIECE = 4096  # bytes that are read at a time, at most
+SHOWN_EVERY = 10  # seconds of sound
 
 
 def find_jobs(source: Path, video: Path | None, output: Path) -> list[Job]:
@@ -79,6 +89,9 @@ def enhance(config: Mapping[str, Any]) -> None:
         raise UserError(
             f"{', '.join(f'{name}=' for name in missing)} missing: give NOISY.wav CLEAN.wav, or two folders"
         )
+    if PIPE in (config["input"], config["output"]):
+        stream_pipes(config)
+        return
     run = open_run(Path(str(config["run"])))
     video = Path(str(config["video"])) if config["video"] is not None else None
     jobs = find_jobs(Path(str(config["input"])), video, Path(str(config["output"])))
@@ -91,6 +104,38 @@ def enhance(config: Mapping[str, Any]) -> None:
         raise UserError(failed[0])
     if failed:
         raise UserError("\n  ".join([f"{len(failed)} of {len(jobs)} files could not be enhanced:", *failed]))
+
+
+def stream_pipes(config: Mapping[str, Any]) -> None:
+    """Raw sound of 16 bits through pipes, as it arrives."""
+    if not config["input"] == config["output"] == PIPE or config["video"] is not None:
+        raise UserError("input=- and output=- belong together, without video=: give both, or two files")
+    if type(rate := config["rate"]) is not int:
+        raise UserError(f"rate={rate}: raw sound has no rate of its own: give it in Hz, as rate=16000")
+    run = open_run(Path(str(config["run"])))
+    model = run.load_speech_prior(run.device)
+    stream = build_stream(run, model, config["enhance"], config["streaming"], rate, run.device)
+    print(f"latency    {stream.latency:.0f} ms, without the time of computation", file=sys.stderr, flush=True)
+    began, seconds, rest = time.monotonic(), 0.0, b""
+    source: Any = sys.stdin.buffer
+    try:
+        while piece := source.read1(PIECE):
+            whole = len(rest + piece) // 2 * 2
+            samples, rest = np.frombuffer((rest + piece)[:whole], "<i2"), (rest + piece)[whole:]
+            _write(stream.push(samples / np.float32(2**15)))
+            if stream.given >= (seconds + SHOWN_EVERY) * rate:
+                seconds = stream.given / rate
+                print(f"enhancing  {seconds:.0f} s of sound", file=sys.stderr, flush=True)
+        _write(stream.finish())
+    except BrokenPipeError as error:
+        raise UserError("the program that takes the output has ended") from error
+    factor = (time.monotonic() - began) * rate / max(1, stream.given)
+    print(f"enhanced   {stream.given / rate:.1f} s of sound in {factor:.2f} times its duration", file=sys.stderr)
+
+
+def _write(samples: np.ndarray) -> None:
+    sys.stdout.buffer.write(in_16_bits(samples).astype("<i2").tobytes())
+    sys.stdout.buffer.flush()
 
 
 def enhance_all(jobs: list[Job], enhancer: Enhancer) -> list[str]:

@@ -47,7 +47,7 @@ class Program:
         if {"-h", "--help"} & {*sys.argv[1:]}:
             print(self.help(name or f"python {os.path.relpath(script)}"))
             return
-        plain = [*takewhile(lambda given: "=" not in given and given[:1] != "-", sys.argv[1:])][: len(self.positional)]
+        plain = [*takewhile(_without_name, sys.argv[1:])][: len(self.positional)]
         sys.argv[1 : 1 + len(plain)] = map(word, self.positional, plain)
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, instead of a traceback that Hydra prints
         register()
@@ -81,3 +81,8 @@ class Program:
         parts = [about.strip(), "Settings, with their defaults:", documented_keys(self.config)]
         parts += [f"{group}=NAME, one of\n  " + " ".join(choices(group)) for group in groups]
         return "\n\n".join(parts)
+
+
+def _without_name(word: str) -> bool:
+    """Whether it is a value alone; - is one, of a pipe."""
+    return word == "-" or not ("=" in word or word.startswith("-"))

@@ -123,6 +123,8 @@ LOOKS = {
         for frames in (60, 120, 300)
         for how in ("apart", "crossing")
     },
+    "before_change": Look("SI-SDR before the change", "dB", 1),
+    **{f"after_change_{n}": Look(f"SI-SDR, second {n} after it", "dB", 1) for n in (1, 2, 3)},
     "lips_weight": Look("weight of the lips", "", 2),
     "lips_weight_hidden": Look("while hidden", "", 2),
 }

@@ -20,12 +20,14 @@ from avdvae.evaluation.tasks.prediction import Prediction
 from avdvae.evaluation.tasks.probe import Probe
 from avdvae.evaluation.tasks.resynthesis import Resynthesis
 from avdvae.evaluation.tasks.separation import Separation
+from avdvae.evaluation.tasks.streaming import StreamingEnhancement
 from avdvae.evaluation.tasks.task import Task
 from avdvae.evaluation.tasks.tracking import Tracking
 from avdvae.evaluation.tasks.transfer import Transfer
 
 TASKS: dict[str, Task] = {
     "enhancement": Enhancement(),
+    "streaming": StreamingEnhancement(),
     "separation": Separation(),
     "resynthesis": Resynthesis(true_past=False),
     "resynthesis_true_past": Resynthesis(true_past=True),

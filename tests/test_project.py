@@ -164,6 +164,7 @@ RUN_ELSEWHERE = {
     "own_reader": "test_own",
     "comparing": "test_outside",
     "extending": "test_own",
+    "streaming": "test_streaming",
 }
 # Corpora, machines and repositories that are not here, and hours of training.
 NOT_RUN = {"claims", "measured", "cluster", "corpora", "separation"}

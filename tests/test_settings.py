@@ -85,7 +85,8 @@ def test_settings_have_the_defaults_of_config_yaml(section, kind):
 
 
 def test_the_program_streams_with_the_defaults_of_the_library():
-    assert OmegaConf.load(CONFIGS / "enhance_file.yaml")["streaming"] == asdict(Streaming())
+    given = OmegaConf.to_container(OmegaConf.load(CONFIGS / "enhance_file.yaml"))
+    assert isinstance(given, dict) and given["streaming"] == asdict(Streaming())
 
 
 def test_a_run_is_found_by_the_settings_that_decide_its_weights(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,12 +17,15 @@ from hypothesis import strategies as st
 from scipy.signal import resample_poly
 from test_enhance import make_run
 
+from avdvae.data.prepare import Summary
 from avdvae.enhancement.markov_chains import Langevin
 from avdvae.enhancement.separation import Pictures, separate
 from avdvae.enhancement.streaming import Stream, Streaming
 from avdvae.enhancement.variational import FrameAdam, FreeGaussian
 from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError
+from avdvae.evaluation.again import evaluate_again
+from avdvae.evaluation.results import read_results
 from avdvae.models.av_vae import AVVAE
 from avdvae.models.dkf import DKF
 from avdvae.models.dsae import DSAE
@@ -292,6 +296,37 @@ def test_raw_sound_goes_through_pipes(tmp_path: Path) -> None:
     clean = np.frombuffer(first + rest, "<i2")
     assert len(clean) == 12_001 and np.abs(clean).max() > 0
     assert b"latency    98 ms" in said and b"enhanced   1.5 s of sound" in said
+
+
+def test_the_page_on_streaming_runs(tmp_path: Path) -> None:
+    """docs/streaming.md, without ffmpeg, and its task on a small corpus."""
+    page = (PROGRAM.parents[1] / "docs/streaming.md").read_text()
+    (piped,), (block,) = (
+        re.findall(r"\| avdvae (enhance .*) \\", page),
+        re.findall(r"```python\n(.*?)```", page, re.DOTALL),
+    )
+    raw = (2**15 * sound(4_000)).astype("<i2").tobytes()
+    words = [sys.executable, PROGRAM, *piped.split()[1:]]
+    done = subprocess.run(words, input=raw, capture_output=True, cwd=tmp_path)
+    assert done.returncode == 0 and len(done.stdout) == len(raw), done.stderr
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    assert done.stdout == "96 ms\n", done.stderr
+
+
+def test_streaming_is_measured_by_latency(tmp_path: Path, prepared: Summary) -> None:
+    how = {
+        "tasks": ["streaming"],
+        "noises": ["White"],
+        "snrs": [0],
+        "per_speaker": 1,
+        "workers": 1,
+        "metrics": ["si_sdr"],
+    }
+    run = open_run(make_run(tmp_path / "run", "VAE"))
+    changes = {"prepared": str(prepared.out), "evaluate": how, "enhance": {"iterations": 2}}
+    rows = read_results(evaluate_again(run, changes, out=tmp_path / "out") / "results.csv")
+    scores = {row.model: row.value for row in rows if row.metric == "si_sdr"}
+    assert len(scores) == 4 and np.isfinite([*scores.values()]).all() and len({*scores.values()}) == 4
 
 
 def test_mistakes_with_pipes_are_explained(avdvae_command, tmp_path: Path) -> None:

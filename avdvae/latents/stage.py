@@ -312,7 +312,7 @@ def build_stream(
 ) -> Stream:
     """A run's model, on `device`, as an enhancer of sound that arrives; `changes` to the run's settings."""
     enhancer = build_enhancer(run, model, changes, pictures is not None, device)
-    assert isinstance(enhancer.settings, Vem)
+    assert isinstance(enhancer.settings, Vem) and is_speech_prior(enhancer.model)
     settings = known_settings(Streaming, "streaming", **streaming)
     return Stream(enhancer.model, run.stft, enhancer.settings, settings, rate, pictures, device)
 

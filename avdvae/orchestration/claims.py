@@ -270,7 +270,7 @@ class Models:
                 sentences.add(self._about(" ".join(side.beside), beside.config))
         return sorted(sentences - {""})
 
-    def _about(self, name: str, config: Mapping[str, Any]) -> str:
+    def _about(self, name: str, config: dict[str, Any]) -> str:
         """Nothing of a model that could not be trained."""
         if (run := self.runs.get(json.dumps(deciding_settings(config), sort_keys=True))) is None:
             return ""

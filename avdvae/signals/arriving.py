@@ -53,7 +53,7 @@ class Resampler(Arriving):
         most = max(self.up, self.down)
         self.half = TAPS * most if most > 1 else 0
         taps = 2 * (self.half // self.up) + 2  # of a phase of the filter, a zero or two among them
-        filter = self.up * firwin(2 * self.half + 1, 1 / most, window=("kaiser", 5.0)) if self.half else np.ones(1)
+        filter = self.up * firwin(2 * self.half + 1, 1 / most, window=("kaiser", 5.0)) if self.half else np.ones(1)  # type: ignore[arg-type]
         phase_P1, tap_K = np.arange(self.up)[:, None], np.arange(taps)[::-1]
         index_PK = phase_P1 + self.up * tap_K
         inside_PK = index_PK < len(filter)

@@ -99,7 +99,7 @@ def _estimates(
     subject: Subject, batch: Batch, b: int, mixture_N: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray, float]]:
     """Of each latency, and of the whole utterance: the speech, and the seconds per second that it took."""
-    assert subject.vem and batch.mixture is not None
+    assert subject.vem and batch.mixture is not None and batch.lengths is not None
     whole = replace(batch.first(int(batch.mask[b].sum())), ids=(batch.ids[b],))
     whole = whole._map(lambda values: values[b : b + 1])
     whole = replace(whole, mixture=batch.mixture[b : b + 1, : len(mixture_N)], lengths=batch.lengths[b : b + 1])

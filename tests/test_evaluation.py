@@ -73,7 +73,7 @@ def test_a_task_that_a_model_or_a_corpus_is_not_made_for_is_refused(subject: Sub
     with pytest.raises(UserError, match=r"no task is called singing: choose from enhancement, "):
         settings_of({"tasks": ["singing"]})
     motion = replace(subject, settings=replace(subject.settings, tasks=["motion"]))
-    with pytest.raises(UserError, match=r"tasks=motion: .* holds sound, so choose from enhancement, separation"):
+    with pytest.raises(UserError, match=r"tasks=motion: .* holds sound, so choose from enhancement, streaming"):
         measure(motion)
     with pytest.raises(UserError, match="SoundVQ cannot enhance, for it has no latents to infer"):
         measure(replace(subject, model=SoundVQ()))

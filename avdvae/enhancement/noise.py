@@ -71,6 +71,10 @@ class Noise:
         gain_BTJ = noisy_BTF.new_full((*noisy_BTF.shape[:2], sources), 1 / sources)
         return cls(torch.stack(W).to(noisy_BTF.device).clamp_min(EPSILON), H_BTK, gain_BTJ, smoothness)
 
+    def at_level(self, level_B1F: Float[Tensor, "B 1 F"]) -> Noise:
+        """Drawn noise times a level, so that V is this level on average."""
+        return replace(self, W_BFK=self.W_BFK * level_B1F.mT * (4 / self.W_BFK.shape[2]))
+
     def __post_init__(self) -> None:
         # A zero within a chain would spread along it.
         self._least_BT1 = EPSILON * (self.H_BTK > 0).any(-1, keepdim=True)
@@ -195,6 +199,11 @@ def _scaled(factor: Tensor, above: Tensor, below: Tensor) -> Tensor:
     return factor * (above / below.clamp_min(EPSILON)).sqrt_()
 
 
+def subtraction(noisy_BTF: Float[Tensor, "B T F"], noise_BSF: Float[Tensor, "B S F"]) -> Float[Tensor, "B T F"]:
+    """The filter that takes twice the noise off the mixture."""
+    return (1 - 2 * noise_BSF / noisy_BTF.clamp_min(EPSILON)).clamp_min(0.01)
+
+
 class StationaryNoise(NamedTuple):
     """By spectral subtraction: the mean power that goes with the median power of each frequency, and the filter that
     takes twice as much off the mixture."""
@@ -206,7 +215,7 @@ class StationaryNoise(NamedTuple):
     def of(cls, noisy_BTF: Float[Tensor, "B T F"], mask_BT: Bool[Tensor, "B T"]) -> StationaryNoise:
         present_BTF = noisy_BTF.masked_fill(~mask_BT[..., None], float("nan"))
         level_B1F = (present_BTF.nanmedian(1, keepdim=True).values / math.log(2)).clamp_min(EPSILON)
-        return cls(level_B1F, (1 - 2 * level_B1F / noisy_BTF.clamp_min(EPSILON)).clamp_min(0.01))
+        return cls(level_B1F, subtraction(noisy_BTF, level_B1F))
 
     def scaled(self, factor_B: Float[Tensor, " B"]) -> StationaryNoise:
         """That of a mixture whose power is multiplied by `factor_B`."""

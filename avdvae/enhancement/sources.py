@@ -40,7 +40,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from avdvae.enhancement.contract import RandomNumbers
+from avdvae.enhancement.contract import RandomNumbers, first_latents
 from avdvae.enhancement.noise import EPSILON
 from avdvae.enhancement.vem import Enhanced, recurrent_layers_training
 from avdvae.errors import UserError, whole_numbers
@@ -137,8 +137,7 @@ class Sources(nn.Module):
 @torch.no_grad()
 def _at_the_mean(prior: Any, batch: Batch) -> Float[Tensor, "B T F"]:
     """The variances of a source at the mean of its prior."""
-    p = prior.infer(batch, mode="mean").p
-    means = {name: gaussian.mean.expand(1, *gaussian.mean.shape[-3:]) for name, gaussian in p.items()}
+    means, _ = first_latents(prior, batch, "prior")
     return prior.decode(means, prior.context(batch))["power"].expected[0]
 
 

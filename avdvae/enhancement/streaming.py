@@ -28,7 +28,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from avdvae.enhancement.contract import MovingEStep, RandomNumbers
-from avdvae.enhancement.noise import EPSILON, Noise, Past, StationaryNoise, weighted_mean
+from avdvae.enhancement.noise import EPSILON, Noise, Past, StationaryNoise, subtraction, weighted_mean
 from avdvae.enhancement.vem import NoisySpeech, Vem, iterate, recurrent_layers_training
 from avdvae.errors import UserError, whole_numbers
 from avdvae.protocols import PICTURES, Batch, LatentModel, SpeechPrior, indispensable
@@ -95,7 +95,7 @@ class MovingPictures(Protocol):
 
 @dataclass
 class Block:
-    """What the EM knows of the frames in the block, at the present level.
+    """The state of the EM in the block, at the present level.
 
     given    the encoder's input, or the past of autoregressive models
     latents  state of the E-step, by the name of the latent
@@ -259,15 +259,13 @@ class Stream:
         if block is None:  # the first frames are taken for noise
             level_B1F = StationaryNoise.of(new_BTF, torch.ones(1, count, dtype=torch.bool).to(self.device)).level_B1F
             noise = Noise.drawn(new_BTF, self.vem.rank, self._random(count), self.vem.smoothness)
-            noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / self.vem.rank))
-            block = Block(new_BTF, new_BTF, pictures, noise, {})
+            block = Block(new_BTF, new_BTF, pictures, noise.at_level(level_B1F), {})
         else:
             new_BTF = new_BTF / self.level
             leave = max(0, block.noisy_BTF.shape[1] + count - self.most)
             block.noise = self._slid(block, leave, count)
             block.noisy_BTF = torch.cat([block.noisy_BTF[:, leave:], new_BTF], 1)
-        # As in StationaryNoise, twice the noise is taken off the mixture.
-        filter_BTF = (1 - 2 * block.noise.variance_BTF / block.noisy_BTF.clamp_min(EPSILON)).clamp_min_(0.01)
+        filter_BTF = subtraction(block.noisy_BTF, block.noise.variance_BTF)
         speech_BTF = filter_BTF.square_().mul_(block.noisy_BTF)
         stay = block.noisy_BTF.shape[1] - count
         block.given_BTF = torch.cat([block.given_BTF[:, leave : leave + stay], speech_BTF[:, stay:]], 1)

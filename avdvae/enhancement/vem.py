@@ -167,8 +167,8 @@ def _run(
     random = RandomNumbers.seeded(start.ids, frames.tolist(), settings.seed)
     smoothness = 0.0 if settings.paper else settings.smoothness
     noise = Noise.drawn(noisy_BTF, settings.rank, random, smoothness, context.sources)
-    if level_B1F is not None:  # so that V is this level on average
-        noise = replace(noise, W_BFK=noise.W_BFK * level_B1F.mT * (4 / settings.rank))
+    if level_B1F is not None:
+        noise = noise.at_level(level_B1F)
 
     target = NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BTJ)
     costs = []

@@ -30,7 +30,7 @@ from avdvae.data.prepare import prepare_alone
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.data.shards import PreparedCorpus
 from avdvae.enhancement.recordings import Enhancer
-from avdvae.enhancement.streaming import MovingPictures, Stream, Streaming
+from avdvae.enhancement.streaming import Stream, Streaming
 from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError, in_file, known_settings
 from avdvae.latents.resynthesis import reconstruct_poses, resynthesise
@@ -308,13 +308,12 @@ def build_stream(
     streaming: Mapping[str, Any],
     rate: int,
     device: str,
-    pictures: MovingPictures | None = None,
 ) -> Stream:
     """A run's model, on `device`, as an enhancer of sound that arrives; `changes` to the run's settings."""
-    enhancer = build_enhancer(run, model, changes, pictures is not None, device)
+    enhancer = build_enhancer(run, model, changes, False, device)
     assert isinstance(enhancer.settings, Vem) and is_speech_prior(enhancer.model)
     settings = known_settings(Streaming, "streaming", **streaming)
-    return Stream(enhancer.model, run.stft, enhancer.settings, settings, rate, pictures, device)
+    return Stream(enhancer.model, run.stft, enhancer.settings, settings, rate, device=device)
 
 
 def _figure(pose_TD: torch.Tensor) -> Float[np.ndarray, "T J 3"]:

@@ -153,6 +153,11 @@ def _places(settings: Settings) -> list[Place]:
     return places + [replace(place, peer=peer) for place in places if peer]
 
 
+def _training(config: dict[str, Any]) -> str:
+    """The same for the same training."""
+    return json.dumps(deciding_settings(config), sort_keys=True)
+
+
 def _key(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
 
@@ -188,13 +193,13 @@ class Models:
 
     def requests_of(self, side: Side, claim: Claim) -> tuple[Request, Request | None]:
         """Of the training, and of that of the model beside it, which may be of another corpus."""
-        first, place = [*self.first], [*self.place.words]
-        request = self._request([*first, *place, *claim.settings, *side.settings, *self.last, f"exp={side.model}"])
+        place = self.place.words
+        given = *self.first, *place, *claim.settings, *side.settings, *self.last, f"exp={side.model}"
         if not side.beside:
-            return request, None
+            return self._request(given), None
         if "data" in map(_key, side.beside):
             place = [word for word in place if _key(word) != "prepared"]
-        return request, self._request([*first, *place, *claim.settings, *self.last, *side.beside])
+        return self._request(given), self._request((*self.first, *place, *claim.settings, *self.last, *side.beside))
 
     def _request(self, given: Sequence[str]) -> Request:
         """Of words with the same key, the last stands."""
@@ -219,7 +224,7 @@ class Models:
     def run(self, request: Request) -> Run:
         """Trained or imported, unless it is there."""
         config, name = request.config, request.config["exp"]
-        if (key := json.dumps(deciding_settings(config), sort_keys=True)) in self.runs:
+        if (key := _training(config)) in self.runs:
             return self.runs[key]
         if self.place.peer:
             path = Path(config["runs"], "published", PUBLISHED[name])
@@ -261,19 +266,16 @@ class Models:
         return self.rows[str(out), task]
 
     def protocol(self, contrasts: Sequence[Contrast], claim: Claim) -> list[str]:
-        """A sentence for each model."""
+        """A sentence for each model that could be trained."""
         sentences = set[str]()
         for side in (side for contrast in contrasts for side in contrast.sides):
-            request, beside = self.requests_of(side, claim)
-            sentences.add(self._about(" ".join([side.model, *side.settings]), request.config))
-            if beside:
-                sentences.add(self._about(" ".join(side.beside), beside.config))
-        return sorted(sentences - {""})
+            names = [" ".join([side.model, *side.settings]), " ".join(side.beside)]
+            for name, request in zip(names, self.requests_of(side, claim), strict=True):
+                if request and (run := self.runs.get(_training(request.config))):
+                    sentences.add(self._about(name, request.config, run))
+        return sorted(sentences)
 
-    def _about(self, name: str, config: dict[str, Any]) -> str:
-        """Nothing of a model that could not be trained."""
-        if (run := self.runs.get(json.dumps(deciding_settings(config), sort_keys=True))) is None:
-            return ""
+    def _about(self, name: str, config: Mapping[str, Any], run: Run) -> str:
         noted = run.noted
         size = f"{noted['parameters']:,} parameters"
         if self.place.peer:

@@ -120,9 +120,10 @@ def stream_pipes(config: Mapping[str, Any]) -> None:
     source: Any = sys.stdin.buffer
     try:
         while piece := source.read1(PIECE):
-            whole = len(rest + piece) // 2 * 2
-            samples, rest = np.frombuffer((rest + piece)[:whole], "<i2"), (rest + piece)[whole:]
-            _write(stream.push(samples / np.float32(2**15)))
+            piece = rest + piece
+            whole = len(piece) // 2 * 2
+            rest = piece[whole:]
+            _write(stream.push(np.frombuffer(piece[:whole], "<i2") / np.float32(2**15)))
             if stream.given >= (seconds + SHOWN_EVERY) * rate:
                 seconds = stream.given / rate
                 print(f"enhancing  {seconds:.0f} s of sound", file=sys.stderr, flush=True)

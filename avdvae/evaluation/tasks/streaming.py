@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+import torch
 
 from avdvae.enhancement.separation import Pictures, separate
 from avdvae.enhancement.streaming import Stream, Streaming
@@ -61,14 +62,14 @@ class StreamingEnhancement(Enhancement):
         measured = Measured()
         for lips in subject.states:
             for batch in _mixed(subject, part, lips):
-                assert batch.waveform is not None and batch.mixture is not None and batch.lengths is not None
-                for b, (item, n) in enumerate(zip(batch.ids, batch.lengths.tolist(), strict=True)):
-                    clean_N, mixture_N = (signal[b, :n].cpu().numpy() for signal in (batch.waveform, batch.mixture))
-                    before = self._scores(subject, part, clean_N, mixture_N)
-                    before = {INPUT + metric: value for metric, value in before.items() if metric != FAILED}
-                    for name, speech_N, rtf in _estimates(subject, batch, b, mixture_N):
-                        scores = self._scores(subject, part, clean_N, speech_N) | before | {"rtf": rtf}
-                        measured.rows += [replace(row, model=name) for row in subject.rows(part, item, lips, scores)]
+                assert batch.waveform is not None and batch.mixture is not None
+                clean_N, mixture_N = (signal[0].cpu().numpy() for signal in (batch.waveform, batch.mixture))
+                before = self._scores(subject, part, clean_N, mixture_N)
+                before = {INPUT + metric: value for metric, value in before.items() if metric != FAILED}
+                for name, speech_N, rtf in _estimates(subject, batch, mixture_N):
+                    scores = self._scores(subject, part, clean_N, speech_N) | before | {"rtf": rtf}
+                    rows = subject.rows(part, batch.ids[0], lips, scores)
+                    measured.rows += [replace(row, model=name) for row in rows]
         return measured
 
     def _scores(self, subject: Subject, part: Part, clean_N: np.ndarray, speech_N: np.ndarray) -> dict[str, float]:
@@ -83,32 +84,26 @@ class StreamingEnhancement(Enhancement):
 
 
 def _mixed(subject: Subject, part: Part, lips: str) -> Iterator[Batch]:
-    """Utterances in a noise, or in two, of which the second takes over in the middle."""
+    """Utterances, each alone in its batch, in a noise, or in two, of which the second takes over in the middle."""
     sources = {label_of(noise): source_of(noise, subject) for noise in subject.settings.noises}
-    each = [mixtures(subject, part, subject.items(part), sources[name], lips) for name in part.noise.split(THEN)]
+    alone, items = replace(subject, batch_size=1), subject.items(part)
+    each = [mixtures(alone, part, items, sources[name], lips) for name in part.noise.split(THEN)]
     for batches in zip(*each, strict=True):
         first, last = batches[0][0], batches[-1][0]
-        assert first.mixture is not None and last.mixture is not None and first.lengths is not None
-        mixture_BN = first.mixture.clone()
-        for b, n in enumerate(first.lengths.tolist()):
-            mixture_BN[b, n // 2 :] = last.mixture[b, n // 2 :]
-        yield replace(first, mixture=mixture_BN)
+        assert first.mixture is not None and last.mixture is not None
+        half = first.mixture.shape[1] // 2
+        yield replace(first, mixture=torch.cat([first.mixture[:, :half], last.mixture[:, half:]], 1))
 
 
-def _estimates(
-    subject: Subject, batch: Batch, b: int, mixture_N: np.ndarray
-) -> Iterator[tuple[str, np.ndarray, float]]:
+def _estimates(subject: Subject, batch: Batch, mixture_N: np.ndarray) -> Iterator[tuple[str, np.ndarray, float]]:
     """Of each latency, and of the whole utterance: the speech, and the seconds per second that it took."""
-    assert subject.vem and batch.mixture is not None and batch.lengths is not None
-    whole = replace(batch.first(int(batch.mask[b].sum())), ids=(batch.ids[b],))
-    whole = whole._map(lambda values: values[b : b + 1])
-    whole = replace(whole, mixture=batch.mixture[b : b + 1, : len(mixture_N)], lengths=batch.lengths[b : b + 1])
+    assert subject.vem
     start = time.perf_counter()
-    speech_N = separate(subject.model, whole, subject.stft, subject.vem).speech[0].cpu().numpy()
+    speech_N = separate(subject.model, batch, subject.stft, subject.vem).speech[0].cpu().numpy()
     yield subject.name, speech_N, (time.perf_counter() - start) * RATE / len(mixture_N)
     pictures = None
-    if whole.lips is not None and whole.confidence is not None:
-        crops, confidence = whole.lips[0].cpu().numpy(), (255 * whole.confidence[0]).byte().cpu().numpy()
+    if batch.lips is not None and batch.confidence is not None:
+        crops, confidence = batch.lips[0].cpu().numpy(), (255 * batch.confidence[0]).byte().cpu().numpy()
         pictures = Pictures(crops, confidence, RATE / subject.stft.hop)
     for latency in LATENCIES:
         stream, start = stream_of(subject, latency, pictures), time.perf_counter()

@@ -50,6 +50,12 @@ class Target(Protocol):
     @property
     def noisy_BTF(self) -> Tensor: ...
 
+    @property
+    def noise_BTF(self) -> Tensor: ...
+
+    @property
+    def gain_BTJ(self) -> Tensor: ...
+
 
 @dataclass(frozen=True)
 class RandomNumbers:
@@ -112,6 +118,14 @@ class MovingEStep(EStep, Protocol):
     def saved(self, state: Any) -> Mapping[str, Sequence[Tensor]]: ...
 
     def restored(self, saved: Mapping[str, Sequence[Tensor]]) -> Any: ...
+
+
+def draws_of(q: Mapping[str, Gaussian], count: int, random: RandomNumbers) -> Latents:
+    """z of posteriors with moments of the shape B T L or 1 B T L."""
+    noise = {
+        name: random.normal(gaussian.mean.expand(count, *gaussian.mean.shape[-3:])) for name, gaussian in q.items()
+    }
+    return {name: q[name].moved(noise_KBTL) for name, noise_KBTL in noise.items()}
 
 
 def first_latents(model: Prior, batch: Batch, begin: Start) -> tuple[dict[str, Tensor], Mapping[str, Gaussian]]:

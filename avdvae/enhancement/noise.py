@@ -87,9 +87,9 @@ class Noise:
         torch.bmm(self.H_BTK, self.W_BFK.mT, out=self.variance_BTF)
         self.variance_BTF += EPSILON  # no division by 0 in digital silence
 
-    def update(self, noisy_BTF: Tensor, likely: Components) -> Float[Tensor, "B T"]:
-        """One M-step, and the cost before it. Where H is zero, as in frames that pad, it stays zero, and the frame does
-        not contribute to W."""
+    def update(self, noisy_BTF: Tensor, likely: Components, times: int = 1) -> Float[Tensor, "B T"]:
+        """One M-step of so many updates, and the cost before it. Where H is zero, as in frames that pad, it stays zero,
+        and the frame does not contribute to W."""
         speech_RBTF, precision_RBTF, weight_RBT1, *_ = likely
         if self._room is None or self._room[0].shape != speech_RBTF.shape:
             self._room = torch.empty_like(speech_RBTF), torch.empty_like(speech_RBTF)
@@ -97,6 +97,23 @@ class Noise:
 
         ratio_RBTF = torch.mul(noisy_BTF, precision_RBTF, out=one)
         cost_BT = self._cost(ratio_RBTF, torch.log(precision_RBTF, out=two), weight_RBT1)
+        self._update(noisy_BTF, likely, ratio_RBTF, precision_RBTF, one, two)
+        for _ in range(times - 1):
+            precision_RBTF = self.mixture(*likely.sources, out=two).reciprocal_()
+            self._update(noisy_BTF, likely, torch.mul(noisy_BTF, precision_RBTF, out=one), precision_RBTF, one, two)
+        return cost_BT
+
+    def _update(
+        self,
+        noisy_BTF: Tensor,
+        likely: Components,
+        ratio_RBTF: Tensor,
+        precision_RBTF: Tensor,
+        one: Tensor,
+        two: Tensor,
+    ) -> None:
+        """Of W, H and the gains; `one` and `two` are overwritten."""
+        weight_RBT1 = likely.weight
         above, below = _slopes(ratio_RBTF, precision_RBTF, weight_RBT1)
         self._update_spectra((self.H_BTK.mT @ above).mT, (self.H_BTK.mT @ below).mT)
 
@@ -113,7 +130,6 @@ class Noise:
             fit_RBT1 = share_RBTF.div_(variance_RBTF).mul_(noisy_BTF).sum(-1, keepdim=True)
             above.append(weighted_mean(fit_RBT1, weight_RBT1))
         self.gain_BTJ = _scaled(self.gain_BTJ, torch.cat(above, -1), torch.cat(below, -1)).clamp_min_(EPSILON)
-        return cost_BT
 
     def _update_spectra(self, above_BFK: Tensor, below_BFK: Tensor) -> None:
         if self.past is None:

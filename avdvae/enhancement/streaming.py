@@ -326,7 +326,7 @@ class Stream:
             context = replace(context, switch=block.switch)
         target = NoisySpeech(self.model, context, block.noisy_BTF, block.noise.variance_BTF, block.noise.gain_BTJ)
         for _ in range(settings.iterations):
-            target, state, _ = iterate(self.estep, target, block.noise, state, random)
+            target, state, _ = iterate(self.estep, target, block.noise, state, random, self.vem.updates)
         likely = self.estep.final(target, state, random).components(block.noisy_BTF)
 
         block.latents, block.switch = self.estep.saved(state), target.context.switch

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from avdvae.enhancement.contract import RandomNumbers, Start, Target, backpropagated, first_latents
+from avdvae.enhancement.contract import RandomNumbers, Start, Target, backpropagated, draws_of, first_latents
 from avdvae.errors import UserError
 from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.mixture import Mixture
 from avdvae.probability.spectrum import SpeechLikelihood
-from avdvae.protocols import Batch, Latents, Prior
+from avdvae.protocols import Batch, Prior
 
 
 def _adam(tensors: Iterable[Tensor], lr: float) -> torch.optim.Adam:
@@ -87,12 +87,6 @@ class _Free(NamedTuple):
     log_var: dict[str, Tensor]
     adam: FrameAdam
 
-    def sample(self, count: int, random: RandomNumbers) -> Latents:
-        return {
-            name: mean + torch.exp(self.log_var[name] / 2) * random.normal(mean.expand(count, -1, -1, -1))
-            for name, mean in self.mean.items()
-        }
-
     @property
     def q(self) -> dict[str, Gaussian]:
         return {name: Gaussian(mean, self.log_var[name]) for name, mean in self.mean.items()}
@@ -134,7 +128,7 @@ class FreeGaussian:
 
     def step(self, target: Target, state: _Free, random: RandomNumbers) -> tuple[_Free, SpeechLikelihood]:
         for _ in range(self.steps):
-            z = state.sample(self.draws, random)
+            z = draws_of(state.q, self.draws, random)
             slopes, likelihood, _ = target.gradient(z)
             likelihood = likelihood.drawn(z, state.q)
             for name, slope in slopes.items():
@@ -145,7 +139,7 @@ class FreeGaussian:
         return state, likelihood
 
     def final(self, target: Target, state: _Free, random: RandomNumbers) -> SpeechLikelihood:
-        z = state.sample(self.final_draws, random)
+        z = draws_of(state.q, self.final_draws, random)
         return target.likelihood(z).drawn(z, state.q)
 
 

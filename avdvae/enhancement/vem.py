@@ -51,6 +51,7 @@ class Vem:
 
     estep: EStep
     iterations: int = 100
+    updates: int = 1
     rank: int = 8
     smoothness: float = 200.0
     temper: float = 0.2
@@ -64,7 +65,7 @@ class Vem:
                 f"enhance.begin_from: no modality is called {', '.join(sorted(unknown))}: choose from "
                 f"{', '.join(Batch.MODALITIES)}"
             )
-        whole_numbers("enhance.", vars(self), iterations=1, rank=1)
+        whole_numbers("enhance.", vars(self), iterations=1, updates=1, rank=1)
         if type(self.smoothness) not in (int, float) or not self.smoothness >= 0:
             raise UserError(f"enhance.smoothness={self.smoothness}: give 0 or more")
         if type(self.temper) not in (int, float) or not 0 < self.temper <= 1:
@@ -175,7 +176,7 @@ def _run(
     with recurrent_layers_training(model):
         state = settings.estep.start(model, start, random)
         for _ in range(settings.iterations):
-            target, state, cost_BT = iterate(settings.estep, target, noise, state, random)
+            target, state, cost_BT = iterate(settings.estep, target, noise, state, random, settings.updates)
             costs.append(cost_BT)
             progress()
         likely = settings.estep.final(target, state, random).components(noisy_BTF)
@@ -186,14 +187,14 @@ def _run(
 
 
 def iterate(
-    estep: EStep, target: NoisySpeech, noise: Noise, state: Any, random: RandomNumbers
+    estep: EStep, target: NoisySpeech, noise: Noise, state: Any, random: RandomNumbers, updates: int
 ) -> tuple[NoisySpeech, Any, Float[Tensor, "B T"]]:
     """An E-step and an M-step, which changes `noise`: the next target, the state of the E-step, and the cost before."""
     state, likelihood = estep.step(target, state, random)
     likely, context = likelihood.components(target.noisy_BTF), target.context
     if likely.switch and context.learns:
         context = replace(context, switch=likely.switch.learned())
-    cost_BT = noise.update(target.noisy_BTF, likely)
+    cost_BT = noise.update(target.noisy_BTF, likely, updates)
     context = context.fed_back(partial(noise.power, likely, target.noisy_BTF))
     target = replace(target, context=context, noise_BTF=noise.variance_BTF, gain_BTJ=noise.gain_BTJ)
     return target, state, cost_BT

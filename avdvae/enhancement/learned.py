@@ -1,0 +1,188 @@
+"""The E-step `learned`: an encoder q(z | x, V) that is given the noisy power and the present estimate of the noise.
+
+It is trained on clean speech with noise drawn from the noise model itself, without recordings of noise. The target is
+that of the E-step, the bound of the mixture; decoder and prior stay as they are:
+
+    E_q[ln p(x | z, V) + ln p(z)] + H(q)        q(z) = prod_t N(z_t; m_t, diag s_t^2)
+
+    x      noisy speech                        P = |x|^2: noisy_BTF
+    V      variances of the noise              noise_BTF
+    a      share of P that is speech           that of a Wiener filter, P / (P + V), its logit moved by share_net
+    m, s   moments of q                        of the model's own encoder, tuned, which is given a P as clean power
+
+A gain of the speech leaves the posterior as it is if P and V are divided by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from avdvae.enhancement.contract import RandomNumbers, Target, draws_of
+from avdvae.enhancement.noise import EPSILON
+from avdvae.enhancement.vem import NoisySpeech, Vem
+from avdvae.errors import UserError
+from avdvae.nn.blocks import mlp, zero_init
+from avdvae.probability.gaussian import Gaussian
+from avdvae.probability.objectives import Elbo, Schedule
+from avdvae.probability.spectrum import SpeechLikelihood
+from avdvae.protocols import Batch, Inferred, LatentModel, Observed, Prior, is_speech_prior
+from avdvae.signals.audio import BINS
+
+FLOOR = 1e-4  # of powers, before their logarithm
+
+
+class LearnedPosterior(nn.Module):
+    """q(z | x, V) for a model of speech. A file of its weights holds what training has changed; the rest is the
+    model's."""
+
+    observes: Observed = "power"
+
+    def __init__(
+        self,
+        prior: nn.Module | None = None,
+        hidden: int = 128,  # of share_net
+        frequencies: int = BINS,
+        tune: bool = True,  # the encoder, too; otherwise share_net alone
+    ):
+        super().__init__()
+        if prior is None or not is_speech_prior(prior) or "power" not in prior.sees:
+            name = "nothing" if prior is None else type(prior).__name__
+            raise UserError(
+                f"a learned E-step is for a model with an encoder of noisy speech, and was given {name}: give the run "
+                "of one, as start=[vae-librispeech]"
+            )
+        self.sees: tuple[str, ...] = prior.sees
+        self.model: Any = prior.eval().requires_grad_(False)
+        self.tuned: Any = deepcopy(self.model).requires_grad_(tune)
+        last = nn.Linear(hidden, frequencies)
+        zero_init(last)
+        self.share_net = nn.Sequential(*mlp([2 * frequencies, hidden], nn.ReLU), last)
+
+    def start_from(self, prior: LatentModel) -> None:
+        state = prior.state_dict()  # type: ignore[attr-defined]
+        for model in (self.model, self.tuned):
+            model.load_state_dict(state)
+
+    def train(self, mode: bool = True) -> LearnedPosterior:
+        """The model stays in evaluation mode, without dropout, but for recurrent layers: cuDNN gives gradients only in
+        training mode."""
+        super().train(mode)
+        for model in (self.model, self.tuned):
+            for layer in model.modules():
+                layer.training = mode and isinstance(layer, nn.RNNBase)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        state = super().state_dict(*args, **kwargs)
+        before = {f"tuned.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        own = {name: tensor for name, tensor in state.items() if not name.startswith("model.")}
+        return {n: t for n, t in own.items() if n not in before or not torch.equal(t, before[n])}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        models = {f"{part}.{n}": t for part in ("model", "tuned") for n, t in self.model.state_dict().items()}
+        return super().load_state_dict({**models, **state_dict}, strict, assign)
+
+    def infer(self, noisy_BTF: Tensor, noise_BTF: Tensor, batch: Batch) -> Inferred:
+        """The means and their distributions, of noisy speech with a gain of 1 and the other modalities of `batch`."""
+        levels = torch.cat([((power + FLOOR).log() + 4) / 2.5 for power in (noisy_BTF, noise_BTF)], -1)
+        odds_BTF = self.share_net(levels) + (noisy_BTF + EPSILON).log() - (noise_BTF + EPSILON).log()
+        return self.tuned.infer(replace(batch, power=odds_BTF.sigmoid() * noisy_BTF), mode="mean")
+
+    def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
+        clean_BTF, mask_BT = batch.need("power", self), batch.mask
+        true_BTF, noise_BTF = drawn_noise(clean_BTF)
+        level_B11 = 10 ** (0.3 * torch.randn_like(clean_BTF[:, :1, :1]))
+        noisy_BTF = in_noise(level_B11 * clean_BTF, true_BTF)
+        q = self.infer(noisy_BTF, noise_BTF, batch).q
+        z = {name: g.sample().flatten(end_dim=-4) for name, g in q.items()}
+        filtered_BTF = noisy_BTF.square() / (noisy_BTF + noise_BTF)
+        context = replace(self.model.context(replace(batch, power=filtered_BTF)), temper=Vem.temper)
+        target = NoisySpeech(self.model, context, noisy_BTF, noise_BTF, torch.ones_like(noisy_BTF[..., :1]))
+        recon_BT = target.likelihood(z).log_potential(noisy_BTF).mean(0)
+        log_prior_BT = self.model.log_prior(z, context).mean(0)
+        entropy_B = sum((_entropy(g, mask_BT) for g in q.values()), torch.zeros_like(recon_BT[:, 0]))
+        return Elbo(
+            recon={"power": (recon_BT * mask_BT).sum(1)},
+            kl={"latents": -(log_prior_BT * mask_BT).sum(1) - entropy_B},
+            n=mask_BT.sum(1).float(),
+        )
+
+
+def _entropy(q: Gaussian, mask_BT: Tensor) -> Float[Tensor, " B"]:
+    log_var_BTL = q.log_var.expand_as(q.mean).flatten(end_dim=-4) if q.mean.ndim > 3 else q.log_var.expand_as(q.mean)
+    log_var_BTL = log_var_BTL[0] if log_var_BTL.ndim > 3 else log_var_BTL
+    half_BT = (log_var_BTL + math.log(2 * math.pi * math.e)).sum(-1) / 2
+    return (half_BT * mask_BT if half_BT.shape == mask_BT.shape else half_BT).sum(1)
+
+
+def in_noise(power_BTF: Tensor, noise_BTF: Tensor) -> Float[Tensor, "B T F"]:
+    """The power of speech of this power and a random phase, with Gaussian noise."""
+    real_BTF, imaginary_BTF = (torch.randn_like(noise_BTF) * (noise_BTF / 2).sqrt() for _ in range(2))
+    return (power_BTF.sqrt() + real_BTF).square() + imaginary_BTF.square()
+
+
+def drawn_noise(like_BTF: Tensor, ranks: int = 8, waves: int = 12) -> tuple[Tensor, Tensor]:
+    """V of drawn noise, and of an estimate of it."""
+    B, T, F = like_BTF.shape
+    on = {"device": like_BTF.device}
+    # Spectra: smooth on a scale of frequency that is finer below, with sharper detail
+    place_F = torch.log1p(torch.linspace(0, 40, F, **on)) / math.log(41)
+    order_Q = torch.arange(1, waves + 1, **on)
+    wave_QF = torch.cos(math.pi * order_Q[:, None] * place_F)
+    weight_BKQ = 2.5 * torch.rand(B, ranks, 1, **on) * torch.randn(B, ranks, waves, **on) / order_Q
+    detail_BKF = 0.5 * torch.rand(B, ranks, 1, **on) * torch.randn(B, ranks, F, **on)
+    W_BKF = (weight_BKQ @ wave_QF + detail_BKF).exp()
+    W_BKF = W_BKF / W_BKF.mean(-1, keepdim=True)
+    # Activations: H_t / H_t-1 is a gamma variable under the prior of noise.py
+    some_BK1 = torch.arange(ranks, **on)[None, :, None] < torch.randint(1, ranks + 1, (B, 1, 1), **on)
+    smoothness_BK1 = 10 ** (1 + 2 * torch.rand(B, ranks, 1, **on))
+    rise_BKT = torch._standard_gamma((smoothness_BK1 + 1).expand(-1, -1, T)) / smoothness_BK1
+    H_BKT = (rise_BKT.log().cumsum(-1) + 1.5 * torch.randn(B, ranks, 1, **on)).exp() * some_BK1
+    true_BTF = H_BKT.mT @ W_BKF
+    true_BTF = true_BTF / true_BTF.mean((1, 2), keepdim=True)
+    true_BTF = true_BTF * 10 ** (3 * torch.rand(B, 1, 1, **on) - 1.5) * like_BTF.mean()
+    # Estimate: between V and its mean over time, off by a smooth factor
+    share_B11 = torch.rand(B, 1, 1, **on) * (torch.rand(B, 1, 1, **on) < 0.5)
+    off_B1F = (torch.randn(B, 1, waves, **on) / order_Q) @ wave_QF + 0.7 * torch.randn(B, 1, 1, **on)
+    off_B1F = 0.7 * torch.rand(B, 1, 1, **on) * off_B1F
+    noise_BTF = true_BTF * (true_BTF.mean(1, keepdim=True) / true_BTF) ** share_B11 * off_B1F.exp()
+    return true_BTF + EPSILON, noise_BTF + EPSILON
+
+
+class _State(NamedTuple):
+    posterior: LearnedPosterior
+    model: Prior
+    batch: Batch
+
+
+@dataclass(frozen=True)
+class Learned:
+    """q(z | x, V) by an encoder that is trained for it, exp=learned_estep, in a few iterations."""
+
+    draws: int = 2
+    final_draws: int = 4
+    network: LearnedPosterior | None = None
+
+    def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> _State:
+        assert self.network is not None
+        return _State(self.network, model, batch)
+
+    def step(self, target: Target, state: _State, random: RandomNumbers) -> tuple[_State, SpeechLikelihood]:
+        return state, self._likelihood(target, state, random, self.draws)
+
+    def final(self, target: Target, state: _State, random: RandomNumbers) -> SpeechLikelihood:
+        return self._likelihood(target, state, random, self.final_draws)
+
+    def _likelihood(self, target: Target, state: _State, random: RandomNumbers, count: int) -> SpeechLikelihood:
+        noisy_BTF, noise_BTF = target.noisy_BTF / target.gain_BTJ, target.noise_BTF / target.gain_BTJ
+        q = state.posterior.infer(noisy_BTF, noise_BTF, state.batch).q
+        z = draws_of(q, count, random)
+        return target.likelihood(z).drawn(z, q)

@@ -6,6 +6,7 @@ metrics.jsonl         training curve            tensorboard/      the same, with
 metrics.csv           a row an epoch            loggers.json      its runs in Weights & Biases and MLflow
 results.csv           every value               summary.json      means with intervals
 report.html           the report                audio/, figures/  its examples
+learned_estep/        the training of an E-step for it
 run.json              sizes, times, and the commands that started and resumed it
 """
 
@@ -15,7 +16,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ import yaml
 from torch import nn
 
 from avdvae.enhancement.esteps import build_estep
+from avdvae.enhancement.learned import Learned, LearnedPosterior
 from avdvae.enhancement.vem import Vem
 from avdvae.entry_points import find_class
 from avdvae.errors import UserError, check_settings, in_file, known_settings, reading, whole_numbers
@@ -33,6 +35,7 @@ from avdvae.nn.weights import WEIGHTS, load_weights
 from avdvae.protocols import SpeechPrior, why_not_enhancing
 from avdvae.signals.audio import Stft
 
+LEARNED = "learned_estep"  # in the folder of a run: the training of an E-step for it
 PACKAGED = Path(__file__).parent / "weights"  # runs that come with the package, each with a card
 
 
@@ -82,10 +85,16 @@ MISSING = "???"  # of Hydra, for a key without a value; null is a value
 
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`config` with the values of `changes` that are not MISSING, recursively; a section whose `name` changes loses its
-    other settings."""
+    other settings, and the learned E-step has iterations of its own."""
     if changes.get("name", MISSING) not in (MISSING, config.get("name")):
         config = {}
     new = dict(config)
+    before, after = (
+        section["estep"].get("name", MISSING) if isinstance(section.get("estep"), Mapping) else MISSING
+        for section in (config, changes)
+    )
+    if MISSING not in (before, after) and before != after and "learned" in (before, after):
+        new |= dict.fromkeys(new.keys() & {"iterations", "updates"})  # those of the new E-step
     for key, value in changes.items():
         if isinstance(value, Mapping):
             if (section := changed(config.get(key) or {}, value)) or key in config:
@@ -166,6 +175,25 @@ class Run:
         if reason := why_not_enhancing(model):
             raise UserError(reason)
         return model
+
+    def load_learned_posterior(self) -> LearnedPosterior:
+        """Of exp=learned_estep, for this run."""
+        for folder in (self.results / LEARNED, self.path / LEARNED):
+            if (folder / WEIGHTS).exists():
+                break
+        else:
+            run = self.name if (self.path / "config.yaml").exists() else "RUN"
+            raise UserError(
+                f"enhance.estep.name=learned: {run} has no learned E-step: train one in minutes, with "
+                f"python experiments/run.py exp=learned_estep start=[{run}], or choose another E-step"
+            )
+        posterior: Any = open_run(folder).build_model()
+        try:
+            posterior.start_from(self.load_model())
+        except RuntimeError as error:
+            raise UserError(f"{folder} is for another model than that of {self.path}: train it anew") from error
+        load_weights(posterior, folder / WEIGHTS)
+        return posterior.eval().requires_grad_(False)
 
     def note(self, **facts: Any) -> None:
         """Add to run.json."""
@@ -280,10 +308,13 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     return made
 
 
-def build_vem(config: Mapping[str, Any]) -> Vem:
-    """The EM settings of a run's `enhance` section."""
+def build_vem(config: Mapping[str, Any], run: Run | None = None) -> Vem:
+    """The EM settings of a run's `enhance` section. An E-step that is learned for a run is taken from its folder."""
     if not isinstance(config["estep"], Mapping):
         raise UserError(f"enhance.estep={config['estep']}: write enhance.estep.name={config['estep']}")
     whole_numbers("enhance.", {"batch_size": 1, **config}, batch_size=1)
     settings = {name: value for name, value in config.items() if name not in ("estep", "batch_size")}
-    return known_settings(Vem, "enhance", estep=build_estep(**config["estep"]), **settings)
+    estep = build_estep(**config["estep"])
+    if run and isinstance(estep, Learned):
+        estep = replace(estep, network=run.load_learned_posterior())
+    return known_settings(Vem, "enhance", estep=estep, **settings)

@@ -27,6 +27,7 @@ from avdvae.probability.spectrum import SpeechLikelihood
 from avdvae.protocols import Batch, Latents, Prior
 
 Start = Literal["posterior", "prior"]
+MANY = 100, 1  # iterations of an EM, and updates of the noise in each
 
 
 class Gradient(NamedTuple):
@@ -118,6 +119,14 @@ class MovingEStep(EStep, Protocol):
     def saved(self, state: Any) -> Mapping[str, Sequence[Tensor]]: ...
 
     def restored(self, saved: Mapping[str, Sequence[Tensor]]) -> Any: ...
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """An E-step that has other iterations by default than MANY."""
+
+    @property
+    def schedule(self) -> tuple[int, int]: ...
 
 
 def draws_of(q: Mapping[str, Gaussian], count: int, random: RandomNumbers) -> Latents:

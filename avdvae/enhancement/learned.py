@@ -19,16 +19,17 @@ import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.enhancement.contract import RandomNumbers, Target, draws_of
+from avdvae.enhancement.contract import MANY, EStep, RandomNumbers, Target, draws_of
 from avdvae.enhancement.noise import EPSILON
+from avdvae.enhancement.variational import FineTunedEncoder
 from avdvae.enhancement.vem import NoisySpeech, Vem
-from avdvae.errors import UserError
+from avdvae.errors import UserError, whole_numbers
 from avdvae.nn.blocks import mlp, zero_init
 from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.objectives import Elbo, Schedule
@@ -37,6 +38,8 @@ from avdvae.protocols import Batch, Inferred, LatentModel, Observed, Prior, is_s
 from avdvae.signals.audio import BINS
 
 FLOOR = 1e-4  # of powers, before their logarithm
+LEAST_GAIN = 0.03  # by which powers are divided: a fainter frame has no speech to infer
+FEW = 6, 10  # iterations, and updates of the noise in each
 
 
 class LearnedPosterior(nn.Module):
@@ -48,8 +51,8 @@ class LearnedPosterior(nn.Module):
     def __init__(
         self,
         prior: nn.Module | None = None,
-        hidden: int = 128,  # of share_net
-        frequencies: int = BINS,
+        width: int = 128,  # of share_net
+        bins: int = BINS,
         tune: bool = True,  # the encoder, too; otherwise share_net alone
     ):
         super().__init__()
@@ -60,11 +63,20 @@ class LearnedPosterior(nn.Module):
                 "of one, as start=[vae-librispeech]"
             )
         self.sees: tuple[str, ...] = prior.sees
-        self.model: Any = prior.eval().requires_grad_(False)
-        self.tuned: Any = deepcopy(self.model).requires_grad_(tune)
-        last = nn.Linear(hidden, frequencies)
+        self.tune = tune
+        self.model: Any = prior.eval()
+        self.tuned: Any = deepcopy(self.model)
+        last = nn.Linear(width, bins)
         zero_init(last)
-        self.share_net = nn.Sequential(*mlp([2 * frequencies, hidden], nn.ReLU), last)
+        self.share_net = nn.Sequential(*mlp([2 * bins, width], nn.ReLU), last)
+        self.requires_grad_()
+
+    def requires_grad_(self, requires_grad: bool = True) -> LearnedPosterior:
+        """Never of the model."""
+        self.model.requires_grad_(False)
+        self.tuned.requires_grad_(requires_grad and self.tune)
+        self.share_net.requires_grad_(requires_grad)
+        return self
 
     def start_from(self, prior: LatentModel) -> None:
         state = prior.state_dict()  # type: ignore[attr-defined]
@@ -158,31 +170,77 @@ def drawn_noise(like_BTF: Tensor, ranks: int = 8, waves: int = 12) -> tuple[Tens
 
 
 class _State(NamedTuple):
-    posterior: LearnedPosterior
     model: Prior
     batch: Batch
+    steps: int = 0
+    then: Any = None  # the state of the E-step that goes on, once it has begun
 
 
 @dataclass(frozen=True)
 class Learned:
-    """q(z | x, V) by an encoder that is trained for it, exp=learned_estep, in a few iterations."""
+    """An encoder q(z | x, V), trained for a run by exp=learned_estep, in a few iterations; another E-step may go on.
 
-    draws: int = 2
+    rounds   after which `then` goes on
+    then     an E-step, which begins from q; None: the encoder to the end
+    """
+
+    draws: int = 1
     final_draws: int = 4
-    network: LearnedPosterior | None = None
+    rounds: int = 4
+    then: EStep | None = None
+    network: LearnedPosterior | None = None  # from the folder of the run
+
+    def __post_init__(self) -> None:
+        whole_numbers("enhance.estep.", vars(self), draws=1, final_draws=1, rounds=1)
+        if isinstance(self.then, Learned | FineTunedEncoder):
+            raise UserError(
+                "enhance.estep.then: another encoder does not begin from the posterior of this one: give "
+                "+enhance.estep.then.name=free_gaussian, langevin, mala, metropolis_hastings or point"
+            )
+
+    @property
+    def schedule(self) -> tuple[int, int]:
+        return FEW if self.then is None else MANY
 
     def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> _State:
-        assert self.network is not None
-        return _State(self.network, model, batch)
+        if self.network is None:
+            raise UserError("enhance.estep.name=learned needs the run of a model: give run=, of one trained for it")
+        if model.context(batch).sources > 1:
+            raise UserError("enhance.estep.name=learned is for a single source: choose free_gaussian or langevin")
+        self.network.to(batch.mask.device)
+        return _State(model, batch)
 
     def step(self, target: Target, state: _State, random: RandomNumbers) -> tuple[_State, SpeechLikelihood]:
-        return state, self._likelihood(target, state, random, self.draws)
+        if self.then is None or state.steps < self.rounds:
+            return state._replace(steps=state.steps + 1), self._likelihood(target, state, random, self.draws)
+        inner = state.then
+        if inner is None:
+            inner = self.then.start(_Posterior(state.model, self._infer(target, state)), state.batch, random)
+        inner, likelihood = self.then.step(target, inner, random)
+        return state._replace(then=inner), likelihood
 
     def final(self, target: Target, state: _State, random: RandomNumbers) -> SpeechLikelihood:
-        return self._likelihood(target, state, random, self.final_draws)
+        if self.then is None or state.then is None:
+            return self._likelihood(target, state, random, self.final_draws)
+        return self.then.final(target, state.then, random)
+
+    def _infer(self, target: Target, state: _State) -> Inferred:
+        assert self.network is not None
+        gain_BTJ = target.gain_BTJ.clamp_min(LEAST_GAIN)
+        return self.network.infer(target.noisy_BTF / gain_BTJ, target.noise_BTF / gain_BTJ, state.batch)
 
     def _likelihood(self, target: Target, state: _State, random: RandomNumbers, count: int) -> SpeechLikelihood:
-        noisy_BTF, noise_BTF = target.noisy_BTF / target.gain_BTJ, target.noise_BTF / target.gain_BTJ
-        q = state.posterior.infer(noisy_BTF, noise_BTF, state.batch).q
+        q = self._infer(target, state).q
         z = draws_of(q, count, random)
         return target.likelihood(z).drawn(z, q)
+
+
+class _Posterior:
+    """A model whose posterior is known already, for an E-step that begins from it."""
+
+    def __init__(self, model: Prior, inferred: Inferred):
+        self.context, self.decode, self.log_prior = model.context, model.decode, model.log_prior
+        self.sees, self.can_miss, self.inferred = model.sees, model.can_miss, inferred
+
+    def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred:
+        return self.inferred

@@ -325,8 +325,9 @@ class Stream:
         if block.switch is not None and context.learns:
             context = replace(context, switch=block.switch)
         target = NoisySpeech(self.model, context, block.noisy_BTF, block.noise.variance_BTF, block.noise.gain_BTJ)
+        _, updates = self.vem.schedule
         for _ in range(settings.iterations):
-            target, state, _ = iterate(self.estep, target, block.noise, state, random, self.vem.updates)
+            target, state, _ = iterate(self.estep, target, block.noise, state, random, updates)
         likely = self.estep.final(target, state, random).components(block.noisy_BTF)
 
         block.latents, block.switch = self.estep.saved(state), target.context.switch

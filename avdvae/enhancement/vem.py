@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.enhancement.contract import EStep, Gradient, RandomNumbers, backpropagated
+from avdvae.enhancement.contract import MANY, EStep, Gradient, RandomNumbers, Scheduled, backpropagated
 from avdvae.enhancement.noise import Noise, StationaryNoise
 from avdvae.errors import UserError, whole_numbers
 from avdvae.probability.spectrum import SpeechLikelihood
@@ -39,6 +39,8 @@ from avdvae.protocols import Batch, Context, Latents, Prior
 class Vem:
     """The settings of an enhancement. The EM converges to a local optimum, which depends on its start.
 
+    iterations  None: 100, or those that the E-step needs
+    updates     of the noise and the gains in an M-step; None: 1, or as many as the E-step needs
     smoothness  weight of the prior under which noise changes slowly; 0: none
     temper      exponent of the prior of an AV-CVAE given the lips, alone or in a mixture: below 1 it is wider
     paper       as published: the noise starts at random, the encoder gets the mixture, smoothness and temper are off.
@@ -50,8 +52,8 @@ class Vem:
     """
 
     estep: EStep
-    iterations: int = 100
-    updates: int = 1
+    iterations: int | None = None
+    updates: int | None = None
     rank: int = 8
     smoothness: float = 200.0
     temper: float = 0.2
@@ -65,11 +67,19 @@ class Vem:
                 f"enhance.begin_from: no modality is called {', '.join(sorted(unknown))}: choose from "
                 f"{', '.join(Batch.MODALITIES)}"
             )
-        whole_numbers("enhance.", vars(self), iterations=1, updates=1, rank=1)
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        least = {name: 1 for name in ("iterations", "updates") if name in given}
+        whole_numbers("enhance.", given, **least, rank=1)
         if type(self.smoothness) not in (int, float) or not self.smoothness >= 0:
             raise UserError(f"enhance.smoothness={self.smoothness}: give 0 or more")
         if type(self.temper) not in (int, float) or not 0 < self.temper <= 1:
             raise UserError(f"enhance.temper={self.temper}: give a number above 0, and 1 at most")
+
+    @property
+    def schedule(self) -> tuple[int, int]:
+        """Iterations, and updates of the noise in each."""
+        iterations, updates = self.estep.schedule if isinstance(self.estep, Scheduled) else MANY
+        return self.iterations or iterations, self.updates or updates
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,7 @@ def enhance(
     starts = [tuple(settings.begin_from or ())]
     if settings.begin_from is None and "lips" in batch.present and "lips" in model.can_miss:
         starts += [("power",)]
-    share = 1 / (len(starts) * settings.iterations)
+    share = 1 / (len(starts) * settings.schedule[0])
     ends = []
     for modalities in starts:
         chosen = [name for name in modalities if name in given.present]
@@ -172,11 +182,11 @@ def _run(
         noise = noise.at_level(level_B1F)
 
     target = NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BTJ)
-    costs = []
+    costs, (iterations, updates) = [], settings.schedule
     with recurrent_layers_training(model):
         state = settings.estep.start(model, start, random)
-        for _ in range(settings.iterations):
-            target, state, cost_BT = iterate(settings.estep, target, noise, state, random, settings.updates)
+        for _ in range(iterations):
+            target, state, cost_BT = iterate(settings.estep, target, noise, state, random, updates)
             costs.append(cost_BT)
             progress()
         likely = settings.estep.final(target, state, random).components(noisy_BTF)

@@ -34,7 +34,7 @@ def evaluate_again(run: Run, changes: Mapping[str, Any], compare: Sequence[str] 
         raise UserError(f"{out} holds an evaluation with other settings: choose another out=")
     Configuration.check(asked | {"compare": compare})
     settings_of(asked["evaluate"])  # errors come before a folder is created
-    build_vem(asked["enhance"])
+    build_vem(asked["enhance"], run)
     find_other_runs(compare)
     prepared = find_corpus(asked)
     evaluation = create_run(out, asked)

@@ -179,7 +179,7 @@ def subject_of(run: Run, model: nn.Module, prepared: Path, out: Path) -> Subject
     """What is measured of a run with this model, trained or not, as the run's configuration says."""
     settings, enhance = settings_of(run.config["evaluate"]), run.config["enhance"]
     corpus = PreparedCorpus(prepared, settings.split, verify=False)
-    how = run.stft, build_vem(enhance), settings, out, run.config["exp"], enhance["batch_size"], run.device
+    how = run.stft, build_vem(enhance, run), settings, out, run.config["exp"], enhance["batch_size"], run.device
     return Subject(model, corpus, *how)
 
 

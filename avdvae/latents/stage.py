@@ -292,7 +292,7 @@ def build_enhancer(run: Run, model: Model, changes: Mapping[str, Any], films: bo
     with in_file(run.path / "config.yaml"):
         build_vem(run.config["enhance"])
     settings = changed(run.config["enhance"], changes)
-    vem, pictures = build_vem(settings), PICTURES & {*model.sees}
+    vem, pictures = build_vem(settings, run), PICTURES & {*model.sees}
     if (needed := PICTURES & indispensable(model)) and not films:
         what, name = " and the ".join(needed), type(model).__name__
         raise UserError(f"{name} needs the {what} and there is no video: give video=, or a run of a model of sound")

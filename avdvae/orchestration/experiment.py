@@ -14,9 +14,9 @@ from avdvae.evaluation.measure import check_tasks, evaluate_run, join_evaluation
 from avdvae.evaluation.results import over_seeds, ranking, write_over_seeds
 from avdvae.orchestration.request import MAIN, Request, new_run
 from avdvae.orchestration.resuming import go_on, resumed
-from avdvae.orchestration.starts import check_starts, find_starts, find_training, start_request
+from avdvae.orchestration.starts import check_starts, find_starts, find_training, of_learned_estep, start_request
 from avdvae.orchestration.training import check, train_run
-from avdvae.runs import Run, create_run, open_run
+from avdvae.runs import LEARNED, Run, create_run, open_run
 from avdvae.signals.metrics import FAILED, Look
 
 
@@ -29,7 +29,7 @@ def run_experiment(request: Request, progress: Callable[[float], Any] | None = N
     """`progress` is called with the share of the training that is done."""
     resume = Path(request.config["resume"]) if request.config["resume"] else None
     with in_file(resume / "config.yaml") if resume else nullcontext():
-        config = resumed(request) if resume else request.config
+        config = resumed(request) if resume else of_learned_estep(request)
         untrained = check(config)
     if resume and ((opened := open_run(resume)).packaged or "imported" in opened.noted):
         raise UserError(
@@ -44,13 +44,20 @@ def run_experiment(request: Request, progress: Callable[[float], Any] | None = N
     if resume:
         if config.get("start") and not open_run(resume).begun:
             raise UserError(f"{resume} was stopped before its training began: start a new run, in another run_dir")
-        run, starts = go_on(open_run(resume), config, request.command), []
+        # The state of a learned E-step does not hold the model that it is for.
+        starts = (
+            find_starts(Request(config, request.words, request.command), splits) if config["exp"] == LEARNED else []
+        )
+        run = go_on(open_run(resume), config, request.command)
     else:
-        if starts := find_starts(request, splits):
+        if starts := find_starts(Request(config, request.words, request.command), splits):
             check_starts(untrained, starts)
         run = new_run(config)
     trained = train_run(run, splits, starts, request.command, progress)
-    if MAIN:
+    if MAIN and config["exp"] == LEARNED:
+        use = f"python experiments/enhance.py run={config['start'][0]} enhance.estep.name=learned"
+        print(f"learned    {run.path}; use it with {use}", flush=True)
+    elif MAIN:
         before = run.noted["seconds"].get("evaluate", 0.0)
         evaluate_run(run, run.path, prepared, run.config["compare"])
         run.note(seconds={"evaluate": before + run.noted["seconds"]["evaluate"]})

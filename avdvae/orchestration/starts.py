@@ -16,11 +16,35 @@ from avdvae.errors import UserError
 from avdvae.files import locked
 from avdvae.orchestration.request import Request, new_run
 from avdvae.orchestration.training import train_run
-from avdvae.runs import Run, deciding_settings, find_runs, open_run, packaged_weights
+from avdvae.runs import LEARNED, Run, deciding_settings, find_runs, open_run, packaged_weights
 
 # Words of a request that are for its own model, not for those that it starts from.
 OWN = ("exp=", "model", "start=", "run_dir=", "compare=", "train.devices=", "train.nodes=", "train.strategy=")
 OWN_OF_A_TRAINING = ("train.epochs=", "train.freeze=", "train.lr=")
+
+
+def of_learned_estep(request: Request) -> dict[str, Any]:
+    """That of exp=learned_estep, with the model and the spectra of the run that it is for, in the folder of which it is
+    trained, and by default with its corpus; any other as it is."""
+    config = request.config
+    if config["exp"] != LEARNED:
+        return config
+    if len(config["start"]) != 1 or not (os.sep in config["start"][0] or config["start"][0] in packaged_weights()):
+        given = ",".join(config["start"])
+        raise UserError(
+            f"exp=learned_estep start=[{given}]: give the run that it is for, by its folder or by the name of packaged "
+            "weights, as start=[vae-librispeech]"
+        )
+    run = open_run(Path(config["start"][0]))
+    own_corpus = any(word.startswith(("data=", "data.", "prepared=")) for word in request.words)
+    names = ("hop", "floor", "lips") if own_corpus else ("hop", "floor", "lips", "data", "prepared")
+    model = {name: value for name, value in config["model"].items() if name in ("target", "width", "tune")}
+    return {
+        **config,
+        **{name: run.config[name] for name in names if name in run.config},
+        "model": {**model, "prior": run.config["model"]},
+        "run_dir": config["run_dir"] or str(run.results / LEARNED),
+    }
 
 
 def find_starts(request: Request, splits: Mapping[str, PreparedCorpus]) -> list[Run]:

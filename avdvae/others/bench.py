@@ -162,7 +162,8 @@ def em_real_time_factor(
 ) -> float:
     """Seconds per second of sound. Only `iterations` are run; the others are taken to last as long as their median. The
     time does not depend on the content, so sound and pictures are noise."""
-    few = replace(settings, iterations=min(iterations, settings.iterations))
+    of_all, _ = settings.schedule
+    few = replace(settings, iterations=min(iterations, of_all))
     sound_N = torch.randn(round(seconds * RATE), device=device)
     shots = round(seconds * FPS)
     crops = np.random.default_rng(0).integers(0, 256, (shots, pixels, pixels), dtype=np.uint8)
@@ -174,7 +175,7 @@ def em_real_time_factor(
     ends: list[float] = []
     separate_long(model, sound_N, stft, few, pictures, progress=lambda part: ends.append(now(device)))
     total, each = now(device) - began, median(np.diff(ends))
-    return (total + (settings.iterations / few.iterations - 1) * len(ends) * each) / seconds
+    return (total + (of_all / min(iterations, of_all) - 1) * len(ends) * each) / seconds
 
 
 def generation_rate(model: Autoregressive, frames: int, device: torch.device) -> float:

@@ -66,16 +66,24 @@ class LearnedPosterior(nn.Module):
         self.tune = tune
         self.model: Any = prior.eval()
         self.tuned: Any = deepcopy(self.model)
-        last = nn.Linear(width, bins)
-        zero_init(last)
-        self.share_net = nn.Sequential(*mlp([2 * bins, width], nn.ReLU), last)
+        self.trunk = mlp([2 * bins, width, width], nn.ReLU)
+        self.share_head = nn.Linear(width, bins)
+        self.heads = nn.ModuleDict(
+            {
+                s.name: nn.Sequential(*mlp([width + 2 * s.dim, width], nn.ReLU), nn.Linear(width, 2 * s.dim))
+                for s in prior.latents
+            }
+        )
+        for last in (self.share_head, *(head[-1] for head in self.heads.values())):  # type: ignore[index]
+            zero_init(last)
         self.requires_grad_()
 
     def requires_grad_(self, requires_grad: bool = True) -> LearnedPosterior:
         """Never of the model."""
         self.model.requires_grad_(False)
         self.tuned.requires_grad_(requires_grad and self.tune)
-        self.share_net.requires_grad_(requires_grad)
+        for part in (self.trunk, self.share_head, self.heads):
+            part.requires_grad_(requires_grad)
         return self
 
     def start_from(self, prior: LatentModel) -> None:
@@ -105,8 +113,19 @@ class LearnedPosterior(nn.Module):
     def infer(self, noisy_BTF: Tensor, noise_BTF: Tensor, batch: Batch) -> Inferred:
         """The means and their distributions, of noisy speech with a gain of 1 and the other modalities of `batch`."""
         levels = torch.cat([((power + FLOOR).log() + 4) / 2.5 for power in (noisy_BTF, noise_BTF)], -1)
-        odds_BTF = self.share_net(levels) + (noisy_BTF + EPSILON).log() - (noise_BTF + EPSILON).log()
-        return self.tuned.infer(replace(batch, power=odds_BTF.sigmoid() * noisy_BTF), mode="mean")
+        h_BTM = self.trunk(levels)
+        odds_BTF = self.share_head(h_BTM) + (noisy_BTF + EPSILON).log() - (noise_BTF + EPSILON).log()
+        encoded = self.tuned.infer(replace(batch, power=odds_BTF.sigmoid() * noisy_BTF), mode="mean")
+        q = {name: self._moved(name, gaussian, h_BTM, batch.mask) for name, gaussian in encoded.q.items()}
+        return replace(encoded, q=q, z={name: gaussian.mean[None] for name, gaussian in q.items()})
+
+    def _moved(self, name: str, q: Gaussian, h_BTM: Tensor, mask_BT: Tensor) -> Gaussian:
+        """The posterior of a latent with the correction of its head."""
+        moments = [value.expand(1, *q.mean.shape[-3:])[0] for value in (q.mean, q.log_var)]
+        if moments[0].shape[1] != h_BTM.shape[1]:  # a latent of the whole utterance
+            h_BTM = (h_BTM * mask_BT[..., None]).sum(1, keepdim=True) / mask_BT.sum(1)[:, None, None]
+        more = self.heads[name](torch.cat([h_BTM, *moments], -1))
+        return Gaussian.floored(*(value + part for value, part in zip(moments, more.chunk(2, -1), strict=True)))
 
     def forward(self, batch: Batch, schedule: Schedule) -> Elbo:
         clean_BTF, mask_BT = batch.need("power", self), batch.mask
@@ -114,7 +133,7 @@ class LearnedPosterior(nn.Module):
         level_B11 = 10 ** (0.3 * torch.randn_like(clean_BTF[:, :1, :1]))
         noisy_BTF = in_noise(level_B11 * clean_BTF, true_BTF)
         q = self.infer(noisy_BTF, noise_BTF, batch).q
-        z = {name: g.sample().flatten(end_dim=-4) for name, g in q.items()}
+        z = {name: gaussian.sample() for name, gaussian in q.items()}
         filtered_BTF = noisy_BTF.square() / (noisy_BTF + noise_BTF)
         context = replace(self.model.context(replace(batch, power=filtered_BTF)), temper=Vem.temper)
         target = NoisySpeech(self.model, context, noisy_BTF, noise_BTF, torch.ones_like(noisy_BTF[..., :1]))
@@ -129,9 +148,7 @@ class LearnedPosterior(nn.Module):
 
 
 def _entropy(q: Gaussian, mask_BT: Tensor) -> Float[Tensor, " B"]:
-    log_var_BTL = q.log_var.expand_as(q.mean).flatten(end_dim=-4) if q.mean.ndim > 3 else q.log_var.expand_as(q.mean)
-    log_var_BTL = log_var_BTL[0] if log_var_BTL.ndim > 3 else log_var_BTL
-    half_BT = (log_var_BTL + math.log(2 * math.pi * math.e)).sum(-1) / 2
+    half_BT = (q.log_var + math.log(2 * math.pi * math.e)).sum(-1) / 2
     return (half_BT * mask_BT if half_BT.shape == mask_BT.shape else half_BT).sum(1)
 
 

@@ -166,7 +166,7 @@ def drawn_noise(like_BTF: Tensor, ranks: int = 8, waves: int = 12) -> tuple[Tens
     place_F = torch.log1p(torch.linspace(0, 40, F, **on)) / math.log(41)
     order_Q = torch.arange(1, waves + 1, **on)
     wave_QF = torch.cos(math.pi * order_Q[:, None] * place_F)
-    weight_BKQ = 2.5 * torch.rand(B, ranks, 1, **on) * torch.randn(B, ranks, waves, **on) / order_Q
+    weight_BKQ = 6 * torch.rand(B, ranks, 1, **on) * torch.randn(B, ranks, waves, **on) / order_Q
     detail_BKF = 0.5 * torch.rand(B, ranks, 1, **on) * torch.randn(B, ranks, F, **on)
     W_BKF = (weight_BKQ @ wave_QF + detail_BKF).exp()
     W_BKF = W_BKF / W_BKF.mean(-1, keepdim=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from avdvae.configurations import choices, compose
+from avdvae.enhancement.learned import Learned, LearnedPosterior
 from avdvae.enhancement.variational import FreeGaussian
 from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
@@ -439,6 +440,22 @@ def test_padding_and_company_change_no_latent(latent_model):
 
 @torch.no_grad()
 @pytest.mark.usefixtures("same_noise")
+def test_an_e_step_is_learned_for_it(speech_prior, batch):
+    """An utterance gets the same alone and in any batch, and the encoder needs power."""
+    if "power" not in speech_prior.sees:
+        with pytest.raises(UserError, match="a learned E-step is for a model with an encoder of noisy speech"):
+            LearnedPosterior(speech_prior)
+        return
+    network = LearnedPosterior(speech_prior, width=8)
+    losses(network.train(), batch).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.heads.parameters())
+    assert all(p.grad is None for p in network.model.parameters())
+    vem = Vem(Learned(rounds=2, then=None, network=network.eval().requires_grad_(False)), iterations=2, rank=2)
+    both, alone = (enhance(network.model, these, vem).filter for these in (batch, utterances(SHORT)))
+    torch.testing.assert_close(both[:1, :7], alone, rtol=1e-3, atol=1e-4)
+    assert (both >= 0).all() and (both <= 1).all()
+
+
 def test_padding_and_company_change_no_component_of_the_speech(speech_prior):
     alone, *others = (
         decode(speech_prior, batch).components(batch.need("power", speech_prior)).speech[:, b, :7]

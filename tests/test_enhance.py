@@ -28,7 +28,7 @@ PROGRAM = Path(__file__).parent.parent / "experiments" / "enhance.py"
 STFT = Stft(256)
 QUICK = Vem(Langevin(chains=2), iterations=3, rank=2)
 OVERRIDES: dict[str, Any] = dict.fromkeys(
-    ("iterations", "rank", "smoothness", "temper", "paper", "begin_from", "seed", "batch_size"), MISSING
+    ("iterations", "updates", "rank", "smoothness", "temper", "paper", "begin_from", "seed", "batch_size"), MISSING
 ) | {"estep": {"name": MISSING}}
 
 
@@ -44,8 +44,9 @@ def heard(monkeypatch) -> list[Batch]:
 
     def enhance(model, batch, settings, progress, stationary):
         batches.append(batch)
-        for _ in range(settings.iterations):
-            progress(1 / settings.iterations)
+        iterations, _ = settings.schedule
+        for _ in range(iterations):
+            progress(1 / iterations)
         return Enhanced(torch.ones_like(batch.noisy)[None], torch.zeros(1, len(batch.ids)))
 
     monkeypatch.setattr(separation, "enhance", enhance)
@@ -97,7 +98,7 @@ def test_windows_fade_into_each_other_and_few_are_in_memory(heard, monkeypatch):
     wave, shares = noise(50_001), []
     (speech,) = separate_long(small_vae(), wave, STFT, QUICK, None, 8000, 1000, batch_size=3, progress=shares.append)
     torch.testing.assert_close(speech, wave, atol=1e-5, rtol=0)
-    assert sum(shares) == pytest.approx(1) and len(shares) == 3 * QUICK.iterations
+    assert sum(shares) == pytest.approx(1) and len(shares) == 3 * QUICK.schedule[0]
     assert [batch.ids for batch in heard] == [("0", "1", "2"), ("3", "4", "5"), ("6", "7")]
     assert all(batch.noisy.shape[1] <= STFT.frames(8000) for batch in heard)
 

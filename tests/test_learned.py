@@ -15,6 +15,7 @@ from avdvae.enhancement.contract import MANY, RandomNumbers
 from avdvae.enhancement.esteps import build_estep
 from avdvae.enhancement.learned import FEW, Learned, LearnedPosterior, drawn_noise, in_noise
 from avdvae.enhancement.noise import Noise
+from avdvae.enhancement.variational import FreeGaussian
 from avdvae.enhancement.vem import Vem, enhance
 from avdvae.errors import UserError
 from avdvae.models.rvae import RVAE
@@ -112,7 +113,7 @@ def test_several_updates_are_as_many_m_steps_with_the_same_speech():
 def test_another_e_step_begins_where_the_encoder_ends():
     network, seen = LearnedPosterior(small(), bins=BINS).eval().requires_grad_(False), []
 
-    class Watched(type(build_estep("free_gaussian"))):  # type: ignore[misc]
+    class Watched(FreeGaussian):
         def start(self, model, batch, random):
             seen.append((model.infer(batch).q["z"].mean, state := super().start(model, batch, random)))
             return state
@@ -129,7 +130,9 @@ def test_another_e_step_begins_where_the_encoder_ends():
     gain = targets[0].gain_BTJ.clamp_min(0.03)
     expected = network.infer(targets[0].noisy_BTF / gain, targets[0].noise_BTF / gain, batch).q["z"]
     assert mean.shape == expected.mean.shape and (mean - network.infer(batch.noisy, batch.noisy, batch).z["z"][0]).any()
-    assert Vem(estep).schedule == MANY and Vem(Learned()).schedule == FEW and Vem(Learned(), 3, 2).schedule == (3, 2)
+    assert (
+        Vem(estep).schedule == FEW and Vem(FreeGaussian()).schedule == MANY and Vem(Learned(), 3, 2).schedule == (3, 2)
+    )
 
 
 def test_settings_of_a_run_are_those_of_another_e_step_no_more():

@@ -22,7 +22,15 @@ from avdvae.runs import build_model, open_run
 from avdvae.signals.video import probe
 
 PROJECT = Path(__file__).parent.parent
-SEVERAL = {"own", "robustness", "dvae_benchmark", "likelihood_benchmark", "odd_attention", "odd_attention_gait"}
+SEVERAL = {
+    "own",
+    "learned_estep",
+    "robustness",
+    "dvae_benchmark",
+    "likelihood_benchmark",
+    "odd_attention",
+    "odd_attention_gait",
+}
 ELSEWHERE = ("motion", "vqvae", "mdvae", "box_srnn", "tracking")  # those that need poses, faces or boxes
 EXPERIMENTS = sorted(
     path.stem

@@ -25,9 +25,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.enhancement.contract import MANY, EStep, RandomNumbers, Target, draws_of
+from avdvae.enhancement.contract import EStep, RandomNumbers, Target, draws_of
 from avdvae.enhancement.noise import EPSILON
-from avdvae.enhancement.variational import FineTunedEncoder
+from avdvae.enhancement.variational import FineTunedEncoder, FreeGaussian
 from avdvae.enhancement.vem import NoisySpeech, Vem
 from avdvae.errors import UserError, whole_numbers
 from avdvae.nn.blocks import mlp, zero_init
@@ -39,7 +39,7 @@ from avdvae.signals.audio import BINS
 
 FLOOR = 1e-4  # of powers, before their logarithm
 LEAST_GAIN = 0.03  # by which powers are divided: a fainter frame has no speech to infer
-FEW = 6, 10  # iterations, and updates of the noise in each
+FEW = 18, 5  # iterations, and updates of the noise in each
 
 
 class LearnedPosterior(nn.Module):
@@ -195,7 +195,7 @@ class _State(NamedTuple):
 
 @dataclass(frozen=True)
 class Learned:
-    """An encoder q(z | x, V), trained for a run by exp=learned_estep, in a few iterations; another E-step may go on.
+    """An encoder q(z | x, V), trained for a run by exp=learned_estep, in a few iterations, and another E-step after it.
 
     rounds   after which `then` goes on
     then     an E-step, which begins from q; None: the encoder to the end
@@ -203,8 +203,8 @@ class Learned:
 
     draws: int = 1
     final_draws: int = 4
-    rounds: int = 4
-    then: EStep | None = None
+    rounds: int = 3
+    then: EStep | None = FreeGaussian(lr=0.1, final_draws=4)  # noqa: RUF009
     network: LearnedPosterior | None = None  # from the folder of the run
 
     def __post_init__(self) -> None:
@@ -217,7 +217,7 @@ class Learned:
 
     @property
     def schedule(self) -> tuple[int, int]:
-        return FEW if self.then is None else MANY
+        return FEW
 
     def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> _State:
         if self.network is None:

@@ -33,7 +33,9 @@ from torch import nn
 
 from avdvae.configurations import choices, compose
 from avdvae.data.shards import PreparedCorpus
+from avdvae.enhancement.learned import Learned, LearnedPosterior
 from avdvae.enhancement.sources import Sources
+from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError, nearest, whole_numbers
 from avdvae.others.bench import (
     Timed,
@@ -60,7 +62,7 @@ from avdvae.training.settings import Training
 COSTS = [field.name for field in fields(TrainingCost)]
 RATIOS = ["ratio", "ratio_low", "ratio_high"]
 COLUMNS = ["model", "device", "threads", "batch", "frames", "matmul_gflops", *COSTS]
-COLUMNS += ["sources", "em_rtf", "generated_per_s"]
+COLUMNS += ["sources", "em_rtf", "learned_rtf", "generated_per_s"]
 COLUMNS += ["corpus_steps_per_s", *(f"corpus_{name}" for name in RATIOS)]
 COLUMNS += [f"peer_{name}" for name in COSTS] + RATIOS
 SHOWN = (  # printed columns: name, unit, width
@@ -73,6 +75,7 @@ SHOWN = (  # printed columns: name, unit, width
     ("work", "Gflop", 8),
     ("share", "%", 7),
     ("EM", "rtf", 7),
+    ("learned", "rtf", 9),
     ("generation", "frames/s", 12),
 )
 
@@ -147,6 +150,11 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
         row["generated_per_s"] = generation_rate(model, stft.frames(round(given["utterance"] * RATE)), device)
     priors = Sources([model] * count).eval() if count > 1 else model
     row["em_rtf"] = em_real_time_factor(priors, vem, stft, given["utterance"], given["em_iterations"], pixels, device)
+    if count == 1 and "power" in model.sees:
+        network = LearnedPosterior(model).eval().requires_grad_(False)  # the time does not depend on its weights
+        learned = Vem(Learned(network=network), rank=vem.rank, smoothness=vem.smoothness)
+        few = given["em_iterations"]
+        row["learned_rtf"] = em_real_time_factor(model, learned, stft, given["utterance"], few, pixels, device)
     return row
 
 
@@ -166,8 +174,9 @@ def try_peer(peer: Peer, name: str, batch: Batch, config: dict[str, Any]) -> Tra
 def lines(row: dict[str, Any]) -> str:
     """The printed lines: our model, and below it the corpus and the peer."""
     rtf = f"{row['em_rtf']:7.2f}" if math.isfinite(row["em_rtf"]) else " " * 7
+    learned = f"{row['learned_rtf']:9.3f}" if "learned_rtf" in row else " " * 9
     generated = f"{row['generated_per_s']:12.0f}" if "generated_per_s" in row else ""
-    printed = [f"{row['model']:12}{cost_line(row)}{rtf}{generated}"]
+    printed = [f"{row['model']:12}{cost_line(row)}{rtf}{learned}{generated}"]
     if "corpus_ratio" in row:
         percent, low, high = (100 * row[f"corpus_{name}"] for name in RATIOS)
         steps = f"{row['corpus_steps_per_s']:.2f}"

@@ -438,8 +438,6 @@ def test_padding_and_company_change_no_latent(latent_model):
         torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
 
 
-@torch.no_grad()
-@pytest.mark.usefixtures("same_noise")
 def test_an_e_step_is_learned_for_it(speech_prior, batch):
     """An utterance gets the same alone and in any batch, and the encoder needs power."""
     if "power" not in speech_prior.sees:
@@ -456,6 +454,8 @@ def test_an_e_step_is_learned_for_it(speech_prior, batch):
     assert (both >= 0).all() and (both <= 1).all()
 
 
+@torch.no_grad()
+@pytest.mark.usefixtures("same_noise")
 def test_padding_and_company_change_no_component_of_the_speech(speech_prior):
     alone, *others = (
         decode(speech_prior, batch).components(batch.need("power", speech_prior)).speech[:, b, :7]

@@ -64,7 +64,8 @@ class LearnedPosterior(nn.Module):
             )
         self.sees: tuple[str, ...] = prior.sees
         self.tune = tune
-        self.model: Any = prior.eval()
+        model: Any = prior
+        self.model: Any = model.eval()
         self.tuned: Any = deepcopy(self.model)
         self.trunk = mlp([2 * bins, width, width], nn.ReLU)
         self.share_head = nn.Linear(width, bins)
@@ -161,7 +162,7 @@ def in_noise(power_BTF: Tensor, noise_BTF: Tensor) -> Float[Tensor, "B T F"]:
 def drawn_noise(like_BTF: Tensor, ranks: int = 8, waves: int = 12) -> tuple[Tensor, Tensor]:
     """V of drawn noise, and of an estimate of it."""
     B, T, F = like_BTF.shape
-    on = {"device": like_BTF.device}
+    on: dict[str, Any] = {"device": like_BTF.device}
     # Spectra: smooth on a scale of frequency that is finer below, with sharper detail
     place_F = torch.log1p(torch.linspace(0, 40, F, **on)) / math.log(41)
     order_Q = torch.arange(1, waves + 1, **on)
@@ -173,7 +174,7 @@ def drawn_noise(like_BTF: Tensor, ranks: int = 8, waves: int = 12) -> tuple[Tens
     # Activations: H_t / H_t-1 is a gamma variable under the prior of noise.py
     some_BK1 = torch.arange(ranks, **on)[None, :, None] < torch.randint(1, ranks + 1, (B, 1, 1), **on)
     smoothness_BK1 = 10 ** (1 + 2 * torch.rand(B, ranks, 1, **on))
-    rise_BKT = torch._standard_gamma((smoothness_BK1 + 1).expand(-1, -1, T)) / smoothness_BK1
+    rise_BKT = torch.distributions.Gamma((smoothness_BK1 + 1).expand(-1, -1, T), smoothness_BK1).sample()
     H_BKT = (rise_BKT.log().cumsum(-1) + 1.5 * torch.randn(B, ranks, 1, **on)).exp() * some_BK1
     true_BTF = H_BKT.mT @ W_BKF
     true_BTF = true_BTF / true_BTF.mean((1, 2), keepdim=True)

@@ -151,7 +151,8 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
     priors = Sources([model] * count).eval() if count > 1 else model
     row["em_rtf"] = em_real_time_factor(priors, vem, stft, given["utterance"], given["em_iterations"], pixels, device)
     if count == 1 and "power" in model.sees:
-        network = LearnedPosterior(model).eval().requires_grad_(False)  # the time does not depend on its weights
+        own: Any = model
+        network = LearnedPosterior(own).eval().requires_grad_(False)  # the time does not depend on its weights
         learned = Vem(Learned(network=network), rank=vem.rank, smoothness=vem.smoothness)
         few = given["em_iterations"]
         row["learned_rtf"] = em_real_time_factor(model, learned, stft, given["utterance"], few, pixels, device)

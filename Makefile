@@ -13,7 +13,7 @@ test: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .venv/.demo: EXTRAS = corpora,metrics,train,video
-.venv/.test: EXTRAS = control,corpora,demo,docs,metrics,test,train,video
+.venv/.test: EXTRAS = control,corpora,demo,dnsmos,docs,metrics,test,train,video
 
 .venv/.demo .venv/.test: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

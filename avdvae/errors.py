@@ -113,6 +113,8 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "pesq": ("PESQ needs pesq", "metrics"),
     "pystoi": ("STOI needs pystoi", "metrics"),
     "torchaudio": ("mel spectra, and noises and voices of another rate, need torchaudio", "metrics"),
+    "onnxruntime": ("DNSMOS needs onnxruntime", "dnsmos"),
+    "speechmos": ("DNSMOS needs speechmos", "dnsmos"),
     "cdflib": ("files of Human3.6M need cdflib", "corpora"),
     "h5py": ("MATLAB files of NTCD-TIMIT need h5py", "corpora"),
     "parselmouth": ("pitch and formants need praat-parselmouth", "control"),

@@ -163,7 +163,8 @@ def settings_of(config: Mapping[str, Any]) -> Evaluation:
     """The section `evaluate` of a configuration, checked."""
     settings = known_settings(Evaluation, "evaluate", **config)
     sound = any([find_task(task).takes == "sound" for task in settings.tasks])
-    require("jinja2", "matplotlib", *(PACKAGES[name] for name in settings.metrics if sound and name in PACKAGES))
+    packages = [package for name in settings.metrics if sound for package in PACKAGES.get(name, ())]
+    require("jinja2", "matplotlib", *packages)
     return settings
 
 

@@ -18,8 +18,10 @@ import torch
 from jaxtyping import Float
 
 from avdvae.errors import UserError, nearest
+from avdvae.signals.dnsmos import dnsmos
 
 METRICS = ("si_sdr", "sdr", "pesq_wb", "pesq_nb", "stoi", "estoi")
+DNSMOS = ("dnsmos", "dnsmos_sig", "dnsmos_bak")  # with the extra of this name
 OF_EACH_SAMPLE = ("bits_per_frame", "importance_bits", "bits_in_pieces", "dmol_bits", "flac_bits", "uniform_bits")
 OF_EACH_WINDOW = ("energy_score", "ade", "fde", "mmade", "mmfde", "apd", "accuracy", "bone_error_mm")
 # The metric by whose values means of another are weighted.
@@ -62,6 +64,9 @@ LOOKS = {
     "pesq_nb": Look("PESQ nb", "", 2),
     "stoi": Look("STOI", "", 3),
     "estoi": Look("ESTOI", "", 3),
+    "dnsmos": Look("DNSMOS", "", 2),
+    "dnsmos_sig": Look("DNSMOS, speech", "", 2),
+    "dnsmos_bak": Look("DNSMOS, background", "", 2),
     "rmse": Look("RMSE", "", 4),
     "mpjpe_mm": Look("MPJPE", "mm", 1),
     "energy_score": Look("energy score", "m", 3),
@@ -202,6 +207,9 @@ _COMPUTE: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
     "pesq_nb": lambda *signals_and_rate: _pesq("nb", *signals_and_rate),
     "stoi": lambda *signals_and_rate: _stoi(False, *signals_and_rate),
     "estoi": lambda *signals_and_rate: _stoi(True, *signals_and_rate),
+    "dnsmos": lambda reference, estimate, rate: dnsmos(estimate)["dnsmos"],
+    "dnsmos_sig": lambda reference, estimate, rate: dnsmos(estimate)["dnsmos_sig"],
+    "dnsmos_bak": lambda reference, estimate, rate: dnsmos(estimate)["dnsmos_bak"],
     "rmse": lambda reference, estimate, rate: rmse(reference, estimate),
 }
 # From the worst to the best that is reported: ratios by convention, as those of silence would be infinite; PESQ from
@@ -213,12 +221,18 @@ RANGES = {
     "pesq_nb": (0.999, 4.5489),
     "stoi": (0.0, 1.0),
     "estoi": (0.0, 1.0),
+    **dict.fromkeys(DNSMOS, (1.0, 5.0)),
 }
 # Packages by which they are computed.
-PACKAGES = {"sdr": "fast_bss_eval", "pesq_wb": "pesq", "pesq_nb": "pesq", "stoi": "pystoi", "estoi": "pystoi"}
+PACKAGES = {
+    "sdr": ("fast_bss_eval",),
+    **dict.fromkeys(("pesq_wb", "pesq_nb"), ("pesq",)),
+    **dict.fromkeys(("stoi", "estoi"), ("pystoi",)),
+    **dict.fromkeys(DNSMOS, ("onnxruntime", "speechmos")),
+}
 _NISQA_TAKES = 0.15, 51.9  # seconds
 _LONGEST_PESQ = 20  # seconds: longer signals may hold more than the 50 utterances at which the package crashes
-_PESQ_RATES = {"pesq_wb": (16_000,), "pesq_nb": (8_000, 16_000)}
+_RATES = {"pesq_wb": (16_000,), "pesq_nb": (8_000, 16_000), **dict.fromkeys(DNSMOS, (16_000,))}
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -232,15 +246,15 @@ def score(
     rate: int = 16_000,
     names: Sequence[str] = METRICS,
 ) -> dict[str, float]:
-    """The metrics asked for: those of METRICS, or rmse."""
+    """The metrics asked for: those of METRICS and DNSMOS, or rmse."""
     check_names(names)
     if len(reference) != len(estimate):
         raise UserError(
             f"the reference has {len(reference)} samples and the estimate {len(estimate)}: cut or pad the estimate"
         )
     for name in names:
-        if rate not in _PESQ_RATES.get(name, (rate,)):
-            allowed = " or ".join(str(allowed) for allowed in _PESQ_RATES[name])
+        if rate not in _RATES.get(name, (rate,)):
+            allowed = " or ".join(str(allowed) for allowed in _RATES[name])
             raise UserError(f"{name} is defined at {allowed} Hz, not at {rate}: resample, or leave {name} out")
     if not reference.any() or not np.isfinite(reference).all():
         return dict.fromkeys(names, float("nan"))

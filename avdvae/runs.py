@@ -308,11 +308,19 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     return made
 
 
+def utterances_at_a_time(enhance: Mapping[str, Any], device: str) -> int:
+    """Of a run's `enhance` section; by default what pays on the device (docs/performance.md), and one where the E-step
+    trains the encoder on each."""
+    several = 4 if device == "cpu" else 16
+    return enhance["batch_size"] or (1 if enhance["estep"]["name"] == "encoder" else several)
+
+
 def build_vem(config: Mapping[str, Any], run: Run | None = None) -> Vem:
     """The EM settings of a run's `enhance` section. An E-step that is learned for a run is taken from its folder."""
     if not isinstance(config["estep"], Mapping):
         raise UserError(f"enhance.estep={config['estep']}: write enhance.estep.name={config['estep']}")
-    whole_numbers("enhance.", {"batch_size": 1, **config}, batch_size=1)
+    if config.get("batch_size") is not None:
+        whole_numbers("enhance.", config, batch_size=1)
     settings = {name: value for name, value in config.items() if name not in ("estep", "batch_size")}
     estep = build_estep(**config["estep"])
     if run and isinstance(estep, Learned):

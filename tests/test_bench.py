@@ -1,7 +1,9 @@
 """The program that times models, as a user starts it, beside a checkout that looks like the peer's."""
 
 import csv
+import itertools
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,13 @@ from omegaconf import OmegaConf
 from test_run import EXPERIMENTS, PROJECT, refuse, run
 
 from avdvae.configurations import compose
+from avdvae.enhancement.variational import FreeGaussian
+from avdvae.enhancement.vem import Vem
+from avdvae.models.vae import VAE
+from avdvae.others import bench
 from avdvae.others.bench import random_batch
 from avdvae.others.peer import open_peer
+from avdvae.signals.audio import Stft
 
 TINY = ["device=cpu", "batch=2", "frames=30", "seconds=0.01", "em_iterations=2", "utterance=0.5"]
 PEER = {
@@ -81,6 +88,24 @@ def test_every_column_is_measured_and_the_work_is_that_counted_by_hand(peer: Pat
         speed = float(row["step_gflop"]) * float(row["steps_per_s"])
         assert float(row["matmul_share"]) == pytest.approx(speed / float(row["matmul_gflops"]))
     assert [int(rows[name]["peer_parameters"]) for name in rows] == [2 * 513 * 4 + 517, 2 * 513 * 8 + 521]
+
+
+def test_a_batch_goes_through_the_em_at_once_and_each_frame_of_a_stream_is_timed(monkeypatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(bench, "now", lambda device: float(next(ticks)))  # a second between any two calls
+    model, vem, cpu = VAE(dim=2).eval().requires_grad_(False), Vem(FreeGaussian(), iterations=100), torch.device("cpu")
+    for utterances in (1, 4):  # two iterations of a hundred are run: 98 more, and 3 seconds for these two
+        rtf = bench.em_real_time_factor(model, vem, Stft(256), 0.5, 2, 67, cpu, utterances)
+        assert rtf == pytest.approx((3 + 98) / (0.5 * utterances))
+    cost = bench.streaming_cost(model, vem, Stft(256), 0.5, 67, cpu)
+    assert asdict(cost) == pytest.approx(
+        {
+            "stream_latency_ms": 1000 * (1024 + 2 * 256) / 16_000,
+            "stream_frames_per_s": 1,
+            "stream_frame_ms": 1000,
+            "stream_frame_p99_ms": 1000,
+        }
+    )
 
 
 def test_generation_is_timed_of_models_that_take_their_own_past(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from avdvae.configurations import CONFIGS, compose, defaults, targets
 from avdvae.enhancement.streaming import Streaming
 from avdvae.enhancement.vem import Vem
-from avdvae.evaluation.tasks.task import Evaluation, Subject
-from avdvae.runs import find_runs
+from avdvae.evaluation.tasks.task import Evaluation
+from avdvae.runs import find_runs, utterances_at_a_time
 from avdvae.training.settings import Training
 
 MODELS = sorted(path.stem for path in CONFIGS.glob("model/*.yaml") if path.stem != "own")
@@ -79,9 +79,15 @@ def test_settings_have_the_defaults_of_config_yaml(section, kind):
     known: dict[str, Any] = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
     known |= {f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING}
     if kind is Vem:  # its E-step is another class, and the size of its batches a matter of who calls it
-        (batch_size,) = (field.default for field in fields(Subject) if field.name == "batch_size")
-        known |= {"estep": {"name": "free_gaussian"}, "batch_size": batch_size}
+        known |= {"estep": {"name": "free_gaussian"}, "batch_size": None}
     assert given == {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+
+
+def test_several_utterances_are_enhanced_at_a_time_by_the_device() -> None:
+    enhance = compose("config", [])["enhance"]
+    assert [utterances_at_a_time(enhance, device) for device in ("cpu", "cuda")] == [4, 16]
+    assert utterances_at_a_time(enhance | {"batch_size": 3}, "cuda") == 3
+    assert utterances_at_a_time(enhance | {"estep": {"name": "encoder"}}, "cpu") == 1  # it adapts to one utterance
 
 
 def test_the_program_streams_with_the_defaults_of_the_library():

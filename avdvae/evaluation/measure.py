@@ -37,7 +37,7 @@ from avdvae.files import replacing
 from avdvae.parallel import in_parallel, one_thread_each
 from avdvae.pictures.figures import cost_curves
 from avdvae.protocols import LatentModel
-from avdvae.runs import Run, build_vem, open_run, read_config
+from avdvae.runs import Run, build_vem, open_run, read_config, utterances_at_a_time
 from avdvae.signals.metrics import PACKAGES
 
 ENHANCED = "enhanced"  # the key of an evaluation of wavs that another system made: the folder of them
@@ -180,8 +180,8 @@ def subject_of(run: Run, model: nn.Module, prepared: Path, out: Path) -> Subject
     """What is measured of a run with this model, trained or not, as the run's configuration says."""
     settings, enhance = settings_of(run.config["evaluate"]), run.config["enhance"]
     corpus = PreparedCorpus(prepared, settings.split, verify=False)
-    how = run.stft, build_vem(enhance, run), settings, out, run.config["exp"], enhance["batch_size"], run.device
-    return Subject(model, corpus, *how)
+    how = run.stft, build_vem(enhance, run), settings, out, run.config["exp"]
+    return Subject(model, corpus, *how, utterances_at_a_time(enhance, run.device), run.device)
 
 
 def evaluate_run(run: Run, out: Path, prepared: Path, compare: Sequence[str]) -> None:

@@ -38,7 +38,7 @@ from avdvae.latents.transfer import Decoded, find_latents, generate, require_lat
 from avdvae.pictures.stills import pose_strip, triptych, write_png
 from avdvae.protocols import PICTURES, Batch, Model, indispensable, is_speech_prior, why_not_enhancing
 from avdvae.randomness import seeded
-from avdvae.runs import Run, build_vem, changed
+from avdvae.runs import Run, build_vem, changed, utterances_at_a_time
 from avdvae.signals.audio import write_wav
 from avdvae.signals.clock import RATE
 from avdvae.signals.faces import find_face_model
@@ -298,7 +298,8 @@ def build_enhancer(run: Run, model: Model, changes: Mapping[str, Any], films: bo
         raise UserError(f"{name} needs the {what} and there is no video: give video=, or a run of a model of sound")
     face_model = find_face_model() if films and pictures else None
     size, face = run.config["lips"]["size"], run.config["lips"].get("face") if "face" in model.sees else None
-    return Enhancer(model, run.stft, vem, settings["batch_size"], device, face_model, size, face)
+    at_a_time = utterances_at_a_time(settings, device)
+    return Enhancer(model, run.stft, vem, at_a_time, device, face_model, size, face)
 
 
 def build_stream(

@@ -7,6 +7,9 @@ turns    models that are compared train in turns, a round each, so that other lo
 memory   peak bytes of tensors in a step, without the weights and Adam's state, from CUDA's allocator or, on a CPU, the
          profiler
 frames   generated a second, of one utterance, by models whose past is then their own output
+batch    utterances that the EM enhances at a time
+stream   an utterance that arrives frame by frame, with the default settings: from the time when its block is full,
+         frames a second, and the time that a frame takes, which is exceeded by 1 % of the frames
 work     floating-point operations of the matrix products in a step, those of recurrent layers included
 share    work per second, relative to the fastest of some large matrix products at the same precision
 """
@@ -33,10 +36,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from avdvae.enhancement.separation import Pictures, PicturesOfSources, separate_long
 from avdvae.enhancement.sources import Sources
+from avdvae.enhancement.streaming import Stream, Streaming
 from avdvae.enhancement.vem import Vem
 from avdvae.probability.objectives import Schedule
 from avdvae.probability.pcm import CODES
-from avdvae.protocols import Autoregressive, Batch, Context, Prior
+from avdvae.protocols import Autoregressive, Batch, Context, Prior, SpeechPrior
 from avdvae.signals.audio import Stft
 from avdvae.signals.clock import RATE
 
@@ -158,24 +162,67 @@ def matmul_rate(device: torch.device) -> float:
 
 
 def em_real_time_factor(
-    model: Prior, settings: Vem, stft: Stft, seconds: float, iterations: int, pixels: int, device: torch.device
+    model: Prior,
+    settings: Vem,
+    stft: Stft,
+    seconds: float,
+    iterations: int,
+    pixels: int,
+    device: torch.device,
+    utterances: int = 1,
 ) -> float:
-    """Seconds per second of sound. Only `iterations` are run; the others are taken to last as long as their median. The
-    time does not depend on the content, so sound and pictures are noise."""
+    """Seconds per second of sound, of so many utterances at a time. Only `iterations` are run; the others are taken to
+    last as long as their median. The time does not depend on the content, so sound and pictures are noise."""
     of_all, _ = settings.schedule
     few = replace(settings, iterations=min(iterations, of_all))
-    sound_N = torch.randn(round(seconds * RATE), device=device)
-    shots = round(seconds * FPS)
-    crops = np.random.default_rng(0).integers(0, 256, (shots, pixels, pixels), dtype=np.uint8)
-    pictures = Pictures(crops, np.full(shots, 255, np.uint8), FPS) if "lips" in model.sees else None
+    length = round(seconds * RATE)
+    sound_N = torch.randn(utterances * length, device=device)
+    pictures = random_pictures(utterances * seconds, pixels) if "lips" in model.sees else None
     if isinstance(model, Sources):
         pictures = PicturesOfSources([pictures] * len(model.priors))
-    separate_long(model, sound_N, stft, replace(settings, iterations=1), pictures)
+
+    def enhance(how: Vem, progress: Callable[[float], None] = lambda share: None) -> None:
+        separate_long(model, sound_N, stft, how, pictures, length, 0, utterances, progress)
+
+    enhance(replace(settings, iterations=1))
     began = now(device)
     ends: list[float] = []
-    separate_long(model, sound_N, stft, few, pictures, progress=lambda part: ends.append(now(device)))
+    enhance(few, lambda part: ends.append(now(device)))
     total, each = now(device) - began, median(np.diff(ends))
-    return (total + (of_all / min(iterations, of_all) - 1) * len(ends) * each) / seconds
+    return (total + (of_all / min(iterations, of_all) - 1) * len(ends) * each) / (utterances * seconds)
+
+
+def random_pictures(seconds: float, pixels: int) -> Pictures:
+    shots = round(seconds * FPS)
+    crops = np.random.default_rng(0).integers(0, 256, (shots, pixels, pixels), dtype=np.uint8)
+    return Pictures(crops, np.full(shots, 255, np.uint8), FPS)
+
+
+@dataclass(frozen=True)
+class StreamingCost:
+    """`stream_latency_ms` is algorithmic: without the time to compute."""
+
+    stream_latency_ms: float
+    stream_frames_per_s: float
+    stream_frame_ms: float
+    stream_frame_p99_ms: float
+
+
+def streaming_cost(
+    model: SpeechPrior, settings: Vem, stft: Stft, seconds: float, pixels: int, device: torch.device
+) -> StreamingCost:
+    """Of noise, in which an utterance of so many seconds follows those of the first block."""
+    pictures = random_pictures(seconds, pixels) if "lips" in model.sees else None
+    stream = Stream(model, stft, settings, Streaming(), pictures=pictures, device=str(device))
+    noise, spent = np.random.default_rng(0), []
+    for number in range(stream.most + stft.frames(round(seconds * RATE))):
+        hop_N = noise.standard_normal(stft.hop, np.float32)
+        began = now(device)
+        stream.push(hop_N)
+        if number >= stream.most:
+            spent.append(1000 * (now(device) - began))
+    worst = float(np.quantile(spent, 0.99))
+    return StreamingCost(stream.latency, 1000 / float(np.mean(spent)), median(spent), worst)
 
 
 def generation_rate(model: Autoregressive, frames: int, device: torch.device) -> float:

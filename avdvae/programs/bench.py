@@ -7,6 +7,7 @@ avdvae bench models=[cw_vae_paper] batch=4 frames=64 peer=PATH    four windows o
 avdvae bench models=[cw_vae_paper] 'overrides=["model.layers=3"]'      any setting of the experiments
 avdvae bench models=[vae] batch=256 frames=1 prepared=PATH    and the same on a prepared corpus
 avdvae bench models=[vae] sources=2    the EM separates two sources, each by this model
+avdvae bench models=[vae,rvae] em_batch=64    the EM enhances 64 utterances at a time, beside one
 OMP_NUM_THREADS=2 avdvae bench    on two threads
 
 The columns are defined in avdvae/others/bench.py. Values are medians, with quartiles in brackets.
@@ -33,11 +34,13 @@ from torch import nn
 
 from avdvae.configurations import choices, compose
 from avdvae.data.shards import PreparedCorpus
+from avdvae.enhancement.contract import MovingEStep
 from avdvae.enhancement.learned import Learned, LearnedPosterior
 from avdvae.enhancement.sources import Sources
 from avdvae.enhancement.vem import Vem
 from avdvae.errors import UserError, nearest, whole_numbers
 from avdvae.others.bench import (
+    StreamingCost,
     Timed,
     Trainee,
     TrainingCost,
@@ -47,6 +50,7 @@ from avdvae.others.bench import (
     now,
     our_trainee,
     random_batch,
+    streaming_cost,
     train_in_turns,
     training_cost,
 )
@@ -62,7 +66,8 @@ from avdvae.training.settings import Training
 COSTS = [field.name for field in fields(TrainingCost)]
 RATIOS = ["ratio", "ratio_low", "ratio_high"]
 COLUMNS = ["model", "device", "threads", "batch", "frames", "matmul_gflops", *COSTS]
-COLUMNS += ["sources", "em_rtf", "learned_rtf", "generated_per_s"]
+COLUMNS += ["sources", "em_rtf", "em_batch", "em_batch_rtf", "learned_rtf", "generated_per_s"]
+COLUMNS += [field.name for field in fields(StreamingCost)]
 COLUMNS += ["corpus_steps_per_s", *(f"corpus_{name}" for name in RATIOS)]
 COLUMNS += [f"peer_{name}" for name in COSTS] + RATIOS
 SHOWN = (  # printed columns: name, unit, width
@@ -75,8 +80,19 @@ SHOWN = (  # printed columns: name, unit, width
     ("work", "Gflop", 8),
     ("share", "%", 7),
     ("EM", "rtf", 7),
+    ("batch", "rtf", 8),
     ("learned", "rtf", 9),
+    ("stream", "frames/s", 10),
+    ("99 %", "ms", 7),
     ("generation", "frames/s", 12),
+)
+FIGURES = (  # in its last columns: name, width, digits
+    ("em_rtf", 7, 2),
+    ("em_batch_rtf", 8, 2),
+    ("learned_rtf", 9, 3),
+    ("stream_frames_per_s", 10, 0),
+    ("stream_frame_p99_ms", 7, 1),
+    ("generated_per_s", 12, 0),
 )
 
 
@@ -89,7 +105,7 @@ def check(given: dict[str, Any]) -> torch.device:
     for name in given["models"]:
         if name not in known:
             raise UserError(f"models: no experiment is called {name}: {nearest(name, [*known])}")
-    whole_numbers("", given, batch=1, frames=1, em_iterations=2, sources=1)
+    whole_numbers("", given, batch=1, frames=1, em_iterations=2, em_batch=1, sources=1)
     for name in ("seconds", "utterance"):
         if type(given[name]) not in (int, float) or not given[name] > 0:
             raise UserError(f"{name}={given[name]}: give a number of seconds above 0")
@@ -149,13 +165,16 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
     if isinstance(model, Autoregressive):
         row["generated_per_s"] = generation_rate(model, stft.frames(round(given["utterance"] * RATE)), device)
     priors = Sources([model] * count).eval() if count > 1 else model
-    row["em_rtf"] = em_real_time_factor(priors, vem, stft, given["utterance"], given["em_iterations"], pixels, device)
+    sound = (stft, given["utterance"], given["em_iterations"], pixels, device)
+    row["em_rtf"] = em_real_time_factor(priors, vem, *sound)
+    row["em_batch_rtf"] = em_real_time_factor(priors, vem, *sound, given["em_batch"])
+    own: Any = model
+    if count == 1 and isinstance(vem.estep, MovingEStep):
+        row |= asdict(streaming_cost(own, vem, stft, given["utterance"], pixels, device))
     if count == 1 and "power" in model.sees:
-        own: Any = model
         network = LearnedPosterior(own).eval().requires_grad_(False)  # the time does not depend on its weights
         learned = Vem(Learned(network=network), rank=vem.rank, smoothness=vem.smoothness)
-        few = given["em_iterations"]
-        row["learned_rtf"] = em_real_time_factor(model, learned, stft, given["utterance"], few, pixels, device)
+        row["learned_rtf"] = em_real_time_factor(model, learned, *sound)
     return row
 
 
@@ -174,10 +193,11 @@ def try_peer(peer: Peer, name: str, batch: Batch, config: dict[str, Any]) -> Tra
 
 def lines(row: dict[str, Any]) -> str:
     """The printed lines: our model, and below it the corpus and the peer."""
-    rtf = f"{row['em_rtf']:7.2f}" if math.isfinite(row["em_rtf"]) else " " * 7
-    learned = f"{row['learned_rtf']:9.3f}" if "learned_rtf" in row else " " * 9
-    generated = f"{row['generated_per_s']:12.0f}" if "generated_per_s" in row else ""
-    printed = [f"{row['model']:12}{cost_line(row)}{rtf}{learned}{generated}"]
+    figures = "".join(
+        f"{value:{width}.{digits}f}" if math.isfinite(value := row.get(name, math.nan)) else " " * width
+        for name, width, digits in FIGURES
+    )
+    printed = [f"{row['model']:12}{cost_line(row)}{figures}".rstrip()]
     if "corpus_ratio" in row:
         percent, low, high = (100 * row[f"corpus_{name}"] for name in RATIOS)
         steps = f"{row['corpus_steps_per_s']:.2f}"
@@ -208,10 +228,11 @@ def bench(given: dict[str, Any]) -> None:
         torch.set_float32_matmul_precision("high")  # TF32, as in training
     rate, threads = matmul_rate(device), torch.get_num_threads()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} threads of a CPU"
+    several = "s" * (given["sources"] > 1)
     print(
         f"{name}, torch {torch.__version__}: {rate / 1e9:,.0f} Gflop/s in matrix products\n"
         f"training on {given['batch']} windows of {given['frames']} frames; EM on {given['utterance']} s of sound, "
-        f"of {given['sources']} source{'s' * (given['sources'] > 1)}\n\n"
+        f"of {given['sources']} source{several}, one utterance and {given['em_batch']} at a time\n\n"
         + "\n".join("".join(f"{words[line]:>{words[2]}}" for words in SHOWN) for line in (0, 1)),
         flush=True,
     )
@@ -221,6 +242,7 @@ def bench(given: dict[str, Any]) -> None:
         "batch": given["batch"],
         "frames": given["frames"],
         "sources": given["sources"],
+        "em_batch": given["em_batch"],
         "matmul_gflops": rate / 1e9,
     }
     rows = []

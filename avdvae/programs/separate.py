@@ -44,10 +44,12 @@ def separate(config: Mapping[str, Any]) -> None:
         ]
     )
     models = [enhancer.model for enhancer in enhancers]
-    settings = enhancers[0].settings
+    separator = replace(enhancers[0], model=Sources(models).eval())
     if config["mixing"] == "assignment":
         settings = known_settings(Assignment, "assignment", **config["assignment"])
-    separator, began = replace(enhancers[0], model=Sources(models).eval(), settings=settings), time.monotonic()
+        at_a_time = 1 if settings.finetune else separator.batch_size
+        separator = replace(separator, settings=settings, batch_size=at_a_time)
+    began = time.monotonic()
     with progress_bar(percent=True) as progress:
         task = progress.add_task("separating", total=1)
         found = separator.sources(recording, pictures, lambda part: progress.advance(task, part))

@@ -2,7 +2,11 @@
 
 import csv
 import itertools
+import json
 import math
+import runpy
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from test_run import EXPERIMENTS, PROJECT, refuse, run
 from avdvae.configurations import compose
 from avdvae.enhancement.variational import FreeGaussian
 from avdvae.enhancement.vem import Vem
+from avdvae.errors import UserError
 from avdvae.models.vae import VAE
 from avdvae.others import bench
 from avdvae.others.bench import random_batch
@@ -179,3 +184,55 @@ def test_what_cannot_be_timed_is_refused_in_a_sentence(peer: Path, tmp_path: Pat
     assert "write models=[vae]" in refuse("bench.py", *TINY, "models=vae")
     assert "there is no setting model.nothing" in refuse("bench.py", *TINY, 'overrides=["model.nothing=1"]')
     assert "frames=0" in refuse("bench.py", *TINY, "frames=0")
+
+
+def test_the_check_of_a_gpu_has_the_models_of_the_experiments() -> None:
+    models = runpy.run_path(str(PROJECT / "experiments/gpu_check.py"))["MODELS"]
+    paper = {name.removesuffix("_paper"): name for name in models}
+    assert paper.keys() | {"cw_vae_1", "cw_vae_3"} == {*OmegaConf.load(PROJECT / "configs/bench.yaml").models}
+    for name, (settings, _) in models.items():
+        composed = compose("config", [f"exp={name}"])["model"]
+        assert json.loads(json.dumps(settings)) == json.loads(json.dumps(composed)), name
+
+
+def test_the_check_of_a_gpu_runs_on_a_cpu_with_few_packages(peer: Path, tmp_path: Path) -> None:
+    hidden = ["av", "hydra", "mediapipe", "omegaconf", "pesq", "pystoi", "rich", "soundfile", "lightning_fabric"]
+    script, out = PROJECT / "experiments/gpu_check.py", tmp_path / "out.csv"
+    words = [str(script), "device=cpu", "models=rvae_causal,vae,lstm_paper", f"peer={peer}", f"out={out}"]
+    program = f"""
+import runpy, sys
+sys.modules |= dict.fromkeys({hidden})  # importing them raises ImportError
+sys.argv = {words}
+runpy.run_path({str(script)!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with out.open() as file:
+        rows = {(row["measured"], row["model"]): row for row in csv.DictReader(file)}
+    measured = ["equality, loss", "equality, gradient", "training"]
+    expected = {(what, name) for what in measured for name in ("vae", "rvae_causal", "lstm_paper")}
+    expected |= {(what, "vae") for what in ("equality, EM", "enhancement, FreeGaussian", "enhancement, Learned")}
+    assert rows.keys() == expected
+    assert all(row["within"] == "1" for (what, _), row in rows.items() if what.startswith("equality"))
+    assert all(float(row["value"]) > 0 for (what, _), row in rows.items() if not what.startswith("equality"))
+    assert float(rows["training", "rvae_causal"]["ratio"]) > 0 and not rows["training", "lstm_paper"]["ratio"]
+
+
+def test_the_check_of_a_gpu_finds_another_gradient_and_says_so(tmp_path: Path) -> None:
+    check = runpy.run_path(str(PROJECT / "experiments/gpu_check.py"))
+    torch.manual_seed(0)
+    model, batch = VAE(dim=2).eval(), random_batch(2, 20, 67, 256, torch.device("cpu"))
+    before = check["training_step"](model, batch)
+    again = check["training_step"](model, batch)
+    assert all(check["difference"](before[what], again[what]) == 0 for what in before)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    after = check["training_step"](model, batch)
+    assert all(check["difference"](before[what], after[what]) > check["TOLERANCES"][what] for what in before)
+    for wrong, sentence in (("models", "nothing: choose from nmf, vae"), ("wrong", "no setting wrong")):
+        with pytest.raises(UserError, match=sentence):
+            check["check"]({wrong: "nothing"})
+    check["TOLERANCES"]["gradient"] = -1.0
+    with pytest.raises(UserError, match=r"differ too much in nmf \(equality, gradient\)$"):
+        check["check"]({"models": "nmf", "device": "cpu", "out": str(tmp_path / "out.csv")})

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import avdvae
-from avdvae.runs import create_run, open_run
+from avdvae.evaluation.results import Result, write_results
+from avdvae.runs import Run
 
 PROJECT = Path(__file__).parent.parent
 DOCS = PROJECT / "docs"
@@ -84,29 +86,54 @@ def test_diagrams_and_the_page_of_published_figures_are_what_their_scripts_make(
     assert PAGES[DOCS / "published.md"] == import_module("published_page").page(), "python docs/tools/published_page.py"
 
 
-def test_the_gallery_shows_the_films_of_a_run_beside_their_command(
+def test_a_part_of_the_gallery_is_made_alone_beside_its_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(PROJECT / "docs" / "tools")
     gallery, pictures = import_module("gallery"), import_module("pictures")
+    names = ["scene/060 apart 01", "scene/060 crossing 01"]
+
+    def evaluated(run: Run, changes: dict[str, Any], out: Path) -> Path:
+        out.mkdir()
+        (out / "film.mp4").write_bytes(b"film")
+        examples = [{"title": f"{name}, tracking", "video": "film.mp4"} for name in names]
+        (out / "examples.json").write_text(json.dumps(examples))
+        scored = [("Kalman", names[0], 100.0), ("nearest", names[0], 91.11), ("Kalman", names[1], 3.0)]
+        rows = [
+            Result("run", model, "tracking", "tracks", "test", name, name, "", None, "", metric, value)
+            for model, name, value in scored
+            for metric in ("mota", "idf1", "misses", "id_switches")
+        ]
+        write_results(out / "results.csv", rows)
+        return out
+
     for module, name, value in (
         (gallery, "DOCS", tmp_path),
         (pictures, "DOCS", tmp_path),
         (gallery, "MEDIA", tmp_path / "gallery"),
         (pictures, "NOTES", tmp_path / "pictures.json"),
-        (sys, "argv", ["gallery.py", f"films={tmp_path / 'run'}"]),
+        (gallery, "evaluate_again", evaluated),
+        (sys, "argv", ["gallery.py", "tracks=vae-librispeech"]),
     ):
         monkeypatch.setattr(module, name, value)
-    (tmp_path / "pictures.json").write_text('{"gallery/old.mp4": {"command": "python docs/tools/gallery.py"}}')
-    create_run(tmp_path / "run", open_run(Path("vae-librispeech")).config)
-    (tmp_path / "run/film.mp4").write_bytes(b"film")
-    examples = [{"title": "three boxes", "video": "film.mp4"}, {"title": "without"}]
-    (tmp_path / "run/examples.json").write_text(json.dumps(examples))
+    command = "python docs/tools/gallery.py tracks=RUN"
+    (tmp_path / "gallery").mkdir()
+    of = {"old.mp4": command, "kept.png": "python docs/tools/gallery.py lips=RUN"}
+    for name in of:
+        (tmp_path / "gallery" / name).write_bytes(b"")
+    (tmp_path / "pictures.json").write_text(json.dumps({f"gallery/{n}": {"command": of[n]} for n in of}))
+    (tmp_path / "gallery.md").write_text("# Gallery\n\nOld.\n\n## Tracks\n\nOld.\n\n### One\n\n## Lips\n\nKept.\n")
     gallery.main()
     page, notes = (tmp_path / "gallery.md").read_text(), json.loads((tmp_path / "pictures.json").read_text())
-    assert '<video controls src="gallery/film_0.mp4"></video>\n\nthree boxes: `python docs/tools/gallery.py`' in page
-    assert [*notes] == ["gallery/film_0.mp4"] and "without" not in page
-    assert notes["gallery/film_0.mp4"]["sha256"] == hashlib.sha256(b"film").hexdigest()
+    assert "Old." not in page and "### One" not in page and page.endswith("\n\n## Lips\n\nKept.\n")
+    assert page.index("tracks_0.mp4") < page.index("| Kalman | 100 | 100 | 100 |\n| nearest | 91.1 | 91.1 | 91.1 |\n\n")
+    assert page.index(names[1]) < page.index('<video controls src="gallery/tracks_1.mp4"></video>')
+    assert page.count("| MOTA, % |") == page.count(f": `{command}`") == 2 and page.count("Kalman |") == 2
+    assert {*notes} == {"gallery/kept.png", "gallery/tracks_0.mp4", "gallery/tracks_1.mp4"}
+    assert {path.name for path in (tmp_path / "gallery").iterdir()} == {"kept.png", "tracks_0.mp4", "tracks_1.mp4"}
+    assert notes["gallery/tracks_1.mp4"]["sha256"] == hashlib.sha256(b"film").hexdigest()
+    gallery.main()
+    assert (tmp_path / "gallery.md").read_text() == page
 
 
 def test_no_model_hears_tells_or_knows() -> None:

@@ -1,17 +1,20 @@
 """Make docs/gallery.md with its sounds, pictures and films, from runs.
 
-python docs/tools/gallery.py lips=RUN voices=PREPARED swaps=RUN pitches=RUN [films=RUN]
+python docs/tools/gallery.py lips=RUN voices=PREPARED swaps=RUN pitches=RUN tracks=RUN
 
 lips      a run of exp=av_rvae or another model with lips, on Talker
 voices    a prepared LibriSpeech, whose unseen talkers are enhanced with the packaged weights
 swaps     a run of exp=vq_mdvae
 pitches   a run of exp=sf_vae
-films     a run whose report has films, as of tracking or motion
+tracks    a run of exp=tracking
+
+Parts that are not named stay in the page as they are.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -27,6 +30,7 @@ from pictures import DOCS, note
 from avdvae.data.shards import PreparedCorpus
 from avdvae.errors import prepare_process
 from avdvae.evaluation.again import evaluate_again
+from avdvae.evaluation.results import Result, read_results
 from avdvae.latents.stage import Stage
 from avdvae.pictures.stills import triptych
 from avdvae.programs.control import control
@@ -34,24 +38,31 @@ from avdvae.programs.transfer import transfer_clips
 from avdvae.runs import open_run
 from avdvae.signals.audio import read_wav, write_wav
 from avdvae.signals.clock import RATE
+from avdvae.signals.metrics import Look
 
 MEDIA = DOCS / "gallery"
 COMMAND = "python docs/tools/gallery.py"
 PITCHES = (120, 150, 180, 220, 270)  # Hz, constant
+SCENES = ("scene/120 apart 01", "scene/120 crossing 01")
+SCORES = ("mota", "idf1", "id_switches")
 BEGIN = f"""# Gallery
 
 Sounds, pictures and films of trained models, all made by `{COMMAND}` from runs of the suite. The talkers are not in
-the training sets.
-"""
+the training sets."""
 
 
 @dataclass
 class Section:
-    """Markdown, and the files that it shows, whose names begin with `name`."""
+    """Markdown that begins with a heading, and the files that it shows, made by `COMMAND name=given`."""
 
     name: str
     text: list[str]
+    given: str = "RUN"
     files: list[Path] = field(default_factory=list)
+
+    @property
+    def command(self) -> str:
+        return f"{COMMAND} {self.name}={self.given}"
 
     def sounds(self, named: dict[str, Path]) -> None:
         """A row of players."""
@@ -70,7 +81,7 @@ class Section:
         shutil.copy(source, MEDIA / name)
         film = f'<video controls src="gallery/{name}"></video>'
         self.text.append(
-            f"{film if source.suffix == '.mp4' else f'![{about}](gallery/{name})'}\n\n{about}: `{COMMAND}`"
+            f"{film if source.suffix == '.mp4' else f'![{about}](gallery/{name})'}\n\n{about}: `{self.command}`"
         )
 
 
@@ -88,6 +99,7 @@ def voices(prepared: str) -> Section:
             "## Real voices",
             "LibriSpeech (CC BY 4.0), noise at 0 dB, enhanced with the packaged weights `rvae-librispeech`.",
         ],
+        given="PREPARED",
     )
     first = {utterance.speaker: utterance for utterance in reversed(PreparedCorpus(prepared, "test", False).utterances)}
     short = sorted((utterance.seconds, name) for name, utterance in first.items() if utterance.seconds > 3)
@@ -143,24 +155,44 @@ def pitches(run: str) -> Section:
     return section
 
 
-def films(run: str) -> Section:
-    section = Section("films", ["## Films of a run", f"`exp={open_run(Path(run)).config['exp']}`."])
-    examples = json.loads(Path(run, "examples.json").read_text())
-    for number, example in enumerate(example for example in examples if "video" in example):
-        section.copy(Path(run, example["video"]), f"film_{number}.mp4", example["title"])
+def tracks(run: str) -> Section:
+    about = "Scenes of three boxes, by MixDVAE (`tracking`), a Kalman filter in the same EM and nearest detections."
+    section = Section("tracks", ["## Tracks", about])
+    measured = {"tasks": ["tracking"], "speakers": SCENES, "per_speaker": None, "examples": len(SCENES), "workers": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        out = evaluate_again(open_run(Path(run)), {"evaluate": measured}, out=Path(folder, "out"))
+        results = read_results(out / "results.csv")
+        for number, example in enumerate(json.loads((out / "examples.json").read_text())):
+            section.text.append(f"### {example['title']}")
+            section.copy(out / example["video"], f"tracks_{number}.mp4", "Detections, true boxes and the three methods")
+            section.text.append(table([row for row in results if example["title"].startswith(row.item)]))
     return section
 
 
-SECTIONS: dict[str, Callable[[str], Section]] = {kind.__name__: kind for kind in (lips, voices, swaps, pitches, films)}
+def table(results: list[Result]) -> str:
+    """The scores of one item: a row a method, as in the film."""
+    methods: dict[str, dict[str, str]] = {}
+    for row in results:
+        methods.setdefault(row.model, {})[row.metric] = f"{row.value:.3g}"
+    columns = [f"{Look.of(metric).name}, {Look.of(metric).unit}" for metric in SCORES]
+    rows = [[name, *(scores[metric] for metric in SCORES)] for name, scores in methods.items()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (["", *columns], ["---"] * (1 + len(SCORES)), *rows))
+
+
+SECTIONS: dict[str, Callable[[str], Section]] = {kind.__name__: kind for kind in (lips, voices, swaps, pitches, tracks)}
 
 
 def main() -> None:
     asked = dict(word.split("=", 1) for word in sys.argv[1:])
-    shutil.rmtree(MEDIA, ignore_errors=True)
-    MEDIA.mkdir()
-    made = [SECTIONS[name](run) for name, run in asked.items()]
-    (DOCS / "gallery.md").write_text("\n\n".join([BEGIN.strip(), *("\n\n".join(part.text) for part in made)]) + "\n")
-    note(COMMAND, [file for part in made for file in part.files])
+    page = DOCS / "gallery.md"
+    _, *parts = re.split(r"\n\n(?=## )", page.read_text().strip())
+    by_heading = {part.partition("\n")[0]: part for part in parts}
+    MEDIA.mkdir(exist_ok=True)
+    for name, run in asked.items():
+        section = SECTIONS[name](run)
+        by_heading[section.text[0]] = "\n\n".join(section.text)
+        note(section.command, section.files)
+    page.write_text("\n\n".join([BEGIN, *by_heading.values()]) + "\n")
 
 
 if __name__ == "__main__":

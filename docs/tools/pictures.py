@@ -174,7 +174,10 @@ COMMANDS: dict[str, Callable[..., Sequence[Path]]] = {
 
 def note(command: str, files: Sequence[Path]) -> None:
     notes: dict[str, Any] = json.loads(NOTES.read_text()) if NOTES.exists() else {}
+    former = {DOCS / name for name, about in notes.items() if about["command"] == command}
     notes = {name: about for name, about in notes.items() if about["command"] != command}
+    for file in former.difference(files):
+        file.unlink(missing_ok=True)
     for file in files:
         hashed = hashlib.sha256(file.read_bytes()).hexdigest()
         notes[str(file.relative_to(DOCS))] = {"command": command, "version": avdvae.__version__, "sha256": hashed}

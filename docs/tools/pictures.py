@@ -4,6 +4,7 @@ python docs/tools/pictures.py diagrams                diagrams/*.svg, of docs/to
 python docs/tools/pictures.py before_after RUN        before_after.png, sounds/*.flac: a run of exp=av_rvae
 python docs/tools/pictures.py talkers RUN             talkers.png, sounds/talkers_*.flac: a run of exp=av_rvae
 python docs/tools/pictures.py tracks EVALUATION       tracks.png, tracks.mp4: a run of exp=tracking, or its evaluation
+python docs/tools/pictures.py futures EVALUATION      futures.png, futures.mp4: models of exp=motion_prediction
 python docs/tools/pictures.py transfer RUN            transfer.png: a run of exp=vq_mdvae
 python docs/tools/pictures.py probe EVALUATION        probe.png: evaluate.tasks=[probe] of a run of exp=vq_mdvae
 python docs/tools/pictures.py training RUN RUN ...    training.png: runs with train.best_by=si_sdr, and of train=paper
@@ -78,10 +79,18 @@ def _example(run: str, measured: dict[str, Any], picture: str, sounds: str) -> l
 
 
 def tracks(evaluation: str) -> list[Path]:
+    return _still_and_film(evaluation, "tracks")
+
+
+def futures(evaluation: str) -> list[Path]:
+    return _still_and_film(evaluation, "futures")
+
+
+def _still_and_film(evaluation: str, name: str) -> list[Path]:
     example = json.loads(Path(evaluation, "examples.json").read_text())[0]
-    for kind in ("figure", "video"):
-        shutil.copy(Path(evaluation, example[kind]), DOCS / f"tracks{Path(example[kind]).suffix}")
-    return [DOCS / "tracks.png", DOCS / "tracks.mp4"]
+    shutil.copy(Path(evaluation, example["figure"]), DOCS / f"{name}.png")
+    shutil.copy(Path(evaluation, example["video"]), DOCS / f"{name}.mp4")
+    return [DOCS / f"{name}.png", DOCS / f"{name}.mp4"]
 
 
 def transfer(run: str) -> list[Path]:
@@ -168,7 +177,19 @@ def write_flac(path: Path, flac: Path) -> Path:
 
 COMMANDS: dict[str, Callable[..., Sequence[Path]]] = {
     kind.__name__: kind
-    for kind in (diagrams, before_after, talkers, tracks, transfer, probe, training, robustness, report, contact_sheet)
+    for kind in (
+        diagrams,
+        before_after,
+        talkers,
+        tracks,
+        futures,
+        transfer,
+        probe,
+        training,
+        robustness,
+        report,
+        contact_sheet,
+    )
 }
 
 

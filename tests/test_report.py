@@ -245,6 +245,14 @@ def test_curves_show_the_means(run: Path) -> None:
     assert len({line.get_color() for line in many.lines}) == 1
 
 
+def test_a_legend_fits_into_its_figure_in_as_many_columns_as_it_can() -> None:
+    short, long = (cost_curves({f"{name} {i}": [i, i] for i in range(4)}) for name in ("one", "89M/tk001, White" * 3))
+    for figure in (short, long):
+        (legend,) = figure.legends
+        assert legend.get_window_extent().width <= figure.bbox.width
+    assert short.legends[0].get_window_extent().height < 0.6 * long.legends[0].get_window_extent().height
+
+
 def test_of_several_models_the_report_shows_the_differences_to_the_first(tmp_path: Path) -> None:
     first = _rows(1.5, "both/vae")
     other = [replace(row, model="vae_mm", lips=lips) for lips in ("clean", "none") for row in _rows(4, "both/vae_mm")]

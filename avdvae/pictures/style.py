@@ -64,5 +64,10 @@ def drawn(figure: matplotlib.figure.Figure, kind: Literal["svg", "pdf"]) -> byte
 
 
 def legend_above(figure: matplotlib.figure.Figure, *axes: matplotlib.axes.Axes) -> None:
+    """In as many columns as fit into the width, at least one."""
     lines = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(lines.values()), list(lines), loc="outside upper left", ncols=int(figure.get_figwidth() / 2.4))
+    for columns in range(int(figure.get_figwidth() / 2.4), 0, -1):
+        legend = figure.legend(list(lines.values()), list(lines), loc="outside upper left", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()

@@ -96,7 +96,8 @@ def test_a_part_of_the_gallery_is_made_alone_beside_its_command(
     def evaluated(run: Run, changes: dict[str, Any], out: Path) -> Path:
         out.mkdir()
         (out / "film.mp4").write_bytes(b"film")
-        examples = [{"title": f"{name}, tracking", "video": "film.mp4"} for name in names]
+        (out / "still.png").write_bytes(b"still")
+        examples = [{"title": f"{name}, tracking", "figure": "still.png", "video": "film.mp4"} for name in names]
         (out / "examples.json").write_text(json.dumps(examples))
         scored = [("Kalman", names[0], 100.0), ("nearest", names[0], 91.11), ("Kalman", names[1], 3.0)]
         rows = [
@@ -128,9 +129,10 @@ def test_a_part_of_the_gallery_is_made_alone_beside_its_command(
     assert "Old." not in page and "### One" not in page and page.endswith("\n\n## Lips\n\nKept.\n")
     assert page.index("tracks_0.mp4") < page.index("| Kalman | 100 | 100 | 100 |\n| nearest | 91.1 | 91.1 | 91.1 |\n\n")
     assert page.index(names[1]) < page.index('<video controls src="gallery/tracks_1.mp4"></video>')
-    assert page.count("| MOTA, % |") == page.count(f": `{command}`") == 2 and page.count("Kalman |") == 2
-    assert {*notes} == {"gallery/kept.png", "gallery/tracks_0.mp4", "gallery/tracks_1.mp4"}
-    assert {path.name for path in (tmp_path / "gallery").iterdir()} == {"kept.png", "tracks_0.mp4", "tracks_1.mp4"}
+    assert page.count("| MOTA, % |") == page.count("Kalman |") == 2 and page.count(f": `{command}`") == 4
+    files = {"kept.png", *(f"tracks_{number}.{kind}" for number in (0, 1) for kind in ("png", "mp4"))}
+    assert {*notes} == {f"gallery/{name}" for name in files}
+    assert {path.name for path in (tmp_path / "gallery").iterdir()} == files
     assert notes["gallery/tracks_1.mp4"]["sha256"] == hashlib.sha256(b"film").hexdigest()
     gallery.main()
     assert (tmp_path / "gallery.md").read_text() == page

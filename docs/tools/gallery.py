@@ -156,15 +156,17 @@ def pitches(run: str) -> Section:
 
 
 def tracks(run: str) -> Section:
-    about = "Scenes of three boxes, by MixDVAE (`tracking`), a Kalman filter in the same EM and nearest detections."
-    section = Section("tracks", ["## Tracks", about])
+    what = "Scenes of three boxes, by MixDVAE (`tracking`), a Kalman filter in the same EM and nearest detections."
+    section = Section("tracks", ["## Tracks", what])
     measured = {"tasks": ["tracking"], "speakers": SCENES, "per_speaker": None, "examples": len(SCENES), "workers": 1}
     with tempfile.TemporaryDirectory() as folder:
         out = evaluate_again(open_run(Path(run)), {"evaluate": measured}, out=Path(folder, "out"))
         results = read_results(out / "results.csv")
         for number, example in enumerate(json.loads((out / "examples.json").read_text())):
             section.text.append(f"### {example['title']}")
-            section.copy(out / example["video"], f"tracks_{number}.mp4", "Detections, true boxes and the three methods")
+            about = "Three moments: detections, true boxes and the three methods"
+            section.copy(out / example["figure"], f"tracks_{number}.png", about)
+            section.copy(out / example["video"], f"tracks_{number}.mp4", "The whole scene")
             section.text.append(table([row for row in results if example["title"].startswith(row.item)]))
     return section
 

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Complex, Float, Int64, UInt8
 from torch import Tensor
 
 from avdvae.errors import UserError
@@ -37,6 +37,7 @@ class Batch:
     waveform    B N        clean speech
     mixture     B N        the same speech in noise
     power       B T F      |STFT|^2 of the clean speech
+    spectrum    B T F      STFT of the clean speech; in enhancement, of the mixture
     noisy       B T F      |STFT|^2 of the mixture
     lips        B T H W    grey mouth crops: for each STFT frame the picture nearest in time to its centre
     confidence  B T        of the lips, in 0..1; 0 where no face was found
@@ -57,6 +58,7 @@ class Batch:
     mixture: Float[Tensor, "B N"] | None = None
     power: Float[Tensor, "B T F"] | None = None
     noisy: Float[Tensor, "B T F"] | None = None
+    spectrum: Complex[Tensor, "B T F"] | None = None
     lips: UInt8[Tensor, "B T *J H W"] | None = None
     confidence: Float[Tensor, "B T *J"] | None = None
     face: UInt8[Tensor, "B T *J R C 3"] | None = None
@@ -67,7 +69,9 @@ class Batch:
     starts: Int64[Tensor, " B"] | None = None
     labels: tuple[dict[str, Any], ...] = ()
 
-    MODALITIES = ("waveform", "mixture", "power", "noisy", "lips", "confidence", "face", "mouth", "pose", "boxes")
+    MODALITIES = (
+        *("waveform", "mixture", "power", "noisy", "spectrum", "lips", "confidence", "face", "mouth", "pose", "boxes"),
+    )
 
     @property
     def present(self) -> frozenset[str]:
@@ -124,7 +128,8 @@ class LatentSpec:
     modality: Literal["audio", "video", "audio-visual", "motion"]
 
 
-Observed = Literal["power", "pose", "boxes", "waveform", "face"]  # the modality of which a model has a likelihood
+# the modality of which a model has a likelihood
+Observed = Literal["power", "spectrum", "pose", "boxes", "waveform", "face"]
 Latents = Mapping[str, Tensor]  # z_KBTL by the name of the latent; z_KB1L where the rate is None
 
 
@@ -249,12 +254,17 @@ class WaveformModel(Model, Protocol):
 
 @runtime_checkable
 class Prior(Protocol):
-    """What the EM takes of a SpeechPrior, or of those of several sources together."""
+    """What the EM takes of a model of speech. An E-step takes more, of a LatentPrior or of one that Denoises."""
 
     sees: tuple[str, ...]
     can_miss: tuple[str, ...]
 
     def context(self, batch: Batch) -> Context: ...
+
+
+@runtime_checkable
+class LatentPrior(Prior, Protocol):
+    """What an E-step takes of a SpeechPrior, or of those of several sources together."""
 
     def infer(self, batch: Batch, k: int = 1, mode: Literal["sample", "mean"] = "sample") -> Inferred: ...
 
@@ -263,6 +273,25 @@ class Prior(Protocol):
     ) -> Mapping[str, SpeechLikelihood]: ...
 
     def log_prior(self, z: Latents, context: Context) -> Float[Tensor, "K B T"]: ...
+
+
+class Denoised(NamedTuple):
+    """The posterior of the spectrum s given s with noise: its mean and variance, bin by bin."""
+
+    mean: Complex[Tensor, "K B T F"]
+    variance: Float[Tensor, "K B T F"]
+
+
+@runtime_checkable
+class Denoises(Prior, Protocol):
+    """A prior of complex spectra, given by their posterior in noise of any level: s + sigma c n, n ~ Nc(0, I).
+
+    scale_F   c, the deviation of the noise of level 1 at each frequency
+    """
+
+    scale_F: Tensor
+
+    def denoise(self, noisy_KBTF: Complex[Tensor, "K B T F"], sigma: float, context: Context) -> Denoised: ...
 
 
 class SpeechPrior(LatentModel, Protocol):
@@ -278,10 +307,15 @@ def is_speech_prior(model: object) -> TypeGuard[SpeechPrior]:
     return isinstance(model, LatentModel) and model.observes == "power"
 
 
-def why_not_enhancing(model: Model) -> str | None:
-    """Why the EM stage cannot enhance with this model, and which models it can; None if it can."""
+def why_no_speech_prior(model: Model) -> str | None:
+    """Why a model has no latents that power spectra are decoded from, and which models do; None if it has."""
     if is_speech_prior(model):
         return None
+    if isinstance(model, Denoises):
+        return (
+            f"{type(model).__name__} has no latents, which this needs: choose a model that has, "
+            "such as exp=vae, cvae or rvae"
+        )
     why = {
         "waveform": "is a model of samples",
         "pose": "is a model of poses",
@@ -293,6 +327,11 @@ def why_not_enhancing(model: Model) -> str | None:
         f"{type(model).__name__} cannot enhance, for it {why}, and noise is removed by a likelihood of power spectra: "
         "choose a model that has one, such as exp=vae, cvae or rvae"
     )
+
+
+def why_not_enhancing(model: Model) -> str | None:
+    """Why the EM stage cannot enhance with this model, and which models it can; None if it can."""
+    return None if isinstance(model, Denoises) else why_no_speech_prior(model)
 
 
 PICTURES = frozenset({"lips", "face"})  # modalities that come from films

@@ -32,7 +32,7 @@ from avdvae.errors import UserError, check_settings, in_file, known_settings, re
 from avdvae.files import replacing
 from avdvae.nn.former_names import name_now
 from avdvae.nn.weights import WEIGHTS, load_weights
-from avdvae.protocols import SpeechPrior, why_not_enhancing
+from avdvae.protocols import SpeechPrior, why_no_speech_prior, why_not_enhancing
 from avdvae.signals.audio import Stft
 
 LEARNED = "learned_estep"  # in the folder of a run: the training of an E-step for it
@@ -171,6 +171,13 @@ class Run:
         return model.to(device).eval().requires_grad_(False)
 
     def load_speech_prior(self, device: str = "cpu") -> SpeechPrior:
+        model: Any = self.load_model(device)
+        if reason := why_no_speech_prior(model):
+            raise UserError(reason)
+        return model
+
+    def load_enhancing(self, device: str = "cpu") -> Any:
+        """A model with which the EM enhances."""
         model: Any = self.load_model(device)
         if reason := why_not_enhancing(model):
             raise UserError(reason)

@@ -30,6 +30,7 @@ from avdvae.probability.spectrum import ComplexGaussian, SpeechLikelihood
 from avdvae.protocols import (
     Autoregressive,
     Batch,
+    Denoises,
     LatentModel,
     MixtureModel,
     Model,
@@ -99,6 +100,7 @@ def utterances(*samples: int, frames: int | None = None) -> Batch:
         "mixture": torch.zeros(len(samples), count * STFT.hop),
         "power": torch.zeros(len(samples), count, 513),
         "noisy": torch.zeros(len(samples), count, 513),
+        "spectrum": torch.zeros(len(samples), count, 513, dtype=torch.complex64),
         "lips": torch.zeros(len(samples), count, 67, 67, dtype=torch.uint8),
         "confidence": torch.zeros(len(samples), count),
         "face": torch.zeros(len(samples), count, 64, 64, 3, dtype=torch.uint8),
@@ -112,6 +114,7 @@ def utterances(*samples: int, frames: int | None = None) -> Batch:
         for sound, spectrum, values in (("waveform", "power", waveform), ("mixture", "noisy", mixture)):
             tensors[sound][b, :n] = 0.1 * values / values.abs().max()
             tensors[spectrum][b, :t] = STFT.power(tensors[sound][b : b + 1, :n])[0]
+        tensors["spectrum"][b, :t] = STFT.analyse(tensors["waveform"][b : b + 1, :n])[0]
         tensors["mask"][b, :t] = True
         tensors["lips"][b, :t] = torch.randint(0, 256, (t, 67, 67), generator=g)
         tensors["confidence"][b, :t] = torch.rand(t, generator=g)
@@ -150,10 +153,13 @@ def test_it_offers_all_that_its_kind_must(model):
     assert {model.observes, *model.sees} <= set(Batch.MODALITIES)
     assert isinstance(model, WaveformModel) == (model.observes == "waveform")
     assert isinstance(model, Model)
-    verbs = {"latents", "context", "infer", "decode", "log_prior", "sample_prior"}
+    verbs = {"denoise", "scale_F"}
+    if not isinstance(model, Denoises):
+        assert not verbs & set(dir(model))
+        verbs = {"latents", "context", "infer", "decode", "log_prior", "sample_prior"}
     if has := verbs & set(dir(model)):
         assert not (missing := verbs - has), f"it has {', '.join(has)} but not {', '.join(missing)}"
-        assert isinstance(model, LatentModel)
+        assert isinstance(model, LatentModel | Denoises)
 
 
 def test_latents_have_names_of_their_own(latent_model):
@@ -173,6 +179,9 @@ def test_the_bound_comes_in_finite_parts_of_each_utterance(model, batch):
 
 
 def test_the_loss_trains_every_parameter(model, batch):
+    for parameter in model.parameters():
+        if not parameter.any():  # a last layer that starts at 0 holds gradients back at first
+            torch.nn.init.normal_(parameter, std=0.01)
     losses(model.train(), batch).sum().backward()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained
@@ -393,6 +402,7 @@ def same_noise(monkeypatch) -> None:
     """Draws of noise that do not depend on the shape of the batch."""
     monkeypatch.setattr(torch, "randn", lambda *shape, **_: 0.6 * torch.ones(*shape))
     monkeypatch.setattr(torch, "randn_like", lambda like, **_: torch.full_like(like, 0.6))
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: 0.3 * torch.ones(*shape))
 
 
 def one_in_batches() -> list[tuple[Batch, int]]:

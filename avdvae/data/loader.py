@@ -34,7 +34,8 @@ from avdvae.signals.audio import BINS, MARGIN, Stft
 
 def seen_by(model: Model) -> dict[str, Any]:
     """The settings by which a Loader gathers what a model takes, and nothing else."""
-    return {"lips": "lips" in model.sees, "faces": "face" in model.sees, "pcm": model.observes == "waveform"}
+    sees = {"lips": "lips" in model.sees, "faces": "face" in model.sees, "spectrum": "spectrum" in model.sees}
+    return {**sees, "pcm": model.observes == "waveform"}
 
 
 class Loader:
@@ -52,7 +53,8 @@ class Loader:
     ends of the sound, and the pictures beside it. A `condition` (whole utterances only) adds `mixture` and `noisy`,
     in the scale of the clean waveform. A `level_db` of (low, high) then scales every item, its mixture alike, by a
     random level in that range, drawn anew each epoch. `lips`: with the mouth crops, where the corpus has any;
-    `faces`: with the crops of faces and the opening of the mouths. Pictures take longer to gather than sound.
+    `faces`: with the crops of faces and the opening of the mouths; `spectrum`: with the complex spectrum beside its
+    power. Pictures take longer to gather than sound.
 
     `stft` and `trim_db` do not apply to poses and boxes.
 
@@ -84,6 +86,7 @@ class Loader:
         lips: bool = True,
         faces: bool = False,
         pcm: bool = False,
+        spectrum: bool = False,
         batch_frames: int | None = None,
     ):
         if frames is not None and frames < 1:
@@ -107,7 +110,7 @@ class Loader:
         if level_db is not None and not -np.inf < level_db[0] <= level_db[1] < np.inf:
             raise UserError(f"level_db={level_db}: give the lower and the higher end of a range, such as (-20, 0)")
         self.stft, self.frames, self.batch_size = stft, frames, batch_size
-        self.rank, self.world, self.level_db = rank, world, level_db
+        self.rank, self.world, self.level_db, self.spectrum = rank, world, level_db, spectrum
         self.seed, self.shuffle, self.workers = seed, shuffle, workers
         self.device = torch.device(device)
         if faces and not corpus.has_faces:
@@ -128,7 +131,7 @@ class Loader:
         else:
             self.windows = -(-self.cutter.counts // frames)
         count = int(self.cutter.counts.sum())
-        alone = corpus.holds == "sound" and not (condition or level_db or lips or faces or pcm)
+        alone = corpus.holds == "sound" and not (condition or level_db or lips or faces or pcm or spectrum)
         keeps = alone and frames == 1 and world == 1 and 4 * BINS * count <= self.KEPT
         # Of all frames of the corpus, and which of them have passed
         self.spectra_MF = torch.empty(count, BINS, device=self.device) if keeps else None
@@ -238,17 +241,20 @@ class Loader:
         batch = batch.to(self.device)
         gains_B1 = gains_B1 if gains_B1 is None else gains_B1.to(self.device, non_blocking=True)
 
-        def cut(wide_BN: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        def cut(wide_BN: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
             if wide_BN is None:
-                return None, None
+                return None, None, None
             wide_BN = wide_BN if gains_B1 is None else wide_BN * gains_B1
-            power = self.stft.power(wide_BN, centred=False)
-            return wide_BN[:, MARGIN : MARGIN + samples] * sounding, power * batch.mask[..., None]
+            spectrum, mask = self.stft.analyse(wide_BN, centred=False), batch.mask[..., None]
+            power = (spectrum.real.square() + spectrum.imag.square()) * mask
+            sound = wide_BN[:, MARGIN : MARGIN + samples] * sounding
+            return sound, power, spectrum * mask if self.spectrum else None
 
-        waveform, power = cut(batch.waveform)
-        mixture, noisy = cut(batch.mixture)
+        waveform, power, spectrum = cut(batch.waveform)
+        mixture, noisy, _ = cut(batch.mixture)
         starts = batch.starts if gains_B1 is None else None
-        return replace(batch, waveform=waveform, power=power, mixture=mixture, noisy=noisy, starts=starts)
+        spectra = {"power": power, "spectrum": spectrum, "noisy": noisy}
+        return replace(batch, waveform=waveform, mixture=mixture, starts=starts, **spectra)
 
 
 def _capped(sizes: np.ndarray, most: int) -> np.ndarray:

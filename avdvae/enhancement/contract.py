@@ -24,7 +24,7 @@ from torch import Tensor
 from avdvae.errors import UserError
 from avdvae.probability.gaussian import Gaussian, Slopes
 from avdvae.probability.spectrum import SpeechLikelihood
-from avdvae.protocols import Batch, Latents, Prior
+from avdvae.protocols import Batch, Context, LatentPrior, Latents, Prior
 
 Start = Literal["posterior", "prior"]
 MANY = 100, 1  # iterations of an EM, and updates of the noise in each
@@ -56,6 +56,9 @@ class Target(Protocol):
 
     @property
     def gain_BTJ(self) -> Tensor: ...
+
+    @property
+    def context(self) -> Context: ...
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,17 @@ def draws_of(q: Mapping[str, Gaussian], count: int, random: RandomNumbers) -> La
     return {name: q[name].moved(noise_KBTL) for name, noise_KBTL in noise.items()}
 
 
+def with_latents(model: Prior) -> LatentPrior:
+    if not isinstance(model, LatentPrior):
+        raise UserError(
+            f"{type(model).__name__} has no latents, which this E-step infers: give enhance.estep.name=denoising"
+        )
+    return model
+
+
 def first_latents(model: Prior, batch: Batch, begin: Start) -> tuple[dict[str, Tensor], Mapping[str, Gaussian]]:
     """The means, K = 1, and their distributions."""
+    model = with_latents(model)
     if begin not in ("posterior", "prior"):
         raise UserError(f"enhance.estep.begin={begin}: choose posterior or prior")
     inferred = model.infer(batch, mode="mean")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from avdvae.enhancement.contract import EStep
+from avdvae.enhancement.denoising import Denoising
 from avdvae.enhancement.learned import Learned
 from avdvae.enhancement.markov_chains import Langevin, MetropolisHastings, MetropolisLangevin
 from avdvae.enhancement.variational import FineTunedEncoder, FreeGaussian, PointEstimate
@@ -19,6 +20,7 @@ ESTEPS: dict[str, type] = {
     "free_gaussian": FreeGaussian,
     "encoder": FineTunedEncoder,
     "learned": Learned,
+    "denoising": Denoising,
 }
 
 

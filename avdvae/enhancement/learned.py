@@ -256,7 +256,7 @@ class Learned:
 class _Posterior:
     """A model whose posterior is known already, for an E-step that begins from it."""
 
-    def __init__(self, model: Prior, inferred: Inferred):
+    def __init__(self, model: Any, inferred: Inferred):
         self.context, self.decode, self.log_prior = model.context, model.decode, model.log_prior
         self.sees, self.can_miss, self.inferred = model.sees, model.can_miss, inferred
 

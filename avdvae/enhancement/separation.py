@@ -50,16 +50,18 @@ def separate(
 ) -> Separated:
     """The speech in `batch.mixture`, or each of its sources."""
     mixture_BN, spectra = batch.need("mixture", model), spectra_of(batch, stft)
-    noisy_BTF = mixture_BN.new_zeros(*batch.mask.shape, BINS)
+    spectrum_BTF = mixture_BN.new_zeros(*batch.mask.shape, BINS, dtype=torch.complex64)
     for b, spectrum_TF in enumerate(spectra):
-        noisy_BTF[b, : len(spectrum_TF)] = spectrum_TF.abs().square()
+        spectrum_BTF[b, : len(spectrum_TF)] = spectrum_TF
+    noisy_BTF = spectrum_BTF.real.square() + spectrum_BTF.imag.square()
     stationary, peak_B = None, mixture_BN.abs().amax(1).clamp_min(SILENCE)
     if isinstance(settings, Vem) and not settings.paper:
         stationary = StationaryNoise.of(noisy_BTF / peak_B[:, None, None].square(), batch.mask)
         speech_BN = filtered(spectra, stationary.filter_BTF, batch, stft)
         mixture_peak_B, peak_B = peak_B, speech_BN.abs().amax(1).clamp_min(SILENCE)
         stationary = stationary.scaled((mixture_peak_B / peak_B).square())
-    scaled = replace(batch, noisy=noisy_BTF / peak_B[:, None, None].square())
+    level_B11 = peak_B[:, None, None]
+    scaled = replace(batch, noisy=noisy_BTF / level_B11.square(), spectrum=spectrum_BTF / level_B11)
     if isinstance(settings, Assignment):
         assert isinstance(model, Sources)
         found = assign(model, scaled, settings, progress)

@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from avdvae.enhancement.contract import RandomNumbers, Start, Target, backpropagated, draws_of, first_latents
+from avdvae.enhancement.contract import (
+    RandomNumbers,
+    Start,
+    Target,
+    backpropagated,
+    draws_of,
+    first_latents,
+    with_latents,
+)
 from avdvae.errors import UserError
 from avdvae.probability.gaussian import Gaussian
 from avdvae.probability.mixture import Mixture
@@ -38,7 +46,7 @@ class PointEstimate:
 
     def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> _Point:
         z, _ = first_latents(model, batch, self.begin)
-        if isinstance(model.decode(z, model.context(batch))["power"], Mixture):
+        if isinstance(with_latents(model).decode(z, model.context(batch))["power"], Mixture):
             raise UserError(
                 f"{type(model).__name__} weights its components by the variances of their posteriors, and a point has "
                 "none: choose enhance.estep.name=free_gaussian, langevin, mala or metropolis_hastings"
@@ -169,7 +177,7 @@ class FineTunedEncoder:
                 f"enhance.estep.name=encoder adapts the encoder to one utterance and was given {len(batch.ids)}: give "
                 "enhance.batch_size=1"
             )
-        copy: Any = deepcopy(model)
+        copy: Any = deepcopy(with_latents(model))
         copy.requires_grad_(True)
         with torch.enable_grad(), random.of_torch(batch.mask.device):
             z, context = copy.infer(batch).z, copy.context(batch)

@@ -112,7 +112,7 @@ class Enhanced:
 class NoisySpeech:
     """ln p(x, z | v) = ln p(x | z, v) + ln p(z | v) for a given noise: the target of an E-step."""
 
-    model: Prior
+    model: Any  # a LatentPrior where the likelihood is asked for
     context: Context
     noisy_BTF: Float[Tensor, "B T F"]
     noise_BTF: Float[Tensor, "B T F"]

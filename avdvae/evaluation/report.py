@@ -32,6 +32,7 @@ TITLES = {
     "separation": "Separation",
     "resynthesis": "Resynthesis",
     "resynthesis_true_past": "Resynthesis with the true past (teacher forcing)",
+    "inpainting": "Inpainting: frames that are filled in",
     "calibration": "Calibration: coverage of intervals of posterior draws",
     "transfer": "Transfer of one latent: agreement with source and donor",
     "denoising": "Denoising of occluded mouths and eyes",

@@ -282,11 +282,11 @@ class Stage:
         write_mp4(folder / "film.mp4", chain(*films), Fraction(RATE, self.stft.hop * every), sound, RATE)
 
 
-def build_enhancer(run: Run, model: Model, changes: Mapping[str, Any], films: bool, device: str) -> Enhancer:
+def build_enhancer(run: Run, model: Any, changes: Mapping[str, Any], films: bool, device: str) -> Enhancer:
     """A run's model, on `device`, as an enhancer of recordings. `changes` to the run's settings; `films`: whether there
     are videos."""
-    if not is_speech_prior(model):
-        raise UserError(why_not_enhancing(model) or "")
+    if reason := why_not_enhancing(model):
+        raise UserError(reason)
     if isinstance(estep := changes.get("estep"), str):
         raise UserError(f"enhance.estep={estep}: write enhance.estep.name={estep}")
     with in_file(run.path / "config.yaml"):

@@ -56,7 +56,7 @@ from avdvae.others.bench import (
 )
 from avdvae.others.peer import Peer, open_peer
 from avdvae.programs.program import Program
-from avdvae.protocols import Autoregressive, Batch, why_not_enhancing
+from avdvae.protocols import Autoregressive, Batch, why_no_speech_prior
 from avdvae.runs import build_model, build_vem
 from avdvae.signals.audio import Stft
 from avdvae.signals.clock import RATE
@@ -159,7 +159,7 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
         row |= {f"peer_{column}": value for column, value in cost.items()}
         row |= dict(zip(RATIOS, ratios["peer"], strict=True))
     model.eval().requires_grad_(False)
-    if why_not_enhancing(model):
+    if why_no_speech_prior(model):
         return row | {"em_rtf": math.nan}
     vem, stft, count = build_vem(config["enhance"]), Stft(given["hop"]), given["sources"]
     if isinstance(model, Autoregressive):

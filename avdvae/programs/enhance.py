@@ -95,7 +95,7 @@ def enhance(config: Mapping[str, Any]) -> None:
     run = open_run(Path(str(config["run"])))
     video = Path(str(config["video"])) if config["video"] is not None else None
     jobs = find_jobs(Path(str(config["input"])), video, Path(str(config["output"])))
-    model = run.load_speech_prior(run.device)
+    model = run.load_enhancing(run.device)
     enhancer = build_enhancer(run, model, config["enhance"], any(job.video for job in jobs), run.device)
     if video and not PICTURES & {*enhancer.model.sees}:
         print(f"note       {type(model).__name__} uses the sound alone; video= is ignored")

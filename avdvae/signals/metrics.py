@@ -29,6 +29,7 @@ WEIGHTS = {**dict.fromkeys(OF_EACH_SAMPLE, "samples"), **dict.fromkeys(OF_EACH_W
 LOW_IS_GOOD = (
     *("rmse", "rtf", "mpjpe_mm", "gross_error", "fine_error", "voicing_error"),
     *("f0", "f0_world", "f1", "f2", "f3"),  # relative errors
+    *("log_spectral_distance", "log_spectral_distance_interpolated"),
     *("calibration_error", "calibration_error_loud", "calibration_error_quiet"),
     *("id_switches", "mostly_lost", "false_alarms", "misses"),
     *OF_EACH_SAMPLE,
@@ -102,6 +103,8 @@ LOOKS = {
     "f3_in_speech": Look("F3", "%", 1),
     "voiced_in_speech": Look("still voiced", "%", 0),
     "nisqa": Look("NISQA", "", 2),
+    "log_spectral_distance": Look("log-spectral distance", "dB", 1),
+    "log_spectral_distance_interpolated": Look("interpolated", "dB", 1),
     "calibration_error": Look("calibration error", "", 3),
     "coverage_50": Look("in 50 % interval", "%", 1),
     "coverage_90": Look("in 90 % interval", "%", 1),

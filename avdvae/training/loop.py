@@ -43,7 +43,7 @@ from avdvae.nn.former_names import name_now, with_names_now
 from avdvae.nn.weights import WEIGHTS, load_weights, save_weights
 from avdvae.probability.objectives import Elbo
 from avdvae.progress import progress_bar
-from avdvae.protocols import Autoregressive, Batch, Model, is_speech_prior, why_not_enhancing
+from avdvae.protocols import Autoregressive, Batch, Model, is_speech_prior, why_no_speech_prior
 from avdvae.randomness import stream
 from avdvae.signals.audio import Stft
 from avdvae.signals.metrics import score
@@ -154,7 +154,7 @@ class Loop:
         if settings.own_past is not None and not isinstance(model, Autoregressive):
             given = list(settings.own_past)
             raise UserError(f"train.own_past={given}: {type(model).__name__} is not conditioned on the past: give null")
-        if settings.best_by == "si_sdr" and why_not_enhancing(model):  # the same models resynthesise
+        if settings.best_by == "si_sdr" and why_no_speech_prior(model):  # the same models resynthesise
             raise UserError(
                 f"train.best_by=si_sdr: {type(model).__name__} resynthesises no speech from latents: give loss"
             )

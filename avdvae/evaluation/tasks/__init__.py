@@ -13,6 +13,7 @@ from avdvae.evaluation.tasks.denoising import Denoising
 from avdvae.evaluation.tasks.emotion import EmotionOfFew
 from avdvae.evaluation.tasks.enhancement import Enhancement
 from avdvae.evaluation.tasks.f0 import F0
+from avdvae.evaluation.tasks.inpainting import Inpainting
 from avdvae.evaluation.tasks.latent_use import LatentUse
 from avdvae.evaluation.tasks.likelihood import Likelihood
 from avdvae.evaluation.tasks.motion import Motion
@@ -34,6 +35,7 @@ TASKS: dict[str, Task] = {
     "calibration": Calibration(),
     "transfer": Transfer(),
     "denoising": Denoising(),
+    "inpainting": Inpainting(),
     "emotion": EmotionOfFew(),
     "likelihood": Likelihood(),
     "probe": Probe(),

@@ -13,7 +13,7 @@ import torch
 from avdvae.errors import UserError
 from avdvae.evaluation.tasks.task import Measured, Part, Subject
 from avdvae.latents.resynthesis import resynthesise
-from avdvae.protocols import Autoregressive, is_speech_prior
+from avdvae.protocols import Autoregressive, why_no_speech_prior
 from avdvae.signals.clock import RATE
 from avdvae.signals.metrics import FAILED, failed, score
 
@@ -25,11 +25,8 @@ class Resynthesis:
         self.true_past = true_past
 
     def check(self, subject: Subject) -> None:
-        if not is_speech_prior(subject.model):
-            raise UserError(
-                f"{type(subject.model).__name__} has no latents that power spectra are decoded from: choose "
-                "another task, or a model that is a protocols.SpeechPrior"
-            )
+        if reason := why_no_speech_prior(subject.model):
+            raise UserError(f"task resynthesis: {reason}")
 
     def parts(self, subject: Subject) -> list[Part]:
         if self.true_past and not isinstance(subject.model, Autoregressive):

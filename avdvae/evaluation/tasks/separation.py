@@ -44,7 +44,7 @@ from avdvae.enhancement.separation import separate
 from avdvae.enhancement.sources import Assignment, Sources
 from avdvae.errors import UserError
 from avdvae.evaluation.tasks.task import Measured, Part, Subject
-from avdvae.protocols import PICTURES, Batch, SpeechPrior, why_not_enhancing
+from avdvae.protocols import PICTURES, Batch, SpeechPrior, why_no_speech_prior
 from avdvae.randomness import stream
 from avdvae.runs import open_run
 from avdvae.signals.audio import Stft
@@ -82,7 +82,7 @@ class Separation:
     takes: Literal["sound", "poses"] = "sound"
 
     def check(self, subject: Subject) -> None:
-        if reason := why_not_enhancing(subject.model):
+        if reason := why_no_speech_prior(subject.model):
             raise UserError(reason)
         priors_of(subject)
         other, kinds = beside_of(subject), kinds_of(subject)

@@ -81,6 +81,8 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {  # those of config
     "dsae": (model_of("dsae.DSAE", **LOW), SEQUENCES),
     "av_dkf": (model_of("av_dkf.AVDKF", **LOW), SEQUENCES),
     "av_rvae": (model_of("av_rvae.AVRVAE", **LOW), SEQUENCES),
+    "denoiser": (model_of("denoiser.Denoiser"), (12, 96)),
+    "av_denoiser": (model_of("denoiser.Denoiser", lips=True), (12, 96)),
     "hit_dvae_paper": (model_of("hit_dvae.HiTDVAE", **LOW), (128, 100)),
     "light_dvae_paper": (model_of("hit_dvae.HiTDVAE", light=True, **LOW), (128, 100)),
     "lstm_paper": (model_of("lstm.LSTM"), WAVEFORMS),

@@ -170,7 +170,7 @@ class Peer(torch.nn.Module):
 
 
 def test_every_model_is_timed() -> None:
-    same_model = {"cvae_plain", "srnn_gm", "srnn_tf_gm"}
+    same_model = {"cvae_plain", "flow", "srnn_gm", "srnn_tf_gm"}
     models = {name for name in EXPERIMENTS if not name.endswith("_paper")}
     large = {"byte_lm"}  # takes gigabytes for a batch of the others
     assert set(OmegaConf.load(PROJECT / "configs/bench.yaml").models) == models - same_model - large

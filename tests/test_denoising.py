@@ -169,6 +169,7 @@ def test_wrong_settings_are_refused(settings, says):
 
 
 def test_from_a_training_to_a_clean_recording(avdvae_command, prepared, tmp_path, monkeypatch):
+    """The ways of docs/denoising.md, on a small corpus."""
     monkeypatch.chdir(tmp_path)
     small_one = ["model.channels=8", "model.dilations=[1]", "train=debug", f"prepared={prepared.out}"]
     assert "Traceback" not in avdvae_command("train", "exp=av_denoiser", "run_dir=run", *small_one)

@@ -165,6 +165,7 @@ RUN_ELSEWHERE = {
     "comparing": "test_outside",
     "extending": "test_own",
     "streaming": "test_streaming",
+    "denoising": "test_denoising",
 }
 # Corpora, machines and repositories that are not here, and hours of training.
 NOT_RUN = {"claims", "measured", "cluster", "corpora", "separation"}

@@ -93,11 +93,12 @@ def our_trainee(model: nn.Module, batch: Batch) -> Trainee:
 
 
 def random_batch(utterances: int, frames: int, pixels: int, hop: int, device: torch.device) -> Batch:
-    """Random power spectra, mouth crops and sound."""
+    """Random spectra, mouth crops and sound."""
     return Batch(
         ids=tuple(map(str, range(utterances))),
         mask=torch.ones(utterances, frames, dtype=torch.bool),
         power=torch.rand(utterances, frames, 513),
+        spectrum=torch.randn(utterances, frames, 513, dtype=torch.complex64),
         lips=torch.randint(0, 256, (utterances, frames, pixels, pixels), dtype=torch.uint8),
         confidence=torch.ones(utterances, frames),
         waveform=torch.randint(-3000, 3000, (utterances, frames * hop)) / CODES,

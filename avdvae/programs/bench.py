@@ -56,7 +56,7 @@ from avdvae.others.bench import (
 )
 from avdvae.others.peer import Peer, open_peer
 from avdvae.programs.program import Program
-from avdvae.protocols import Autoregressive, Batch, why_no_speech_prior
+from avdvae.protocols import Autoregressive, Batch, Denoises, why_not_enhancing
 from avdvae.runs import build_model, build_vem
 from avdvae.signals.audio import Stft
 from avdvae.signals.clock import RATE
@@ -159,11 +159,12 @@ def measure(name: str, given: dict[str, Any], device: torch.device, peer: Peer |
         row |= {f"peer_{column}": value for column, value in cost.items()}
         row |= dict(zip(RATIOS, ratios["peer"], strict=True))
     model.eval().requires_grad_(False)
-    if why_no_speech_prior(model):
+    if why_not_enhancing(model):
         return row | {"em_rtf": math.nan}
     vem, stft, count = build_vem(config["enhance"]), Stft(given["hop"]), given["sources"]
     if isinstance(model, Autoregressive):
         row["generated_per_s"] = generation_rate(model, stft.frames(round(given["utterance"] * RATE)), device)
+    count = 1 if isinstance(model, Denoises) else count
     priors = Sources([model] * count).eval() if count > 1 else model
     sound = (stft, given["utterance"], given["em_iterations"], pixels, device)
     row["em_rtf"] = em_real_time_factor(priors, vem, *sound)

@@ -114,7 +114,7 @@ def test_another_e_step_begins_where_the_encoder_ends():
     network, seen = LearnedPosterior(small(), bins=BINS).eval().requires_grad_(False), []
 
     class Watched(FreeGaussian):
-        def start(self, model, batch, random):
+        def start(self, model: Any, batch, random):
             seen.append((model.infer(batch).q["z"].mean, state := super().start(model, batch, random)))
             return state
 

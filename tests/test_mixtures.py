@@ -113,7 +113,7 @@ def test_vae_mm_is_the_part_that_is_on(batch, pi, which):
     part = parts()[which]
 
     class Decided(PointEstimate):  # with a certain switch, a point estimate is allowed
-        def start(self, model, batch, random):
+        def start(self, model: Any, batch, random):
             return (
                 super()
                 .start(part, batch, random)

@@ -17,6 +17,7 @@ In a folder, a sound and a video of the same name belong together, unless video=
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.enhancement.recordings import Enhancer, Job
@@ -93,6 +95,8 @@ def enhance(config: Mapping[str, Any]) -> None:
         stream_pipes(config)
         return
     run = open_run(Path(str(config["run"])))
+    if run.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # a second gains 15 %, and where cores are busy waits 20 times as long
     video = Path(str(config["video"])) if config["video"] is not None else None
     jobs = find_jobs(Path(str(config["input"])), video, Path(str(config["output"])))
     model = run.load_enhancing(run.device)

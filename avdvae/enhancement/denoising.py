@@ -24,13 +24,14 @@ c^2.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from avdvae.enhancement.contract import RandomNumbers, Target, with_latents
+from avdvae.enhancement.contract import RandomNumbers, Target, draws_of, with_latents
 from avdvae.enhancement.noise import EPSILON, subtraction
 from avdvae.errors import UserError, whole_numbers
 from avdvae.probability.gaussian import VARIANCE_FLOOR
@@ -46,7 +47,7 @@ class WienerDenoiser:
     batch: Batch
     random: RandomNumbers
 
-    @property
+    @cached_property
     def scale_F(self) -> Float[Tensor, "B 1 F"]:
         """The mean |s| of each utterance, by its first estimate."""
         amplitude_BTF = self.batch.need("power", self.model).sqrt()
@@ -59,8 +60,7 @@ class WienerDenoiser:
             power_BTF = noisy_BTF.abs().square()
             given = replace(self.batch, power=power_BTF * subtraction(power_BTF, v_B1F).square())
             q = self.model.infer(given, mode="mean").q
-            z = {name: g.moved(self.random.normal(g.mean.expand(1, *g.mean.shape[-3:]))) for name, g in q.items()}
-            S_BTF = self.model.decode(z, context)["power"].components(power_BTF).mean()
+            S_BTF = self.model.decode(draws_of(q, 1, self.random), context)["power"].components(power_BTF).mean()
             gain_BTF = S_BTF / (S_BTF + v_B1F)
             mean.append(gain_BTF * noisy_BTF)
             variance.append(v_B1F * gain_BTF)

@@ -7,7 +7,7 @@ that of the E-step, the bound of the mixture; decoder and prior stay as they are
 
     x      noisy speech                        P = |x|^2: noisy_BTF
     V      variances of the noise              noise_BTF
-    a      share of P that is speech           that of a Wiener filter, P / (P + V), its logit moved by share_net
+    a      share of P that is speech           that of a Wiener filter, P / (P + V), its logit moved by share_head
     m, s   moments of q                        of the model's own encoder, tuned, which is given a P as clean power
 
 A gain of the speech leaves the posterior as it is if P and V are divided by it.
@@ -51,9 +51,9 @@ class LearnedPosterior(nn.Module):
     def __init__(
         self,
         prior: nn.Module | None = None,
-        width: int = 128,  # of share_net
+        width: int = 128,  # of trunk and heads
         bins: int = BINS,
-        tune: bool = True,  # the encoder, too; otherwise share_net alone
+        tune: bool = True,  # the encoder, too; otherwise trunk and heads alone
     ):
         super().__init__()
         if prior is None or not is_speech_prior(prior) or "power" not in prior.sees:

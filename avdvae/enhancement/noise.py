@@ -97,23 +97,16 @@ class Noise:
 
         ratio_RBTF = torch.mul(noisy_BTF, precision_RBTF, out=one)
         cost_BT = self._cost(ratio_RBTF, torch.log(precision_RBTF, out=two), weight_RBT1)
-        self._update(noisy_BTF, likely, ratio_RBTF, precision_RBTF, one, two)
+        self._update(noisy_BTF, likely, ratio_RBTF, precision_RBTF)
         for _ in range(times - 1):
             precision_RBTF = self.mixture(*likely.sources, out=two).reciprocal_()
-            self._update(noisy_BTF, likely, torch.mul(noisy_BTF, precision_RBTF, out=one), precision_RBTF, one, two)
+            self._update(noisy_BTF, likely, torch.mul(noisy_BTF, precision_RBTF, out=one), precision_RBTF)
         return cost_BT
 
-    def _update(
-        self,
-        noisy_BTF: Tensor,
-        likely: Components,
-        ratio_RBTF: Tensor,
-        precision_RBTF: Tensor,
-        one: Tensor,
-        two: Tensor,
-    ) -> None:
-        """Of W, H and the gains; `one` and `two` are overwritten."""
-        weight_RBT1 = likely.weight
+    def _update(self, noisy_BTF: Tensor, likely: Components, ratio_RBTF: Tensor, precision_RBTF: Tensor) -> None:
+        """Of W, H and the gains, in the room of `update`."""
+        assert self._room is not None
+        (one, two), weight_RBT1 = self._room, likely.weight
         above, below = _slopes(ratio_RBTF, precision_RBTF, weight_RBT1)
         self._update_spectra((self.H_BTK.mT @ above).mT, (self.H_BTK.mT @ below).mT)
 

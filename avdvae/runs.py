@@ -24,7 +24,7 @@ import torch
 import yaml
 from torch import nn
 
-from avdvae.enhancement.esteps import build_estep
+from avdvae.enhancement.esteps import SCHEDULED, build_estep
 from avdvae.enhancement.learned import Learned, LearnedPosterior
 from avdvae.enhancement.vem import Vem
 from avdvae.entry_points import find_class
@@ -85,7 +85,7 @@ MISSING = "???"  # of Hydra, for a key without a value; null is a value
 
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`config` with the values of `changes` that are not MISSING, recursively; a section whose `name` changes loses its
-    other settings, and the learned E-step has iterations of its own."""
+    other settings, and an E-step that is scheduled has iterations of its own."""
     if changes.get("name", MISSING) not in (MISSING, config.get("name")):
         config = {}
     new = dict(config)
@@ -93,7 +93,7 @@ def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         section["estep"].get("name", MISSING) if isinstance(section.get("estep"), Mapping) else MISSING
         for section in (config, changes)
     )
-    if MISSING not in (before, after) and before != after and "learned" in (before, after):
+    if MISSING not in (before, after) and before != after and SCHEDULED & {before, after}:
         new |= dict.fromkeys(new.keys() & {"iterations", "updates"})  # those of the new E-step
     for key, value in changes.items():
         if isinstance(value, Mapping):

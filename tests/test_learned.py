@@ -140,6 +140,7 @@ def test_settings_of_a_run_are_those_of_another_e_step_no_more():
     assert learned == {"iterations": None, "updates": None, "rank": 4, "estep": {"name": "learned"}}
     assert changed(of_run, {"estep": {"name": "point"}})["iterations"] == 100
     assert changed(of_run, {"iterations": 7, "estep": {"name": "learned"}})["iterations"] == 7
+    assert changed(of_run, {"estep": {"name": "denoising"}})["iterations"] is None
 
 
 def test_from_a_run_to_enhanced_speech(avdvae_command: Callable[..., str], prepared: Summary):

@@ -22,6 +22,7 @@ ESTEPS: dict[str, type] = {
     "learned": Learned,
     "denoising": Denoising,
 }
+SCHEDULED = frozenset(name for name, kind in ESTEPS.items() if hasattr(kind, "schedule"))  # contract.Scheduled
 
 
 def build_estep(name: str, **settings: Any) -> EStep:

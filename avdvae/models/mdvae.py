@@ -40,6 +40,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from avdvae.errors import UserError
 from avdvae.models.dynamical_vae import DynamicalVAE, Path, each_frame, sample_path, stack_frames
 from avdvae.models.vqvae import POWER_FLOOR
 from avdvae.nn.blocks import (
@@ -118,7 +119,7 @@ class Standardised(NamedTuple):
 
 
 class Multimodal(DynamicalVAE):
-    """The base of MDVAE and VQ-MDVAE. `together`: epochs in which z^av is learned without z^a and z^v."""
+    """The base of MDVAE and VQ-MDVAE. `together`: epochs in which z^av is learned without the `delayed` latents."""
 
     INITIAL_LOG_VAR = -4.0  # of q(w)
 
@@ -132,11 +133,15 @@ class Multimodal(DynamicalVAE):
         dim_v: int = 4,
         size: int = 512,
         memory: int = 128,
-        together: int = 4,  # epochs in which the shared latent is learned without the other two
+        together: int = 4,  # epochs in which the shared latent is learned without those in `delayed`
+        delayed: Sequence[str] = ("z_a", "z_v"),
         paper: bool = False,  # true: as published, see avdvae/models/mdvae.py
     ):
         super().__init__(size_a, dim_av)
-        self.sees, self.together, self.paper = ("power", "face"), together, paper
+        if unknown := set(delayed) - {"z_a", "z_v"}:
+            raise UserError(f"model.delayed: {', '.join(sorted(unknown))} cannot be delayed: choose from z_a and z_v")
+        self.sees, self.paper = ("power", "face"), paper
+        self.together, self.delayed = together, tuple(delayed)
         w, av, a, v = dim_w, dim_av, dim_a, dim_v
         self.latents = (
             LatentSpec("w", w, None, "audio-visual"),
@@ -219,7 +224,7 @@ class Multimodal(DynamicalVAE):
         early = self.training and not self.paper and schedule.epoch < self.together
         a_BTA, v_BTV = self.observed(batch)
         noise = self._noise(context, 1, "sample")
-        path = self._path(a_BTA, v_BTV, context, noise, without=("z_a", "z_v") if early else ())
+        path = self._path(a_BTA, v_BTV, context, noise, without=self.delayed if early else ())
         p, n_B = self.prior(path.z, context), batch.mask.sum(1).float()
         kl = {name: path.q.get(name, p[name]).kl(p[name]).mean(0) for name in p}  # 0 of latents left out
         likelihoods = self.log_likelihood(path.z, batch, a_BTA, v_BTV)

@@ -17,7 +17,6 @@ In a folder, a sound and a video of the same name belong together, unless video=
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import Counter
@@ -26,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.enhancement.recordings import Enhancer, Job
 from avdvae.errors import UserError
 from avdvae.latents.stage import build_enhancer, build_stream
+from avdvae.parallel import one_thread
 from avdvae.programs.program import Program
 from avdvae.progress import progress_bar
 from avdvae.protocols import PICTURES
@@ -95,8 +94,7 @@ def enhance(config: Mapping[str, Any]) -> None:
         stream_pipes(config)
         return
     run = open_run(Path(str(config["run"])))
-    if run.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # a second gains 15 %, and where cores are busy waits 20 times as long
+    one_thread(run.device)
     video = Path(str(config["video"])) if config["video"] is not None else None
     jobs = find_jobs(Path(str(config["input"])), video, Path(str(config["output"])))
     model = run.load_enhancing(run.device)
@@ -117,6 +115,7 @@ def stream_pipes(config: Mapping[str, Any]) -> None:
     if type(rate := config["rate"]) is not int:
         raise UserError(f"rate={rate}: raw sound has no rate of its own: give it in Hz, as rate=16000")
     run = open_run(Path(str(config["run"])))
+    one_thread(run.device)
     model = run.load_speech_prior(run.device)
     stream = build_stream(run, model, config["enhance"], config["streaming"], rate, run.device)
     print(f"latency    {stream.latency:.0f} ms, without the time of computation", file=sys.stderr, flush=True)

@@ -23,6 +23,7 @@ from avdvae.enhancement.separation import PicturesOfSources
 from avdvae.enhancement.sources import MIXING, Assignment, Sources
 from avdvae.errors import UserError, known_settings, naming_extras
 from avdvae.latents.stage import build_enhancer
+from avdvae.parallel import one_thread
 from avdvae.programs.program import Program
 from avdvae.progress import progress_bar
 from avdvae.protocols import PICTURES
@@ -90,6 +91,7 @@ def open_enhancers(runs: Sequence[Any], videos: Sequence[Path | None], changes: 
     enhancers: list[Enhancer] = []
     for name, video in zip(map(str, runs), videos, strict=True):
         run = open_run(Path(name))
+        one_thread(run.device)
         model = run.load_speech_prior(run.device)
         if video and not PICTURES & {*model.sees}:
             print(f"note       {type(model).__name__} uses the sound alone; its video is ignored")

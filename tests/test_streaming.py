@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from scipy.signal import resample_poly
 from test_enhance import make_run
 
 from avdvae.data.prepare import Summary
+from avdvae.enhancement.learned import Learned, LearnedPosterior
 from avdvae.enhancement.markov_chains import Langevin
 from avdvae.enhancement.separation import Pictures, separate
 from avdvae.enhancement.streaming import Stream, Streaming
@@ -35,7 +37,7 @@ from avdvae.models.vae import VAE
 from avdvae.models.vae_mm import VAEMM
 from avdvae.protocols import Batch
 from avdvae.runs import build_vem, open_run
-from avdvae.signals.arriving import Frames, OverlapAdd, Resampler
+from avdvae.signals.arriving import Frames, Lips, OverlapAdd, Resampler
 from avdvae.signals.audio import Stft
 from avdvae.signals.metrics import score, si_sdr
 
@@ -60,6 +62,33 @@ def sound(samples: int, seed: int = 0) -> np.ndarray:
 
 def streamed(stream: Stream, *pieces: np.ndarray) -> np.ndarray:
     return np.concatenate([*(stream.push(piece) for piece in pieces), stream.finish()])
+
+
+def av_vae() -> Any:
+    torch.manual_seed(0)
+    return AVVAE(hidden=8, dim=4).eval().requires_grad_(False)
+
+
+def learned(then: FreeGaussian | None) -> Vem:
+    torch.manual_seed(1)
+    network = LearnedPosterior(vae(), width=8)
+    for last in (network.share_head, network.heads["z"][-1]):  # type: ignore[index]
+        torch.nn.init.normal_(last.weight, std=0.1)
+    return replace(VEM, estep=Learned(then=then, final_draws=2, network=network.eval().requires_grad_(False)))
+
+
+ESTEPS: dict[str, Any] = {
+    "free Gaussian": lambda: VEM,
+    "learned": lambda: learned(FreeGaussian(final_draws=2)),
+    "learned, the encoder alone": lambda: learned(None),
+}
+FPS = 25.0
+
+
+def mouths(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Crops that change, and their confidence, of which some is 0."""
+    crops = np.random.default_rng(3).integers(0, 256, (count, 67, 67), np.uint8)
+    return crops, (np.arange(count) % 5 > 0).astype(np.float32)
 
 
 @pytest.mark.parametrize("rates", [(48_000, 16_000), (16_000, 48_000), (44_100, 16_000), (8_000, 16_000)])
@@ -99,21 +128,82 @@ def test_the_stft_in_pieces_is_that_of_the_whole_and_its_inverse_gives_the_sound
     torch.testing.assert_close(back, reference, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("estep", ESTEPS)
 @given(cuts=st.lists(st.integers(0, 6000), max_size=12), saved=st.integers(0, 12))
 @settings(max_examples=5, deadline=None)
-def test_neither_the_pieces_nor_an_interruption_change_the_output(cuts, saved):
-    settings, samples = replace(QUICK, move=2), sound(6000)
-    expected = streamed(Stream(vae(), STFT, VEM, settings, 22_050), samples)
+def test_neither_the_pieces_nor_an_interruption_change_the_output(estep, cuts, saved):
+    settings, samples, vem = replace(QUICK, move=2), sound(6000), ESTEPS[estep]()
+    expected = streamed(Stream(vae(), STFT, vem, settings, 22_050), samples)
     assert len(expected) == len(samples) and np.isfinite(expected).all()
-    stream, got = Stream(vae(), STFT, VEM, settings, 22_050), []
+    stream, got = Stream(vae(), STFT, vem, settings, 22_050), []
     for number, piece in enumerate(np.split(samples, sorted(cuts))):
         if number == saved:
             state = pickle.loads(pickle.dumps(stream.state_dict()))
             stream.push(samples)  # which the state does not share
-            stream = Stream(vae(), STFT, VEM, settings, 22_050)
+            stream = Stream(vae(), STFT, vem, settings, 22_050)
             stream.load_state_dict(state)
         got.append(stream.push(piece))
     np.testing.assert_array_equal(np.concatenate([*got, stream.finish()]), expected)
+
+
+@cache
+def by_a_film(shown: float) -> np.ndarray:
+    (crops, confidence), samples = mouths(9), sound(4800)  # which lasts 7.5 pictures
+    crops = crops * (shown * confidence > 0).astype(np.uint8)[:, None, None]
+    film = Pictures(crops, (255 * confidence).astype(np.uint8), FPS)
+    return streamed(Stream(av_vae(), STFT, VEM, QUICK, pictures=film), samples)
+
+
+@given(
+    cuts=st.lists(st.integers(0, 4800), min_size=5, max_size=5),
+    looks=st.lists(st.integers(0, 9), min_size=5, max_size=5),
+    saved=st.integers(0, 6),
+)
+@settings(max_examples=5, deadline=None)
+def test_lips_that_arrive_are_those_of_a_film_however_sound_and_pictures_are_cut(cuts, looks, saved):
+    assert np.abs(by_a_film(shown=1) - by_a_film(shown=0)).max() > 1e-4
+    stream, got, (crops, confidence) = Stream(av_vae(), STFT, VEM, QUICK, pictures=Lips(FPS)), [], mouths(9)
+    pieces, seen = np.split(sound(4800), sorted(cuts)), np.split(np.arange(9), sorted(looks))
+    for number, (piece, look) in enumerate(zip(pieces, seen, strict=True)):
+        if number == saved:
+            state = pickle.loads(pickle.dumps(stream.state_dict()))
+            stream = Stream(av_vae(), STFT, VEM, QUICK, pictures=Lips(FPS))
+            stream.load_state_dict(state)
+        got.append(stream.push(piece, crops[look], confidence[look]))
+    np.testing.assert_array_equal(np.concatenate([*got, stream.finish()]), by_a_film(shown=1))
+
+
+def test_sound_waits_for_its_pictures_and_without_any_the_lips_are_black():
+    samples, (crops, _) = sound(3600), mouths(4)
+    stream = Stream(av_vae(), STFT, VEM, QUICK, pictures=Lips(FPS))
+    assert not len(stream.push(samples)), "no picture has arrived"
+    first = stream.push(samples[:0], crops)  # until 0.14 s, 2240 samples
+    assert 2240 - 1024 - 2 * 256 < len(first) <= 2240
+    assert len(first) + len(stream.finish()) == len(samples), "the last is repeated"
+    black = Pictures(np.zeros((1, 67, 67), np.uint8), np.zeros(1, np.uint8), FPS)
+    none = streamed(Stream(av_vae(), STFT, VEM, QUICK, pictures=Lips(FPS)), samples)
+    np.testing.assert_array_equal(none, streamed(Stream(av_vae(), STFT, VEM, QUICK, pictures=black), samples))
+
+
+def test_new_frames_begin_at_the_learned_posterior_and_keep_their_place():
+    """By an E-step after it that does not move: each frame stays as it was encoded when it was the newest."""
+    vem, encoded = learned(FreeGaussian(lr=0.0, final_draws=2)), []
+    estep: Any = vem.estep
+
+    class Watched(LearnedPosterior):
+        def infer(self, noisy_BTF, noise_BTF, batch):
+            assert noisy_BTF.shape == noise_BTF.shape and len(batch.mask[0]) == noisy_BTF.shape[1] <= 16
+            encoded.append((inferred := super().infer(noisy_BTF, noise_BTF, batch)).q["z"].mean)
+            return inferred
+
+    estep.network.__class__ = Watched
+    stream = Stream(vae(), STFT, vem, QUICK)
+    stream.push(sound(8000)[:3800])
+    assert stream.block and len(encoded) == stream.moved > 10
+    newest = torch.cat([mean[:, -1:] for mean in encoded], 1)
+    held = stream.block.latents["z"][0][0]
+    torch.testing.assert_close(held, newest[:, -held.shape[1] :], rtol=0, atol=0)
+    assert not torch.equal(encoded[-1][:, -2], held[:, -2]), "encoded anew, it would differ"
 
 
 def bytes_held(state: Any) -> int:
@@ -124,10 +214,15 @@ def bytes_held(state: Any) -> int:
     return state.untyped_storage().nbytes() if isinstance(state, torch.Tensor) else 8
 
 
-def test_the_state_does_not_grow_and_the_latency_is_what_it_says():
-    stream, held, late = Stream(vae(), STFT, VEM, QUICK), [], []
+@pytest.mark.parametrize("kind", [*ESTEPS, "lips"])
+def test_the_state_does_not_grow_and_the_latency_is_what_it_says(kind):
+    vem, held, late = ESTEPS.get(kind, lambda: VEM)(), [], []
+    stream = Stream(vae(), STFT, vem, QUICK)
+    if kind == "lips":
+        stream = Stream(av_vae(), STFT, vem, QUICK, pictures=Lips(16_000 / 700))
     for number in range(40):
-        out = stream.push(np.resize(sound(1000), 700) * np.float32(0.5 + number % 3))
+        lips = mouths(1) if kind == "lips" else ()
+        out = stream.push(np.resize(sound(1000), 700) * np.float32(0.5 + number % 3), *lips)
         late.append(stream.given - stream.came_out)
         assert np.isfinite(out).all()
         if number % 10 == 9:
@@ -135,7 +230,7 @@ def test_the_state_does_not_grow_and_the_latency_is_what_it_says():
             held.append(bytes_held(stream.state_dict()))
     assert max(held[1:]) <= held[1] + 4 * 1024, "but for sound that waits for the rest of its frame"
     assert stream.latency == pytest.approx(1000 * (1024 + 256) / 16_000)
-    assert max(late) < 1024 + 2 * 256
+    assert max(late) < 1024 + 2 * 256 + (700 if kind == "lips" else 0), "and as long as the next picture"
 
 
 MODELS: dict[str, Any] = {
@@ -261,6 +356,7 @@ def test_mistakes_are_explained():
     model: Any
     for model, vem, rate, complaint in (
         (vae(), replace(VEM, estep=Langevin()), 16_000, "Langevin cannot follow a sound: give enhance.estep.name=free"),
+        (vae(), replace(VEM, estep=Learned(then=Langevin())), 16_000, "Langevin cannot follow a sound"),
         (vae(), replace(VEM, paper=True), 16_000, "a stream takes enhance.paper=false"),
         (AVVAE(hidden=8, dim=4), VEM, 16_000, "AVVAE needs the lips, and a stream of sound has none"),
         (vae(), VEM, 100, "a sample rate of 100 Hz"),
@@ -270,6 +366,10 @@ def test_mistakes_are_explained():
     stream = Stream(vae(), STFT, VEM, QUICK)
     with pytest.raises(UserError, match=r"samples of shape \(4, 2\)"):
         stream.push(np.zeros((4, 2)))
+    with pytest.raises(UserError, match="begun without a camera"):
+        stream.push(sound(4), mouths(1)[0])
+    with pytest.raises(UserError, match=r"lips of shape \(2, 66, 67\) and type uint8, .* give \(2, 67, 67\)"):
+        Stream(av_vae(), STFT, VEM, QUICK, pictures=Lips(FPS)).push(sound(4), np.zeros((2, 66, 67), np.uint8))
     with pytest.raises(UserError, match="rate=16000 and this one 8000"):
         Stream(vae(), STFT, VEM, QUICK, 8000).load_state_dict(stream.state_dict())
     stream.finish()

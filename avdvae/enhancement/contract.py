@@ -116,12 +116,20 @@ class EStep(Protocol):
 
 @runtime_checkable
 class MovingEStep(EStep, Protocol):
-    """An E-step whose state can follow a sound that arrives. The state consists of tensors, by the name of the latent,
-    with frames on the last axis but one: those of frames that stay and those of new ones are joined by the caller."""
+    """An E-step whose state can follow a sound that arrives. What is saved consists of tensors, by the name of the
+    latent, with frames on the last axis but one: those of frames that stay and of new ones are joined by the caller.
+
+    entering   what is saved of a state that begins, in the newest frames: `batch` and the powers of `target` are these
+    restored   the state of the frames of `batch`
+    """
+
+    def entering(
+        self, model: Prior, batch: Batch, target: Target, random: RandomNumbers
+    ) -> Mapping[str, Sequence[Tensor]]: ...
 
     def saved(self, state: Any) -> Mapping[str, Sequence[Tensor]]: ...
 
-    def restored(self, saved: Mapping[str, Sequence[Tensor]]) -> Any: ...
+    def restored(self, saved: Mapping[str, Sequence[Tensor]], model: Prior, batch: Batch) -> Any: ...
 
 
 @runtime_checkable

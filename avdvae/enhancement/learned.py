@@ -16,7 +16,7 @@ A gain of the speech leaves the posterior as it is if P and V are divided by it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.enhancement.contract import EStep, RandomNumbers, Target, draws_of
+from avdvae.enhancement.contract import EStep, MovingEStep, RandomNumbers, Target, draws_of
 from avdvae.enhancement.noise import EPSILON
 from avdvae.enhancement.variational import FineTunedEncoder, FreeGaussian
 from avdvae.enhancement.vem import NoisySpeech, Vem
@@ -200,6 +200,8 @@ class Learned:
 
     rounds   after which `then` goes on
     then     an E-step, which begins from q; None: the encoder to the end
+
+    Of sound that arrives, new frames are encoded once before `then` goes on with them.
     """
 
     draws: int = 1
@@ -241,6 +243,27 @@ class Learned:
         if self.then is None or state.then is None:
             return self._likelihood(target, state, random, self.final_draws)
         return self.then.final(target, state.then, random)
+
+    @property
+    def moves(self) -> bool:
+        """Whether its state can follow a sound that arrives."""
+        return self.then is None or isinstance(self.then, MovingEStep)
+
+    def entering(
+        self, model: Prior, batch: Batch, target: Target, random: RandomNumbers
+    ) -> Mapping[str, Sequence[Tensor]]:
+        state = self.start(model, batch, random)
+        if self.then is None:
+            return {}
+        assert isinstance(self.then, MovingEStep)
+        return self.then.entering(_Posterior(model, self._infer(target, state)), batch, target, random)
+
+    def saved(self, state: _State) -> Mapping[str, Sequence[Tensor]]:
+        return self.then.saved(state.then) if isinstance(self.then, MovingEStep) else {}
+
+    def restored(self, saved: Mapping[str, Sequence[Tensor]], model: Prior, batch: Batch) -> _State:
+        then = self.then.restored(saved, model, batch) if isinstance(self.then, MovingEStep) else None
+        return _State(model, batch, self.rounds, then)
 
     def _infer(self, target: Target, state: _State) -> Inferred:
         assert self.network is not None

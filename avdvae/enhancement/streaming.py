@@ -11,8 +11,9 @@ that is `look_ahead` frames older than the newest.
     model           any: a recursion starts with the block, in frames that came out long ago
     new noise       where the noise has risen far above its estimate, the EM begins anew from the newest frames
     silent frames   of digital silence do not enter the block, and come out silent
+    lips            of a film, or of a camera: a frame then waits for the picture nearest to it
 
-The state has a constant size. What comes out does not depend on the pieces in which the sound comes in.
+The state has a constant size. What comes out does not depend on the pieces in which sound and pictures come in.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, UInt8
 from torch import Tensor
 
 from avdvae.enhancement.contract import MovingEStep, RandomNumbers
+from avdvae.enhancement.learned import Learned
 from avdvae.enhancement.noise import EPSILON, Noise, Past, StationaryNoise, subtraction, weighted_mean
 from avdvae.enhancement.vem import NoisySpeech, Vem, iterate, recurrent_layers_training
 from avdvae.errors import UserError, whole_numbers
 from avdvae.protocols import PICTURES, Batch, LatentModel, SpeechPrior, indispensable
-from avdvae.signals.arriving import Frames, OverlapAdd, Resampler
+from avdvae.signals.arriving import Frames, Lips, OverlapAdd, Resampler
 from avdvae.signals.audio import WINDOW, Stft
 from avdvae.signals.clock import FASTEST_SOUND, RATE, SLOWEST_SOUND
 
@@ -133,6 +135,11 @@ class Stream:
 
     >>> stream = Stream(model, stft, vem)
     >>> clean = np.concatenate([*(stream.push(piece) for piece in pieces), stream.finish()])
+
+    Models that are conditioned on the lips take those of a film as `pictures`, or those of a camera as they arrive:
+
+    >>> stream = Stream(model, stft, vem, pictures=Lips(fps=25))
+    >>> clean = stream.push(piece, lips, confidence)
     """
 
     def __init__(
@@ -145,10 +152,11 @@ class Stream:
         pictures: MovingPictures | None = None,
         device: str = "cpu",
     ):
-        if not isinstance(vem.estep, MovingEStep):
-            name = type(vem.estep).__name__
+        if not isinstance(vem.estep, MovingEStep) or (isinstance(vem.estep, Learned) and not vem.estep.moves):
+            name = type(vem.estep.then if isinstance(vem.estep, Learned) else vem.estep).__name__
             raise UserError(
-                f"the state of the E-step {name} cannot follow a sound: give enhance.estep.name=free_gaussian"
+                f"the state of the E-step {name} cannot follow a sound: give enhance.estep.name=free_gaussian "
+                "or learned"
             )
         if vem.paper:
             raise UserError("enhance.paper=true starts the EM on a whole recording: a stream takes enhance.paper=false")
@@ -183,10 +191,20 @@ class Stream:
         filters = self.resampled.delay / self.rate + self.back.delay / RATE
         return 1000 * ((frames * self.stft.hop + self.settings.synthesis) / RATE + filters)
 
-    def push(self, samples_N: np.ndarray) -> Float[np.ndarray, " M"]:
-        """The samples that are finished after these. Samples that are no finite numbers count as gaps of silence."""
+    def push(
+        self,
+        samples_N: np.ndarray,
+        lips: UInt8[np.ndarray, "M H W"] | None = None,
+        confidence: Float[np.ndarray, " M"] | None = None,
+    ) -> Float[np.ndarray, " n"]:
+        """The samples that are finished after these, and after the next crops of the lips, with a confidence of 1 by
+        default. Samples that are no finite numbers count as gaps of silence."""
         if self.finished:
             raise UserError("the stream is finished: begin another for more sound")
+        if lips is not None:
+            if not isinstance(self.pictures, Lips):
+                raise UserError("this stream was begun without a camera: give Stream(..., pictures=Lips(fps=25))")
+            self.pictures.push(lips, np.ones(len(lips)) if confidence is None else confidence)
         samples_N = np.asarray(samples_N, np.float32)
         if samples_N.ndim != 1:
             raise UserError(f"samples of shape {samples_N.shape}: a stream takes one channel, (samples,)")
@@ -195,7 +213,7 @@ class Stream:
         self.given += len(samples_N)
         self.frames.push(self.resampled.push(torch.from_numpy(samples_N)))
         pieces, move = [torch.zeros(0)], self.settings.move
-        while self.frames.ready >= move:
+        while self.frames.ready >= move and self._pictured(move):
             pieces.append(self._move(self.frames.take(move)))
         return self._out(self.back.push(torch.cat(pieces)))
 
@@ -204,6 +222,8 @@ class Stream:
         if self.finished:
             return np.zeros(0, np.float32)
         self.finished = True
+        if isinstance(self.pictures, Lips):
+            self.pictures.end()
         self.frames.push(self.resampled.finish())
         self.added.length = self.frames.given
         self.frames.end()
@@ -220,6 +240,11 @@ class Stream:
         self.came_out += len(chosen_N)
         return chosen_N
 
+    def _pictured(self, count: int) -> bool:
+        """Whether the pictures of the next frames have arrived."""
+        last = self.moved + count - 1
+        return not isinstance(self.pictures, Lips) or self.pictures.has(self.stft.hop * last / RATE)
+
     @torch.no_grad()
     def _move(self, spectrum_TF: Complex[Tensor, "T F"]) -> Float[Tensor, " N"]:
         power_TF = spectrum_TF.real.square() + spectrum_TF.imag.square()
@@ -229,6 +254,8 @@ class Stream:
         self.moved += len(power_TF)
         if sounds_T.any():
             self._enter(power_TF[sounds_T].to(self.device)[None], seconds_T[sounds_T.numpy()])
+        if isinstance(self.pictures, Lips):
+            self.pictures.forget(self.stft.hop * self.moved / RATE)
         return self._come_out(self.settings.look_ahead)
 
     def _come_out(self, keep: int) -> Float[Tensor, " N"]:
@@ -318,13 +345,13 @@ class Stream:
         mask_BT = torch.ones(1, frames, dtype=torch.bool, device=self.device)
         pictures: dict[str, Any] = block.pictures
         batch = Batch(("stream",), mask_BT, power=block.given_BTF, **pictures)
-        newest = self._newest(batch, max(count, ENCODED))
-        begun = self.estep.start(self.model, newest, self._random(newest.mask.shape[1]))
-        state = self.estep.restored(self._joined(block.latents, self.estep.saved(begun), leave, count))
         context, random = replace(self.model.context(batch), temper=self.vem.temper), self._random(frames)
         if block.switch is not None and context.learns:
             context = replace(context, switch=block.switch)
         target = NoisySpeech(self.model, context, block.noisy_BTF, block.noise.variance_BTF, block.noise.gain_BTJ)
+        entering = self._entering(batch, target, max(count, ENCODED))
+        saved = self._joined(block.latents, entering, leave, count)
+        state = self.estep.restored(saved, self.model, batch)
         _, updates = self.vem.schedule
         for _ in range(settings.iterations):
             target, state, _ = iterate(self.estep, target, block.noise, state, random, updates)
@@ -342,10 +369,14 @@ class Stream:
         weight = None if likely.weight is None else likely.weight[..., oldest, :].clone()
         block.oldest = likely.precision[..., oldest, :].clone(), weight
 
-    def _newest(self, batch: Batch, count: int) -> Batch:
-        """The frames that the encoder takes."""
-        chosen = {name: getattr(batch, name)[:, -count:] for name in ("mask", *batch.present)}
-        return replace(batch, **chosen)
+    def _entering(self, batch: Batch, target: NoisySpeech, count: int) -> Mapping[str, Sequence[Tensor]]:
+        """The state of the E-step in the newest frames, which the encoder takes."""
+
+        def newest(of: Any, *names: str) -> Any:
+            return replace(of, **{name: getattr(of, name)[:, -count:] for name in names})
+
+        batch, target = newest(batch, "mask", *batch.present), newest(target, "noisy_BTF", "noise_BTF", "gain_BTJ")
+        return self.estep.entering(self.model, batch, target, self._random(batch.mask.shape[1]))
 
     def _joined(
         self, before: Mapping[str, Sequence[Tensor]], new: Mapping[str, Sequence[Tensor]], leave: int, count: int
@@ -365,13 +396,18 @@ class Stream:
     def _random(self, frames: int) -> RandomNumbers:
         return replace(self.random, frames=[frames])
 
-    PARTS = ("resampled", "back", "frames", "added")
     HELD = ("pending", "level", "moved", "given", "came_out", "finished")
+
+    @property
+    def parts(self) -> list[str]:
+        """Those that have a state of their own."""
+        pictures = ["pictures"] if isinstance(self.pictures, Lips) else []
+        return ["resampled", "back", "frames", "added", *pictures]
 
     def state_dict(self) -> dict[str, Any]:
         """All that a stream of the same model and settings needs to go on: numbers and tensors."""
         state: dict[str, Any] = {name: getattr(self, name) for name in self.HELD}
-        state |= {name: getattr(self, name).state for name in self.PARTS}
+        state |= {name: getattr(self, name).state for name in self.parts}
         state |= {"settings": asdict(self.settings), "rate": self.rate, "block": self.block and self.block.state()}
         return deepcopy(state) | {"random": self.random.generators[0].get_state()}
 
@@ -383,7 +419,7 @@ class Stream:
         state = deepcopy(dict(state))
         for name in self.HELD:
             setattr(self, name, state[name])
-        for name in self.PARTS:
+        for name in self.parts:
             getattr(self, name).state = state[name]
         self.block = state["block"] and Block.of(state["block"], self.vem.smoothness)
         self.random.generators[0].set_state(state["random"])

@@ -121,6 +121,9 @@ class FreeGaussian:
     def _free(self, mean: dict[str, Tensor], log_var: dict[str, Tensor], moments: Sequence[Tensor] = ()) -> _Free:
         return _Free(mean, log_var, FrameAdam([*mean.values(), *log_var.values()], self.lr, moments))
 
+    def entering(self, model: Prior, batch: Batch, target: Target, random: RandomNumbers) -> dict[str, list[Tensor]]:
+        return self.saved(self.start(model, batch, random))
+
     def saved(self, state: _Free) -> dict[str, list[Tensor]]:
         """In the order of the means, the log-variances, and the moments of each of these; by the name of the latent."""
         by_name = {}
@@ -129,7 +132,7 @@ class FreeGaussian:
             by_name[name] = [state.mean[name], state.log_var[name], *moments[0], *moments[1]]
         return by_name
 
-    def restored(self, saved: Mapping[str, Sequence[Tensor]]) -> _Free:
+    def restored(self, saved: Mapping[str, Sequence[Tensor]], model: Prior, batch: Batch) -> _Free:
         mean, log_var = ({name: values[n] for name, values in saved.items()} for n in (0, 1))
         moments = [value for first in (2, 5) for values in saved.values() for value in values[first : first + 3]]
         return self._free(mean, log_var, moments)

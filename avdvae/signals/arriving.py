@@ -1,9 +1,10 @@
-"""Sound that arrives in pieces: resampling, the STFT and its inverse. Nothing depends on where the pieces are cut.
+"""What arrives in pieces: sound, its resampling, STFT and inverse, and pictures. Nothing depends on where they are cut.
 
 Each object holds what it needs of the past, and no more, in attributes that `state` reads and writes.
 
     T   frames that are complete            spectrum_TF
     S   samples of the synthesis window     at the end of each frame; fewer than WINDOW: less latency
+    M   pictures
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, UInt8
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import firwin
 from torch import Tensor
 
+from avdvae.errors import UserError
 from avdvae.signals.audio import MARGIN, WINDOW, Stft, reflected, sine_window
+from avdvae.signals.clock import nearest_frames
 
 TAPS = 10  # zero crossings of the filter on either side, as scipy.signal.resample_poly has them
 
@@ -135,6 +138,58 @@ class Frames(Arriving):
         else:
             missing = (count - 1) * self.stft.hop + WINDOW - len(self.samples)
             self.samples = torch.cat([self.samples, self.tail.flip(0)[1 : max(0, missing) + 1]])
+
+
+class Lips(Arriving):
+    """Crops of the mouth from a camera on a constant clock: picture k is shown k / fps seconds after the first sample.
+
+    A time has the nearest picture, as in a film; at the end, the last is repeated. Where there is none, it is black.
+    """
+
+    held = ("crops_MHW", "confidence_M", "first", "ended")
+
+    def __init__(self, fps: float, size: int = 67):
+        self.fps, self.size = fps, size
+        self.crops_MHW, self.confidence_M = torch.zeros(0, size, size, dtype=torch.uint8), torch.zeros(0)
+        self.first, self.ended = 0, False  # number of the first crop that is kept
+
+    def push(self, crops_MHW: UInt8[np.ndarray, "M H W"], confidence_M: Float[np.ndarray, " M"]) -> None:
+        """The next pictures, in order. One that is missing has a confidence of 0 and is taken as black."""
+        size, count = self.size, len(confidence_M)
+        if crops_MHW.shape != (count, size, size) or crops_MHW.dtype != np.uint8:
+            raise UserError(
+                f"lips of shape {crops_MHW.shape} and type {crops_MHW.dtype}, with {count} of confidence: give "
+                f"({count}, {size}, {size}) of uint8"
+            )
+        seen_M11 = (np.asarray(confidence_M) > 0)[:, None, None]
+        self.crops_MHW = torch.cat([self.crops_MHW, torch.from_numpy(crops_MHW * seen_M11)])
+        self.confidence_M = torch.cat([self.confidence_M, torch.from_numpy(np.asarray(confidence_M, np.float32))])
+
+    @property
+    def given(self) -> int:
+        return self.first + len(self.crops_MHW)
+
+    def has(self, seconds: float) -> bool:
+        """Whether the picture nearest to this time has arrived."""
+        return self.ended or bool(np.rint(seconds * self.fps) < self.given)
+
+    def forget(self, seconds: float) -> None:
+        """The pictures before the one nearest to this time."""
+        spent = min(int(np.rint(seconds * self.fps)), self.given - 1) - self.first
+        if spent > 0:
+            self.crops_MHW, self.confidence_M = self.crops_MHW[spent:].clone(), self.confidence_M[spent:].clone()
+            self.first += spent
+
+    def end(self) -> None:
+        """No picture follows."""
+        self.ended = True
+        if not self.given:
+            self.push(np.zeros((1, self.size, self.size), np.uint8), np.zeros(1))
+
+    def at(self, seconds: np.ndarray) -> dict[str, Tensor]:
+        """The pictures nearest to each time, as of `separation.Pictures`."""
+        nearest_T = torch.from_numpy(nearest_frames(seconds, self.fps, self.given) - self.first)
+        return {"lips": self.crops_MHW[nearest_T], "confidence": self.confidence_M[nearest_T]}
 
 
 class OverlapAdd(Arriving):

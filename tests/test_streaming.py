@@ -149,8 +149,7 @@ def test_neither_the_pieces_nor_an_interruption_change_the_output(estep, cuts, s
 @cache
 def by_a_film(shown: float) -> np.ndarray:
     (crops, confidence), samples = mouths(9), sound(4800)  # which lasts 7.5 pictures
-    crops = crops * (shown * confidence > 0).astype(np.uint8)[:, None, None]
-    film = Pictures(crops, (255 * confidence).astype(np.uint8), FPS)
+    film = Pictures((shown * crops).astype(np.uint8), (255 * confidence).astype(np.uint8), FPS)
     return streamed(Stream(av_vae(), STFT, VEM, QUICK, pictures=film), samples)
 
 

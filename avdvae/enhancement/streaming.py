@@ -164,9 +164,11 @@ class Stream:
             raise UserError(
                 f"{type(model).__name__} has a latent for several frames, which do not slide: choose another"
             )
-        if pictures is None and (needed := PICTURES & indispensable(model)):
+        shown = {"lips"} if isinstance(pictures, Lips) else PICTURES if pictures else set()
+        if needed := (PICTURES & indispensable(model)) - shown:
+            what = "of sound" if pictures is None else "with lips"
             raise UserError(
-                f"{type(model).__name__} needs the {' and the '.join(needed)}, and a stream of sound has none"
+                f"{type(model).__name__} needs the {' and the '.join(needed)}, and a stream {what} has none"
             )
         if not SLOWEST_SOUND <= rate <= FASTEST_SOUND:
             raise UserError(f"a sample rate of {rate} Hz: give {SLOWEST_SOUND} to {FASTEST_SOUND} Hz")

@@ -154,15 +154,14 @@ class Lips(Arriving):
         self.first, self.ended = 0, False  # number of the first crop that is kept
 
     def push(self, crops_MHW: UInt8[np.ndarray, "M H W"], confidence_M: Float[np.ndarray, " M"]) -> None:
-        """The next pictures, in order. One that is missing has a confidence of 0 and is taken as black."""
+        """The next pictures, in order. One that is missing is given as black, with a confidence of 0."""
         size, count = self.size, len(confidence_M)
         if crops_MHW.shape != (count, size, size) or crops_MHW.dtype != np.uint8:
             raise UserError(
                 f"lips of shape {crops_MHW.shape} and type {crops_MHW.dtype}, with {count} of confidence: give "
                 f"({count}, {size}, {size}) of uint8"
             )
-        seen_M11 = (np.asarray(confidence_M) > 0)[:, None, None]
-        self.crops_MHW = torch.cat([self.crops_MHW, torch.from_numpy(crops_MHW * seen_M11)])
+        self.crops_MHW = torch.cat([self.crops_MHW, torch.from_numpy(crops_MHW)])
         self.confidence_M = torch.cat([self.confidence_M, torch.from_numpy(np.asarray(confidence_M, np.float32))])
 
     @property

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from avdvae.errors import UserError, require
@@ -142,6 +143,27 @@ def find_faces(film: Film, model: Path) -> Faces:
     return Faces(np.sort(times), examined, points, tuple(flags))
 
 
+class ArrivingFace:
+    """The talker's face in the pictures of a camera, one after another: the largest in the first that has any."""
+
+    def __init__(self, model: Path):
+        with _quiet():
+            self.task, self.detect = _new_task("FaceLandmarker", model.read_bytes(), num_faces=1)
+        self.talker: Points | None = None
+        self.unseen = 0
+
+    def find(self, picture_HW3: UInt8[np.ndarray, "H W 3"]) -> Points | None:
+        """The points of an RGB picture in pixels; None where there is no face."""
+        height, width, _ = picture_HW3.shape
+        faces = _kept_points(self.detect(np.ascontiguousarray(picture_HW3)).face_landmarks, width, height)
+        seen = _follow(self.talker, faces, self.unseen)
+        self.talker, self.unseen = (self.talker, self.unseen + 1) if seen is None else (seen, 0)
+        return seen
+
+    def close(self) -> None:
+        self.task.close()
+
+
 def _kept_points(meshes: list, width: int, height: int) -> Points:
     """Faces x 45 points in pixels, whole in the middle of one; MediaPipe counts across the picture from 0 to 1."""
     points = [[mesh[k].x * width + 1j * mesh[k].y * height for k in KEPT] for mesh in meshes]
@@ -192,36 +214,42 @@ def _count_faces(film: Film, model: Path) -> int:
 
 @contextmanager
 def _task(kind: str, model: bytes, **options: int) -> Iterator[Callable[[np.ndarray], Any]]:
-    """One of MediaPipe's vision tasks with a new tracker: to be called with the pictures of one clip in turn."""
+    """One of MediaPipe's vision tasks, for the pictures of one clip."""
     with _quiet():
-        try:
-            import mediapipe
-            from mediapipe.tasks.python import vision
-
-            base = mediapipe.tasks.BaseOptions
-            settings = getattr(vision, f"{kind}Options")(
-                base_options=base(model_asset_buffer=model, delegate=base.Delegate.CPU),
-                running_mode=vision.RunningMode.VIDEO,
-                **options,
-            )
-            task = getattr(vision, kind).create_from_options(settings)
-        except ModuleNotFoundError:  # another remedy
-            raise
-        except (ImportError, OSError) as error:
-            raise UserError(
-                f"MediaPipe cannot be loaded ({error}): on Debian and Ubuntu run "
-                "`apt-get install libgl1 libegl1 libgles2 libglib2.0-0`"
-            ) from error
-        # The tracker smooths over the pictures before, by the time between them, and so lags by half a picture. Where
-        # 100 s lie between two it smooths nothing; the smoothing of the lips is centred and does not lag.
-        milliseconds = itertools.count(0, 100_000)
-
-        def detect(picture: np.ndarray) -> Any:
-            image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=picture)
-            return task.detect_for_video(image, next(milliseconds))
-
+        task, detect = _new_task(kind, model, **options)
         with task:
             yield detect
+
+
+def _new_task(kind: str, model: bytes, **options: int) -> tuple[Any, Callable[[np.ndarray], Any]]:
+    """A task with a new tracker, and the function to be called with pictures in turn."""
+    try:
+        import mediapipe
+        from mediapipe.tasks.python import vision
+
+        base = mediapipe.tasks.BaseOptions
+        settings = getattr(vision, f"{kind}Options")(
+            base_options=base(model_asset_buffer=model, delegate=base.Delegate.CPU),
+            running_mode=vision.RunningMode.VIDEO,
+            **options,
+        )
+        task = getattr(vision, kind).create_from_options(settings)
+    except ModuleNotFoundError:  # another remedy
+        raise
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"MediaPipe cannot be loaded ({error}): on Debian and Ubuntu run "
+            "`apt-get install libgl1 libegl1 libgles2 libglib2.0-0`"
+        ) from error
+    # The tracker smooths over the pictures before, by the time between them, and so lags by half a picture. Where
+    # 100 s lie between two it smooths nothing; the smoothing of the lips does not depend on it.
+    milliseconds = itertools.count(0, 100_000)
+
+    def detect(picture: np.ndarray) -> Any:
+        image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=picture)
+        return task.detect_for_video(image, next(milliseconds))
+
+    return task, detect
 
 
 @contextmanager

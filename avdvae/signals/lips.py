@@ -11,15 +11,17 @@ A point of a picture is one complex number, x + iy, which makes turning, scaling
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 
 from avdvae.errors import UserError
-from avdvae.signals.faces import KEPT, STABLE, Points, eye_distance, find_faces
+from avdvae.signals.faces import KEPT, STABLE, ArrivingFace, Points, eye_distance, find_faces
 from avdvae.signals.video import LONGEST, Film, check_complete, read_frames, shown, to_grey, to_rgb
 
 MIN_PICTURES = 10
@@ -27,6 +29,7 @@ MIN_FACE_RATE = 0.5
 CROP_SIDE = 1.0  # outer eye distances: a mouth at rest fills half of the width, and one wide open still fits
 FACE_SIDE, FACE_DROP = 2.1, 0.3  # outer eye distances: brows to chin; how far below eyes and nose their middle lies
 SMOOTHING_SECONDS = 0.3  # nine pictures at 30 per second
+LAG_SECONDS = 0.06  # time constant of the smoothing of a camera, whose future is not known
 UNSURE_MISFIT = 0.1  # outer eye distances of misfit at which confidence has fallen to 60 %
 
 
@@ -80,7 +83,7 @@ def extract_lips(film: Film, model: Path, size: int = 67, face: int | None = Non
 
     points = _without_gaps(points, seen)
     fit, misfit = _onto_mean_face(points[:, : len(STABLE)], seen)
-    confidence = np.where(found, np.clip(255 * np.exp(-((misfit / UNSURE_MISFIT) ** 2) / 2), 1, 255), 0)
+    confidence = np.where(found, _confidence(misfit), 0)
 
     centre = points[:, len(STABLE) :].mean(1)
     steady = _smooth(centre, film.fps)
@@ -105,6 +108,38 @@ def extract_lips(film: Film, model: Path, size: int = 67, face: int | None = Non
         matrices=matrices.astype(np.float32),
         flags=flags,
     )
+
+
+class ArrivingMouth:
+    """The mouth in the pictures of a camera, as they arrive: as in `extract_lips`, with mean face and smoothing of the
+    pictures so far. Where no face is found, the crop stays in its place, and the confidence is 0."""
+
+    def __init__(self, model: Path, fps: float, size: int = 67):
+        self.face, self.size = ArrivingFace(model), size
+        self.kept = math.exp(-1 / (fps * LAG_SECONDS))  # of the path before, in each picture
+        self.level: Points = np.zeros(len(STABLE), complex)  # sum of the faces so far
+        self.pictures = 0  # with a face
+        self.path: Points | None = None  # rotation and scale, and the centre of the lips
+
+    def crop(self, picture_HW3: UInt8[np.ndarray, "H W 3"]) -> tuple[UInt8[np.ndarray, "h w"], float]:
+        """Of an RGB picture, and its confidence in 0..1."""
+        points, confidence = self.face.find(picture_HW3), 0.0
+        if points is not None:
+            stable = points[: len(STABLE)]
+            self.level += (stable - stable[0]) / (stable[3] - stable[0])
+            self.pictures += 1
+            fit, misfit = _onto(self.level / self.pictures, stable[None])
+            now = np.array([fit[0], points[len(STABLE) :].mean()])
+            self.path = now if self.path is None else self.kept * self.path + (1 - self.kept) * now
+            confidence = float(_confidence(misfit)[0])
+        if self.path is None:
+            return np.zeros((self.size, self.size), np.uint8), 0.0
+        scale = self.path[:1] * self.size / CROP_SIDE
+        matrix = _matrices(scale, (self.size - 1) / 2 * (1 + 1j) - scale * self.path[1:])[0]
+        return _warped(cv2.cvtColor(picture_HW3, cv2.COLOR_RGB2GRAY), matrix, self.size), confidence / 255
+
+    def close(self) -> None:
+        self.face.close()
 
 
 def draw_overlay(picture: np.ndarray, landmarks: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
@@ -132,11 +167,18 @@ def _onto_mean_face(stable: Points, found: np.ndarray) -> tuple[Points, np.ndarr
     similarity is a = sum conj(z) m / sum |z|^2 for points z and m about their means.
     """
     left, right = stable[:, :1], stable[:, 3:4]
-    mean_face = ((stable - left) / (right - left))[found].mean(0)
+    return _onto(((stable - left) / (right - left))[found].mean(0), stable)
+
+
+def _onto(mean_face: Points, stable: Points) -> tuple[Points, np.ndarray]:
     mean_face = mean_face - mean_face.mean()
     about = stable - stable.mean(1, keepdims=True)
     fit = (about.conj() @ mean_face) / (np.abs(about) ** 2).sum(1)
     return fit, np.sqrt((np.abs(fit[:, None] * about - mean_face) ** 2).mean(1))
+
+
+def _confidence(misfit: np.ndarray) -> np.ndarray:
+    return np.clip(255 * np.exp(-((misfit / UNSURE_MISFIT) ** 2) / 2), 1, 255)
 
 
 def _smooth(track: Points, fps: Fraction) -> Points:

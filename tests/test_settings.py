@@ -90,8 +90,9 @@ def test_several_utterances_are_enhanced_at_a_time_by_the_device() -> None:
     assert utterances_at_a_time(enhance | {"estep": {"name": "encoder"}}, "cpu") == 1  # it adapts to one utterance
 
 
-def test_the_program_streams_with_the_defaults_of_the_library():
-    given = OmegaConf.to_container(OmegaConf.load(CONFIGS / "enhance_file.yaml"))
+@pytest.mark.parametrize("program", ["enhance_file", "demo"])
+def test_programs_stream_with_the_defaults_of_the_library(program):
+    given = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{program}.yaml"))
     assert isinstance(given, dict) and given["streaming"] == asdict(Streaming())
 
 

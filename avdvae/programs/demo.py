@@ -1,7 +1,7 @@
-"""A local web page, http://127.0.0.1, to transfer latents between clips and to enhance recordings.
+"""A local web page, http://127.0.0.1, to transfer latents between clips and to enhance recordings and the microphone.
 
 avdvae demo run=RUN                 needs the extra `demo`: pip install -e '.[demo]'
-avdvae demo run=RUN port=8000 max_seconds=60 enhance.iterations=30
+avdvae demo run=RUN port=8000 max_seconds=60 enhance.iterations=30 streaming.look_ahead=4
 
 The page loads nothing from the network and sends nothing to it. Uploads are deleted when the program ends.
 """
@@ -15,13 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from av.error import FFmpegError
 
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
-from avdvae.enhancement.recordings import Enhancer, Job, read_sound, write_sound
-from avdvae.errors import UserError
+from avdvae.enhancement.recordings import Job, read_sound, write_sound
+from avdvae.enhancement.streaming import Streaming
+from avdvae.errors import UserError, known_settings
 from avdvae.latents.stage import PHASES, Stage, build_enhancer
 from avdvae.latents.transfer import find_latents
+from avdvae.programs.live import Live, with_live
 from avdvae.programs.program import Program
 from avdvae.protocols import PICTURES, Batch, indispensable, is_speech_prior
 from avdvae.runs import open_run
@@ -29,7 +32,7 @@ from avdvae.signals.video import lasts
 
 CONTENT_POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+    "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
 )
 
 
@@ -60,8 +63,9 @@ def errors_on_the_page() -> Iterator[None]:
 class Demo:
     """The actions of the page; their files are written to `folder`."""
 
-    def __init__(self, stage: Stage, enhancer: Enhancer | None, folder: Path, max_mb: float, max_seconds: float):
-        self.stage, self.enhancer, self.folder, self.max_seconds = stage, enhancer, folder, max_seconds
+    def __init__(self, stage: Stage, live: Live | None, folder: Path, max_mb: float, max_seconds: float):
+        self.stage, self.live, self.folder, self.max_seconds = stage, live, folder, max_seconds
+        self.enhancer = live and live.enhancer
         self.limits = f"at most {max_mb:g} MB and {max_seconds:g} s"
 
     @errors_on_the_page()
@@ -172,6 +176,14 @@ def build_page(demo: Demo) -> Any:
                     return demo.enhance(path, progress)
 
                 clean.click(enhance, file, pair)
+        with gr.Tab("Microphone"):
+            if demo.live is None:
+                gr.Markdown(f"{name} is no model of speech and cannot enhance sound.")
+            elif reason := demo.live.why_not():
+                gr.Markdown(reason)
+            else:
+                style = "width: 100%; height: 32rem; border: 0"
+                gr.HTML(f'<iframe src="/live/" allow="microphone; camera; autoplay" style="{style}"></iframe>')
     return page
 
 
@@ -193,10 +205,15 @@ def serve(config: Mapping[str, Any], folder: Path) -> None:
         if not (isinstance(config[name], int | float) and config[name] > 0):
             raise UserError(f"{name}={config[name]}: give a number above 0")
     run = open_run(Path(str(config["run"])))
-    stage, enhancer = Stage(run), None
+    stage, live = Stage(run), None
+    middleware = [Middleware(with_content_policy)]
     if is_speech_prior(stage.model):
+        if stage.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)  # a second gains little, and where cores are busy waits long
         enhancer = build_enhancer(run, stage.model, config["enhance"], films=True, device=stage.device)
-    page = build_page(Demo(stage, enhancer, folder, config["max_mb"], config["max_seconds"]))
+        live = Live(enhancer, known_settings(Streaming, "streaming", **config["streaming"]))
+        middleware.append(Middleware(with_live, live=live))
+    page = build_page(Demo(stage, live, folder, config["max_mb"], config["max_seconds"]))
     system = ["system-ui", "sans-serif"]
     print(f"page       http://127.0.0.1:{config['port']}    stop with Ctrl-C", flush=True)
     try:
@@ -209,7 +226,7 @@ def serve(config: Mapping[str, Any], folder: Path) -> None:
             max_file_size=int(config["max_mb"] * 2**20),
             footer_links=[],
             theme=Base(font=system, font_mono=["monospace"]),
-            app_kwargs={"middleware": [Middleware(with_content_policy)]},
+            app_kwargs={"middleware": middleware},
             allowed_paths=[str(folder)],
         )
     except OSError as error:

@@ -231,6 +231,9 @@ def serve(config: Mapping[str, Any], folder: Path) -> None:
         )
     except OSError as error:
         raise UserError(f"port={config['port']} is not available ({error}): choose another") from error
+    finally:
+        if live:
+            live.close()
 
 
 main = Program("demo", demo, interrupted="closed")

@@ -73,12 +73,14 @@ class Session:
     def finish(self) -> Float[np.ndarray, " n"]:
         last = self.sound(np.zeros(0, np.float32))
         with self._computing():
-            self.close()
-            return np.concatenate([last, self.stream.finish()])
+            rest = np.concatenate([last, self.stream.finish()])
+        self.close()
+        return rest
 
     def close(self) -> None:
-        if self.mouth:
-            self.mouth.close()
+        with self.lock:
+            if self.mouth:
+                self.mouth.close()
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -123,6 +125,10 @@ class Live:
 
     def end(self, name: str) -> Float[np.ndarray, " n"]:
         return self.sessions.pop(name).finish()
+
+    def close(self) -> None:
+        while self.sessions:
+            self.sessions.popitem()[1].close()
 
     def why_not(self) -> str | None:
         """Why the page cannot be had with this model and these settings."""

@@ -1,13 +1,13 @@
 // Takes the sound of the microphone, plays enhanced samples from a queue, and posts both as they were taken and played.
 "use strict"
 const PIECE = 512  // samples that are posted at a time
-const AHEAD = 0.06 // seconds of enhanced sound with which playback begins
+const AHEAD = [0.06, 0.5] // seconds of enhanced sound with which playback begins, and at most after gaps
 
 class Live extends AudioWorkletProcessor {
   constructor() {
     super()
-    Object.assign(this, { queue: [], waiting: 0, playing: false, gaps: 0, taking: true, ended: false, done: false })
-    this.taken = []
+    Object.assign(this, { queue: [], waiting: 0, playing: false, gaps: 0, ahead: AHEAD[0], taking: true, ended: false, done: false })
+    this.taken = []  // samples that have not been posted
     this.played = []
     this.port.onmessage = ({ data }) => {
       if (data === "stop") { this.taking = false; this.post({ stopped: true }) }
@@ -24,12 +24,15 @@ class Live extends AudioWorkletProcessor {
 
   process([[microphone]], [[output]]) {
     if (this.taking && microphone) this.taken.push(...microphone)
-    if (this.ended || this.waiting >= AHEAD * sampleRate) this.playing = true
+    if (this.ended || this.waiting >= this.ahead * sampleRate) this.playing = true
     for (let place = 0; this.playing && place < output.length;) {
       const piece = this.queue[0]
       if (!piece) {
         this.playing = false
-        if (!this.ended && this.taking) this.gaps += 1
+        if (!this.ended && this.taking) {
+          this.gaps += 1
+          this.ahead = Math.min(1.5 * this.ahead, AHEAD[1])
+        }
         break
       }
       const now = piece.subarray(0, output.length - place)

@@ -1,7 +1,9 @@
-"""The page, in a real browser without a network: clips chosen or uploaded, what is made of them, what is wrong said."""
+"""The page, in a real browser without a network: clips chosen or uploaded, what is made of them, what is wrong said;
+and the microphone."""
 
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -39,6 +41,7 @@ def address(prepared: Summary, tmp_path_factory: pytest.TempPathFactory) -> Iter
     root, port = tmp_path_factory.mktemp("demo"), free_port()
     run = make_run(root / "run", prepared.out, "DSAE")
     words = [f"run={run}", f"port={port}", "open=false", "max_seconds=5", "max_mb=1"]
+    words += ["enhance.estep.name=free_gaussian", "streaming.iterations=1", "streaming.block=0.3"]
     log = (root / "log").open("w")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     page = subprocess.Popen([sys.executable, PROGRAM, *words], stdout=log, stderr=log, cwd=root, env=environment)
@@ -72,6 +75,7 @@ def test_the_page_in_a_browser(address: str, clip: Path, tmp_path: Path) -> None
     text.write_text("no sound")
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        arguments += ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
         browser = playwright.chromium.launch(executable_path=BROWSER, args=arguments)
         page = browser.new_page()
         page.set_default_timeout(60_000)
@@ -129,6 +133,15 @@ def test_the_page_in_a_browser(address: str, clip: Path, tmp_path: Path) -> None
         expect(page.locator("#noisy_file")).to_contain_text(clip.stem)
         page.get_by_role("button", name="Enhance", exact=True).click()
         expect(page.locator("#enhanced")).to_contain_text("0:0")
+
+        page.get_by_role("tab", name="Microphone").click()  # tests/test_live.py has what it plays
+        frame = page.frame_locator("iframe")
+        frame.get_by_role("button", name="Start").click()
+        expect(frame.locator("#factor")).to_have_text(re.compile(r"\d"))
+        expect(frame.locator("#latency")).to_have_text(re.compile(r"\d+ ms"))
+        frame.get_by_role("button", name="Stop").click()
+        expect(frame.get_by_role("button", name="Save both recordings")).to_be_enabled()
+        expect(frame.get_by_role("alert")).to_have_text("")
         browser.close()
     elsewhere = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
     assert not elsewhere, elsewhere

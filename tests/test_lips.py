@@ -64,6 +64,31 @@ def test_the_mouth_is_centred_upright_and_of_constant_size(moving):
     assert 0 < found.jitter < 1.5
 
 
+def followed(clip, model):
+    """By the pictures so far: crops and confidence."""
+    mouth = lips.ArrivingMouth(model, float(FPS))
+    crops, confidence = zip(*(mouth.crop(video.to_rgb(p, 640)) for p in video.read_frames(clip)), strict=True)
+    mouth.close()
+    return np.stack(crops), np.array(confidence)
+
+
+def test_the_mouth_of_a_camera_is_followed_picture_by_picture(moving, gap, model, tmp_path):
+    crops, confidence = followed(moving[0], model)
+    assert crops.shape == (COUNT, 67, 67) and crops.dtype == np.uint8 and confidence.min() > 0.7
+    mouths = np.array([inner_mouth(crop) for crop in crops[APERTURE > 8]])
+    assert np.abs(mouths[:, 0] - 33).max() < 5, "it lags behind a fast head"
+    width = mouths[:, 1, 0]
+    assert width.std() / width.mean() < 0.05
+    opening, of_film = ((each < 60).sum((1, 2)) for each in (crops, moving[1].lips))
+    assert np.corrcoef(opening, of_film)[0, 1] > 0.98
+
+    gone, heads = gap[0], [blank() if k in gap[0] else draw_face(6, similarity(shift=(k / 2, 0))) for k in K]
+    video.write_mp4(tmp_path / "clip.mp4", heads, FPS)
+    crops, confidence = followed(tmp_path / "clip.mp4", model)
+    assert {*np.nonzero(confidence == 0)[0].tolist()} == gone
+    assert not crops[:3].any(), "before the first face, the crop is black"
+
+
 def test_the_face_holds_still_in_colour(moving, model):
     clip, found = moving
     whole = lips.extract_lips(video.probe(clip), model, face=64)

@@ -8,11 +8,13 @@ import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from drawn_faces import draw_face
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import resample_poly
@@ -400,7 +402,7 @@ def test_raw_sound_goes_through_pipes(tmp_path: Path) -> None:
 def test_the_page_on_streaming_runs(tmp_path: Path) -> None:
     """docs/streaming.md, without ffmpeg, and its task on a small corpus."""
     page = (PROGRAM.parents[1] / "docs/streaming.md").read_text()
-    (piped,), (block,) = (
+    (piped,), (block, with_lips) = (
         re.findall(r"\| avdvae (enhance .*) \\", page),
         re.findall(r"```python\n(.*?)```", page, re.DOTALL),
     )
@@ -410,6 +412,11 @@ def test_the_page_on_streaming_runs(tmp_path: Path) -> None:
     assert done.returncode == 0 and len(done.stdout) == len(raw), done.stderr
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
     assert done.stdout == "96 ms\n", done.stderr
+    run, picture = SimpleNamespace(stft=STFT), draw_face(6)
+    made: dict[str, Any] = {"model": av_vae(), "vem": VEM, "run": run, "picture": picture, "piece": sound(4_000)}
+    made |= {"Stream": Stream, "np": np}
+    exec(with_lips, made)
+    assert made["confidence"] > 0.9 and made["stream"].moved == 2, "frames nearest to the first picture"
 
 
 def test_streaming_is_measured_by_latency(tmp_path: Path, prepared: Summary) -> None:

@@ -115,9 +115,13 @@ class Live:
 
     def begin(self, rate: int, camera: bool) -> str:
         stream, mouth = self.stream(rate, camera), None
+        first = self.stream(rate, camera)  # the first steps of a process take a second, for which the sound would wait
+        first.push(np.random.default_rng(0).standard_normal(rate // 4))
+        first.finish()
         if camera:
             assert self.enhancer.face_model
             mouth = ArrivingMouth(self.enhancer.face_model, FPS, self.enhancer.crop_size)
+            mouth.crop(np.zeros((480, 640, 3), np.uint8))
         while len(self.sessions) >= STREAMS:
             self.end(next(iter(self.sessions)))
         self.sessions[name := secrets.token_urlsafe(16)] = Session(stream, mouth)

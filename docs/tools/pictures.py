@@ -11,6 +11,7 @@ python docs/tools/pictures.py training RUN RUN ...    training.png: runs with tr
 python docs/tools/pictures.py robustness RUN          robustness.png: a run of exp=robustness
 python docs/tools/pictures.py report RUN              report.png: its report in a browser
 python docs/tools/pictures.py contact_sheet PREPARED  contact_sheet.png: of preprocessing/lips.py
+python docs/tools/pictures.py microphone RUN          microphone.png: the page of `avdvae demo`, with sound that beeps
 
 docs/pictures.json has the command, the version and the SHA-256 of each. tests/test_docs.py fails where a diagram is not
 what its script draws, and where a picture of a run is of another version (0.2 for 0.2.1) than the package.
@@ -24,23 +25,28 @@ import json
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import soundfile
+import uvicorn
 from diagrams import write as write_diagrams
 from matplotlib import rc_context
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import avdvae
+from avdvae.enhancement.streaming import Streaming
 from avdvae.errors import prepare_process
 from avdvae.evaluation.again import evaluate_again
 from avdvae.evaluation.results import read_summary
 from avdvae.files import replacing
+from avdvae.latents.stage import build_enhancer
 from avdvae.pictures.figures import difference_curves
 from avdvae.pictures.style import LINES, STYLE, legend_above, panels
+from avdvae.programs.live import Live, live_app
 from avdvae.programs.transfer import transfer_clips
 from avdvae.runs import open_run
 from avdvae.training.curves import read_curves
@@ -163,6 +169,26 @@ def report(run: str) -> list[Path]:
     return [DOCS / "report.png"]
 
 
+def microphone(run: str) -> list[Path]:
+    opened = open_run(Path(run))
+    enhancer = build_enhancer(opened, opened.load_speech_prior(), {}, films=False, device="cpu")
+    server = uvicorn.Server(uvicorn.Config(live_app(Live(enhancer, Streaming())), port=7861, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    devices = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", *devices])
+        page = browser.new_page(viewport={"width": 640, "height": 300}, color_scheme="light")
+        page.goto("http://127.0.0.1:7861/live/")
+        page.locator("#start").click()
+        page.wait_for_function("() => parseFloat(document.getElementById('seconds').textContent) > 6")
+        page.screenshot(path=DOCS / "microphone.png")
+        browser.close()
+    server.should_exit = True
+    thread.join()
+    return [DOCS / "microphone.png"]
+
+
 def contact_sheet(prepared: str) -> list[Path]:
     shutil.copy(Path(prepared, "contact_sheet.png"), DOCS)
     return [DOCS / "contact_sheet.png"]
@@ -189,6 +215,7 @@ COMMANDS: dict[str, Callable[..., Sequence[Path]]] = {
         robustness,
         report,
         contact_sheet,
+        microphone,
     )
 }
 

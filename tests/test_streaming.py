@@ -255,6 +255,21 @@ def test_any_model_streams(kind):
     assert 0 < np.square(clean).sum() < np.square(samples).sum()
 
 
+def test_each_move_has_two_iterations_and_one_by_the_learned_e_step():
+    steps = []
+
+    class Counted(FreeGaussian):
+        def step(self, target, state, random):
+            steps.append(1)
+            return super().step(target, state, random)
+
+    for vem, each in ((replace(VEM, estep=Counted()), 2), (learned(Counted()), 1)):
+        stream = Stream(vae(), STFT, vem, Streaming(block=0.16))
+        stream.push(sound(8000)[:3000])
+        assert len(steps) == each * stream.moved > 0
+        steps.clear()
+
+
 def packaged() -> tuple[Any, Vem]:
     run = open_run(Path("vae-librispeech"))
     return run.load_speech_prior(), build_vem(run.config["enhance"])

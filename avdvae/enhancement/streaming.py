@@ -53,7 +53,7 @@ class Streaming:
 
     block        seconds of sound in which the EM runs
     look_ahead   frames that must have arrived after the one that comes out
-    iterations   of the EM in each move
+    iterations   of the EM in each move; None: 2, or 1 with the E-step `learned`
     move         frames by which the block moves at a time
     forgetting   factor by which the statistics of W of frames that have left the block shrink in each frame
     synthesis    samples at the end of a frame that are given out; fewer than 1024: less latency, and more artefacts
@@ -61,13 +61,14 @@ class Streaming:
 
     block: float = 0.5
     look_ahead: int = 2
-    iterations: int = 2
+    iterations: int | None = None
     move: int = 1
     forgetting: float = 0.97
     synthesis: int = WINDOW
 
     def __post_init__(self) -> None:
-        whole_numbers("streaming.", vars(self), look_ahead=0, iterations=1, move=1, synthesis=2)
+        iterations = {} if self.iterations is None else {"iterations": 1}
+        whole_numbers("streaming.", vars(self), look_ahead=0, move=1, synthesis=2, **iterations)
         for name, low, high in (("block", 0.1, 60), ("forgetting", 0, 1)):
             value = getattr(self, name)
             if type(value) not in (int, float) or not low <= value <= high:
@@ -355,7 +356,7 @@ class Stream:
         saved = self._joined(block.latents, entering, leave, count)
         state = self.estep.restored(saved, self.model, batch)
         _, updates = self.vem.schedule
-        for _ in range(settings.iterations):
+        for _ in range(settings.iterations or (1 if isinstance(self.estep, Learned) else 2)):
             target, state, _ = iterate(self.estep, target, block.noise, state, random, updates)
         likely = self.estep.final(target, state, random).components(block.noisy_BTF)
 

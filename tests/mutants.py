@@ -50,7 +50,7 @@ MODULES = (
 )
 # Test files of what comes before a batch, and of programs, which run in processes of their own
 ELSEWHERE = {"audio", "conditions", "corpora", "demo", "lips", "loader", "mixing", "prepare", "project", "shards"}
-ELSEWHERE |= {"bench", "run", "talker", "video", "voices"}
+ELSEWHERE |= {"bench", "live", "run", "talker", "video", "voices"}
 # Imported once, before mutants are made: each of them is run in a fork of this process
 HEAVY = ("torch", "torch.optim", "scipy.signal", "hypothesis", "beartype", "jaxtyping", "omegaconf", "av", "soundfile")
 

@@ -99,6 +99,7 @@ class Live:
     enhancer: Enhancer
     settings: Streaming
     sessions: dict[str, Session] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def camera(self) -> str:
@@ -122,9 +123,10 @@ class Live:
             assert self.enhancer.face_model
             mouth = ArrivingMouth(self.enhancer.face_model, FPS, self.enhancer.crop_size)
             mouth.crop(np.zeros((480, 640, 3), np.uint8))
-        while len(self.sessions) >= STREAMS:
-            self.end(next(iter(self.sessions)))
-        self.sessions[name := secrets.token_urlsafe(16)] = Session(stream, mouth)
+        with self.lock:
+            while len(self.sessions) >= STREAMS:
+                self.end(next(iter(self.sessions)))
+            self.sessions[name := secrets.token_urlsafe(16)] = Session(stream, mouth)
         return name
 
     def end(self, name: str) -> Float[np.ndarray, " n"]:

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from av.error import FFmpegError
 
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
@@ -24,6 +23,7 @@ from avdvae.enhancement.streaming import Streaming
 from avdvae.errors import UserError, known_settings
 from avdvae.latents.stage import PHASES, Stage, build_enhancer
 from avdvae.latents.transfer import find_latents
+from avdvae.parallel import one_thread
 from avdvae.programs.live import Live, with_live
 from avdvae.programs.program import Program
 from avdvae.protocols import PICTURES, Batch, indispensable, is_speech_prior
@@ -208,8 +208,7 @@ def serve(config: Mapping[str, Any], folder: Path) -> None:
     stage, live = Stage(run), None
     middleware = [Middleware(with_content_policy)]
     if is_speech_prior(stage.model):
-        if stage.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(1)  # a second gains little, and where cores are busy waits long
+        one_thread(stage.device)
         enhancer = build_enhancer(run, stage.model, config["enhance"], films=True, device=stage.device)
         live = Live(enhancer, known_settings(Streaming, "streaming", **config["streaming"]))
         middleware.append(Middleware(with_live, live=live))

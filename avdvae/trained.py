@@ -28,7 +28,8 @@ from avdvae.data.readers.folder import VIDEOS
 from avdvae.enhancement.recordings import Recording, write_sound
 from avdvae.errors import UserError, in_file, naming_extras
 from avdvae.latents.stage import Scene, Stage, build_enhancer
-from avdvae.protocols import Batch
+from avdvae.latents.transfer import require_latents
+from avdvae.protocols import Batch, Denoises
 from avdvae.randomness import seeded
 from avdvae.runs import Run
 from avdvae.signals.audio import in_16_bits
@@ -54,7 +55,9 @@ class TrainedModel:
         self.stage = Stage(run, device)
 
     def __repr__(self) -> str:
-        model, names = self.stage.model, ", ".join(spec.name for spec in self.stage.model.latents)
+        model = self.stage.model
+        latents = () if isinstance(model, Denoises) else model.latents
+        names = ", ".join(spec.name for spec in latents) or "none"
         name, takes = type(model).__name__, " and ".join(model.sees)
         return f"TrainedModel({name} of {self.stage.run.name}, takes {takes}, latents {names})"
 
@@ -152,9 +155,9 @@ class TrainedModel:
         >>> {name: z.shape for name, z in model.latents("hello.mp4").items()}
         {'z': (64, 32)}
         """
-        batch = self._clip("sound", sound, rate, video, fps)
+        model, batch = require_latents(self.stage.model), self._clip("sound", sound, rate, video, fps)
         with seeded(0), torch.no_grad():
-            z = self.stage.model.infer(batch, 1, "mean").z
+            z = model.infer(batch, 1, "mean").z
         return {name: values_KBTL[0, 0].cpu().numpy() for name, values_KBTL in z.items()}
 
     @naming_extras()

@@ -82,6 +82,10 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {  # those of config
     "av_dkf": (model_of("av_dkf.AVDKF", **LOW), SEQUENCES),
     "av_rvae": (model_of("av_rvae.AVRVAE", **LOW), SEQUENCES),
     "denoiser": (model_of("denoiser.Denoiser"), (12, 96)),
+    "denoiser_large": (
+        model_of("denoiser.Denoiser", channels=304, dilations=[1, 2, 4, 8, 16, 8, 4, 1]),
+        (64, 192),
+    ),
     "av_denoiser": (model_of("denoiser.Denoiser", lips=True), (12, 96)),
     "hit_dvae_paper": (model_of("hit_dvae.HiTDVAE", **LOW), (128, 100)),
     "light_dvae_paper": (model_of("hit_dvae.HiTDVAE", light=True, **LOW), (128, 100)),

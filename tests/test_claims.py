@@ -25,7 +25,19 @@ from avdvae.errors import UserError
 from avdvae.evaluation.claims_page import write_page
 from avdvae.evaluation.results import Result
 from avdvae.evaluation.tasks.separation import STATES
-from avdvae.evaluation.verdicts import Contrast, Rows, Side, judge, overall, read_claim, read_tested, verdict_of
+from avdvae.evaluation.verdicts import (
+    Contrast,
+    Rows,
+    Side,
+    Tested,
+    gains,
+    judge,
+    overall,
+    read_claim,
+    read_tested,
+    stored,
+    verdict_of,
+)
 from avdvae.orchestration.claims import Settings, run_claims
 from avdvae.protocols import LatentModel
 from avdvae.runs import build_model, open_run
@@ -143,6 +155,39 @@ def test_states_of_the_lips_methods_and_lengths_of_items() -> None:
         for m, v in (("bits_per_frame", b), ("samples", n))
     ]
     assert judge(Contrast(bits, 9.0, at_most=1), Rows("rvae", rows), None).mean == 0.5, "a ratio of totals"
+
+
+def test_a_side_over_another_is_a_difference_of_items(tmp_path) -> None:
+    """What lips add to one model less what they add to another, of which one has a run of its own without them."""
+    over = {"left": {"model": "rvae", "task": "enhancement", "metric": "si_sdr", "over": {"lips": "none"}}}
+    over |= {"right": {"model": "av_rvae", "over": {"model": "vae"}}, "at_least": 1}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"statement": "More", "source": "nobody", "contrasts": [over]}))
+    (contrast,) = read_claim(path).contrasts
+    left, right = contrast.left, contrast.right
+    assert (
+        isinstance(left, Side)
+        and isinstance(right, Side)
+        and left.over == Side(**vars(left) | {"lips": "none", "over": None})
+    )
+    assert [side.model for side in contrast.sides] == ["rvae", "av_rvae", "rvae", "vae"]
+    assert contrast.in_words == "rvae, over lips none − av_rvae, over vae: enhancement, SI-SDR"
+    noise = dict(zip("abcd", (-50.0, 3.0, 20.0, 70.0), strict=True))
+    one = Rows(
+        "rvae", [row(f"{s}1", noise[s] + v, lips=lips) for s in "abcd" for lips, v in (("clean", 5), ("none", 1))]
+    )
+    two, three = (
+        Rows(name, [row(f"{s}1", 2 * noise[s] + v, model=name) for s in "abcd"])
+        for name, v in (("av_rvae", 2.5), ("vae", 1))
+    )
+    found = judge(contrast, gains(left, one, one), gains(right, two, three))
+    assert (found.left, found.right) == pytest.approx((4, 1.5)) and found.low == pytest.approx(2.5)
+    tested = Tested("mine", read_claim(path), "talker", [found], [], "")
+    (tmp_path / "claims.json").write_text(stored([tested]))
+    assert read_tested(tmp_path / "claims.json")[0].claim == tested.claim
+    path.write_text(path.read_text().replace("lips: none", "lips"))
+    with pytest.raises(UserError, match=r"left\.over=lips: give what differs in the side that is subtracted"):
+        read_claim(path)
 
 
 def test_what_cannot_be_compared_is_said_in_a_sentence() -> None:

@@ -11,9 +11,12 @@ import soundfile
 import torch
 from torch import Tensor
 
+import avdvae
 from avdvae.enhancement.contract import RandomNumbers
 from avdvae.enhancement.denoising import Denoising
+from avdvae.enhancement.diffuseen import DiffUSEEN
 from avdvae.enhancement.esteps import build_estep
+from avdvae.enhancement.udiffse import UDiffSE
 from avdvae.enhancement.vem import NoisySpeech, Vem, enhance
 from avdvae.errors import UserError
 from avdvae.evaluation.results import read_results
@@ -81,6 +84,46 @@ def test_a_step_draws_from_what_prior_and_mixture_say_together():
     torch.testing.assert_close(later.precision[0, 0, 0], 1 / (g * (S + 1e-10) + V))
 
 
+@pytest.mark.parametrize("estep", [UDiffSE, DiffUSEEN])
+def test_published_samplers_move_as_their_formulas_say(estep):
+    """For a prior that always finds the same speech: mean and variance of draws after the first step, and the last."""
+    batch, g, V, r, weight, w = noisy(1), 2.0, torch.linspace(0.1, 3, 33), 0.4, 0.7, 0.03
+    D, c = torch.polar(torch.linspace(0, 2, 33), torch.linspace(0, 1, 33)), torch.linspace(0.5, 1, 33)
+    prior = Fixed(D, torch.ones(33), c)
+    settings: Any = {"steps": 2, "chains": 20_000, "highest": 2.0, "lowest": 1.0, "corrector": r, "weight": weight}
+    x, random = batch.need("spectrum", prior), RandomNumbers.seeded(batch.ids, [1], 0)  # type: ignore[arg-type]
+    target = NoisySpeech(
+        prior, prior.context(batch), batch.need("noisy", prior), V[None, None], torch.full((1, 1, 1), g)
+    )
+
+    def pulled(m: Tensor, v: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """The mean after the likelihood's step, and by what the step multiplies deviations."""
+        known, u = torch.zeros(33), g * v + V
+        if estep is DiffUSEEN:
+            u = g * v + w * c.square()
+            known = V / (V + u) * (x[0, 0] - g**0.5 * D)
+        rate = weight * share * v / u
+        return m + rate * g**0.5 * (x[0, 0] - known - g**0.5 * m), 1 - rate * g
+
+    def moved(every: int) -> tuple[Any, Any, Tensor]:
+        sampler = estep(**settings, every=every)
+        state, first = sampler.step(target, sampler.start(prior, batch, random), random)
+        last, _ = sampler.step(target, state, random)
+        return state, first, sampler.final(target, last, random).components(target.noisy_BTF).speech[0, 0, 0]
+
+    (state, first, last), v, share = moved(1), 4 * c.square(), 0.75  # from 2 c to c
+    m, spread = (1 - r**2) * x[0, 0] + r**2 * D, (1 - r**2) ** 2 * v + 2 * r**2 * v
+    m, spread = (1 - share) * m + share * D, (1 - share) ** 2 * spread + share * v
+    m, factor = pulled(m, v, share)
+    drawn = state.reversed_KBTF[:, 0, 0]
+    torch.testing.assert_close(drawn.mean(0), m, rtol=0, atol=0.08)
+    torch.testing.assert_close((drawn - drawn.mean(0)).abs().square().mean(0), spread * factor**2, rtol=0.1, atol=1e-3)
+    S = D.abs().square() + (v if estep is DiffUSEEN else 0)
+    torch.testing.assert_close(first.components(target.noisy_BTF).speech[0, 0, 0], S.clamp_min(1e-10))
+    torch.testing.assert_close(last, pulled(D, c.square(), 1.0)[0].abs().square())
+    torch.testing.assert_close(moved(2)[2], D.abs().square().clamp_min(1e-10))  # no pull in the second step
+
+
 def test_a_denoiser_starts_as_that_of_white_speech_of_its_scale():
     """EDM's skip connection of data of variance c^2."""
     model, s = Denoiser(frequencies=33, channels=12, dilations=(1,)).eval(), noisy(7)
@@ -112,13 +155,15 @@ def test_training_fits_the_variances_of_speech(objective):
     assert (found.variance.mean((0, 1, 2)) / error_F).log().abs().mean() < 0.2
 
 
-@pytest.mark.parametrize("kind", ["denoiser", "vae"])
-def test_the_seed_decides_and_company_does_not(kind):
+@pytest.mark.parametrize(
+    ("kind", "estep"), [("denoiser", Denoising), ("vae", Denoising), ("denoiser", UDiffSE), ("denoiser", DiffUSEEN)]
+)
+def test_the_seed_decides_and_company_does_not(kind, estep):
     torch.manual_seed(0)
     model: Any = small() if kind == "denoiser" else VAE(33, 8, 4).eval().requires_grad_(False)
 
     def filters(batch: Batch, seed: int = 0) -> Tensor:
-        return enhance(model, batch, Vem(Denoising(steps=4, chains=2), seed=seed, rank=2)).filter
+        return enhance(model, batch, Vem(estep(steps=4, chains=2), seed=seed, rank=2)).filter
 
     alone, beside = filters(noisy(5)), filters(noisy(5, 8))
     torch.testing.assert_close(beside[:1, :5], alone, rtol=1e-3, atol=1e-4)
@@ -161,11 +206,19 @@ def test_other_e_steps_need_latents(name):
     [
         ({"lowest": 4.0}, "lowest=4.0, highest=1.0: give levels above 0, the lower one first"),
         ({"steps": 0}, "enhance.estep.steps=0: give a whole number of 1 or more"),
+        ({"name": "udiffse", "weight": -1}, "enhance.estep.weight=-1: give 0 or more"),
+        ({"name": "diffuseen", "remainder": 0}, "enhance.estep.remainder=0: give a number above 0"),
     ],
 )
 def test_wrong_settings_are_refused(settings, says):
     with pytest.raises(UserError, match=says):
-        build_estep("denoising", **settings)
+        build_estep(**{"name": "denoising", **settings})
+
+
+@pytest.mark.parametrize("name", ["udiffse", "diffuseen"])
+def test_published_samplers_need_a_score(name):
+    with pytest.raises(UserError, match=r"VAE has no score, .*: give a run of exp=denoiser"):
+        enhance(VAE(33, 8, 4), noisy(5), Vem(build_estep(name)))
 
 
 def test_from_a_training_to_a_clean_recording(avdvae_command, prepared, tmp_path, monkeypatch):
@@ -183,3 +236,18 @@ def test_from_a_training_to_a_clean_recording(avdvae_command, prepared, tmp_path
     assert len(scores) >= 2 and np.isfinite(scores).all()
     said = avdvae_command("evaluate", "run=run", "evaluate.tasks=[resynthesis]")
     assert "Denoiser has no latents, which this needs" in said
+    assert avdvae_command("generate", "run=run", "seconds=1", "draws=2", "out=drawn") == ""
+    one, two = (soundfile.read(f"drawn/draw_{number}.wav")[0] for number in (1, 2))
+    assert len(one) == len(two) == 62 * 256 - 1 and np.abs(np.corrcoef(one, two)[0, 1]) < 0.5
+    model = avdvae.load("run")
+    assert model.enhance("noisy.wav", estep="udiffse", iterations=2).samples.shape == (16_000,)
+    source = prepared.kept[0].id
+    before: Any = model.stage.original(model.stage.clip("source", source)).sound
+    goes_on: Any = model.generate(source=source, analysis=0.5, seed=1).sound
+    np.testing.assert_allclose(goes_on[: 20 * 256], before[: 20 * 256], atol=1e-4)
+    assert not np.allclose(goes_on[40 * 256 : 60 * 256], 0)
+    for asked in (lambda: model.resynthesise(source), lambda: model.latents(source)):
+        with pytest.raises(UserError, match="Denoiser has no latents: give a run of a model that has some"):
+            asked()
+    said = avdvae_command("transfer", "run=run", f"source={source}", f"target={source}", "latents=[z]")
+    assert "Denoiser has no latents" in said

@@ -37,8 +37,8 @@ EXPERIMENTS = sorted(
     for path in PROJECT.glob("configs/exp/*.yaml")
     if path.stem not in SEVERAL and not any(kind in path.stem for kind in ELSEWHERE)
 )
-PAPER_SIZES = [name for name in EXPERIMENTS if name.endswith("_paper")]  # minutes long
-EXPERIMENTS = [name for name in EXPERIMENTS if name not in PAPER_SIZES]
+LARGE = [name for name in EXPERIMENTS if name.endswith(("_paper", "_large"))]  # minutes long
+EXPERIMENTS = [name for name in EXPERIMENTS if name not in LARGE]
 TRUE_PAST = "resynthesis_true_past"
 
 

@@ -76,21 +76,19 @@ class _Annealed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Denoising:
-    """The settings of the annealing.
+class Annealing:
+    """Levels of noise, one an iteration.
 
-    steps      levels of noise, in a geometric series
+    steps      levels, in a geometric series
     chains     draws, over which the result is averaged
     highest    sigma_1, in means of |s|
     lowest     sigma_I
-    guidance   w: D + (w - 1) (D - D without lips); 1: none
     """
 
     steps: int = 30
     chains: int = 1
     highest: float = 1.0
     lowest: float = 0.02
-    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         whole_numbers("enhance.estep.", vars(self), steps=1, chains=1)
@@ -108,21 +106,41 @@ class Denoising:
         ratio = (self.lowest / self.highest) ** (1 / max(self.steps - 1, 1))
         return [self.highest * ratio**i for i in range(self.steps)]
 
+    def first(
+        self,
+        scale_F: Tensor,
+        mixture_BTF: Complex[Tensor, "B T F"],
+        power_BTF: Float[Tensor, "B T F"],
+        random: RandomNumbers,
+    ) -> Complex[Tensor, "K B T F"]:
+        """s_1, of a first estimate: `power` with the phase of the mixture."""
+        noise_KBTF = complex_normal(mixture_BTF.expand(self.chains, -1, -1, -1), random)
+        first_BTF = mixture_BTF * (power_BTF / (mixture_BTF.abs().square() + EPSILON)).sqrt()
+        return first_BTF + self.levels[0] * scale_F * noise_KBTF
+
+
+@dataclass(frozen=True)
+class Denoising(Annealing):
+    """The spectrum of speech is drawn by annealing, with a prior that denoises and the mixture.
+
+    guidance   w: D + (w - 1) (D - D without lips); 1: none
+    """
+
+    guidance: float = 1.0
+
     def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> _Annealed:
         mixture_BTF = batch.need("spectrum", model)
         if model.context(batch).sources > 1:
             raise UserError("enhance.estep.name=denoising is for a single source: choose free_gaussian or langevin")
         prior = model if isinstance(model, Denoises) else WienerDenoiser(with_latents(model), batch, random)
-        noise_KBTF = complex_normal(mixture_BTF.expand(self.chains, -1, -1, -1), random)
-        first_BTF = mixture_BTF * (batch.need("power", model) / (mixture_BTF.abs().square() + EPSILON)).sqrt()
-        noisy_KBTF = first_BTF + self.levels[0] * prior.scale_F * noise_KBTF
-        return _Annealed(prior, mixture_BTF, noisy_KBTF, 0, torch.zeros_like(noise_KBTF.real))
+        noisy_KBTF = self.first(prior.scale_F, mixture_BTF, batch.need("power", model), random)
+        return _Annealed(prior, mixture_BTF, noisy_KBTF, 0, torch.zeros_like(noisy_KBTF.real))
 
     def step(self, target: Target, state: _Annealed, random: RandomNumbers) -> tuple[_Annealed, ComplexGaussian]:
         levels, i = self.levels, min(state.number, self.steps - 1)
         D, r2 = self._denoise(state, levels[i], target.context)
         S_KBTF = D.real.square() + D.imag.square() + r2
-        now = self._likelihood(S_KBTF, target)
+        now = likelihood(S_KBTF, target)
         share_KBTF = S_KBTF * now.precision
         mean_KBTF = target.gain_BTJ.sqrt() * share_KBTF * state.mixture_BTF
         v_F = (levels[min(i + 1, self.steps - 1)] * state.prior.scale_F).square()
@@ -136,7 +154,7 @@ class Denoising:
         return later, now
 
     def final(self, target: Target, state: _Annealed, random: RandomNumbers) -> ComplexGaussian:
-        return self._likelihood(state.mean_KBTF, target)
+        return likelihood(state.mean_KBTF, target)
 
     def fill(
         self,
@@ -155,15 +173,20 @@ class Denoising:
             found_BTF = torch.where(hidden_T[:, None], drawn_BTF, known_BTF)
         return found_BTF
 
-    def _likelihood(self, S_KBTF: Tensor, target: Target) -> ComplexGaussian:
-        return ComplexGaussian(S_KBTF.clamp_min(VARIANCE_FLOOR).log()).add_noise(target.gain_BTJ, target.noise_BTF)
-
     def _denoise(self, state: _Annealed, sigma: float, context: Context) -> Denoised:
         denoised = state.prior.denoise(state.noisy_KBTF, sigma, context)
         if self.guidance == 1 or context.video is None or not isinstance(state.prior, Denoises):
             return denoised
         alone = state.prior.denoise(state.noisy_KBTF, sigma, replace(context, video=None))
         return denoised._replace(mean=torch.lerp(alone.mean, denoised.mean, self.guidance))
+
+
+DRAWING = Denoising(highest=10.0)  # from noise in which nothing of speech is left
+
+
+def likelihood(S_KBTF: Float[Tensor, "K B T F"], target: Target) -> ComplexGaussian:
+    """Of speech of variance S in the present noise."""
+    return ComplexGaussian(S_KBTF.clamp_min(VARIANCE_FLOOR).log()).add_noise(target.gain_BTJ, target.noise_BTF)
 
 
 def complex_normal(like: Complex[Tensor, "K B T F"], random: RandomNumbers) -> Complex[Tensor, "K B T F"]:

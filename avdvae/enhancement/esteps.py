@@ -7,8 +7,10 @@ from typing import Any
 
 from avdvae.enhancement.contract import EStep
 from avdvae.enhancement.denoising import Denoising
+from avdvae.enhancement.diffuseen import DiffUSEEN
 from avdvae.enhancement.learned import Learned
 from avdvae.enhancement.markov_chains import Langevin, MetropolisHastings, MetropolisLangevin
+from avdvae.enhancement.udiffse import UDiffSE
 from avdvae.enhancement.variational import FineTunedEncoder, FreeGaussian, PointEstimate
 from avdvae.errors import UserError, known_settings, nearest
 
@@ -21,6 +23,8 @@ ESTEPS: dict[str, type] = {
     "encoder": FineTunedEncoder,
     "learned": Learned,
     "denoising": Denoising,
+    "udiffse": UDiffSE,
+    "diffuseen": DiffUSEEN,
 }
 SCHEDULED = frozenset(name for name, kind in ESTEPS.items() if hasattr(kind, "schedule"))  # contract.Scheduled
 

@@ -41,6 +41,8 @@ class Side:
     lips       the state of the lips, for models with lips; None: clean
     settings   words of `avdvae train` that differ, of the training or the evaluation
     beside     words of the training of a second model, of the other source in a mixture: exp=srnn_gm data=flute
+    over       another side, in a file what differs in it, whose values are subtracted, item by item: {lips: none} for
+               what lips add
     """
 
     model: str
@@ -52,6 +54,7 @@ class Side:
     lips: str | None = None
     settings: Sequence[str] = ()
     beside: Sequence[str] = ()
+    over: Side | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ class Contrast:
 
     @property
     def sides(self) -> list[Side]:
-        return [side for side in (self.left, self.right) if isinstance(side, Side)]
+        """All that are measured; those that are subtracted come last."""
+        sides = [side for side in (self.left, self.right) if isinstance(side, Side)]
+        return sides + [side.over for side in sides if side.over]
 
     @property
     def metric(self) -> str:
@@ -222,7 +227,10 @@ def _contrast(place: str, given: Mapping[str, Any]) -> Contrast:
 
 def _side(place: str, given: Mapping[str, Any]) -> Side:
     _check(Side, place, given)
-    return Side(**{**given, **{name: tuple(given.get(name, ())) for name in ("settings", "beside")}})
+    if not isinstance(over := given.get("over"), Mapping | None):
+        raise UserError(f"{place}.over={over}: give what differs in the side that is subtracted, as {{lips: none}}")
+    given = {**given, **{name: tuple(given.get(name, ())) for name in ("settings", "beside")}, "over": None}
+    return Side(**{**given, "over": None if over is None else _side(f"{place}.over", {**given, **over})})
 
 
 def _check(kind: Any, place: str, given: Mapping[str, Any]) -> None:
@@ -232,6 +240,15 @@ def _check(kind: Any, place: str, given: Mapping[str, Any]) -> None:
 
 
 def _described(side: Side) -> dict[str, str]:
+    described = _described_alone(side)
+    if side.over:
+        other = _described_alone(side.over)
+        words = (word for name, word in other.items() if word and word != described[name])
+        described["over"] = f"over {', '.join(words)}"
+    return described
+
+
+def _described_alone(side: Side) -> dict[str, str]:
     return {
         "model": side.method or side.model,
         "task": side.task.replace("_", " "),
@@ -241,6 +258,7 @@ def _described(side: Side) -> dict[str, str]:
         "lips": f"lips {side.lips}" if side.lips else "",
         "settings": " ".join(side.settings),
         "beside": " ".join(["beside", *side.beside]) if side.beside else "",
+        "over": "",
     }
 
 
@@ -260,6 +278,14 @@ def judge(contrast: Contrast, left: Rows | None, right: Rows | None) -> Outcome:
     verdict = verdict_of(contrast, mean["mean"], low, high)
     counts = mean["n"], mean["speakers"]
     return Outcome(contrast, verdict, mean["mean"], low, high, one["mean"], two["mean"], *counts)
+
+
+def gains(side: Side, measured: Rows, over: Rows) -> Rows:
+    """Those of a side, less those of the side that is subtracted."""
+    assert side.over
+    pairs = _pairs(Contrast(replace(side, over=None), side.over), measured, over)
+    others = [row for row in measured.rows if row.metric != side.metric]
+    return Rows(measured.name, others + [replace(row, value=one - two) for row, one, two in pairs])
 
 
 def verdict_of(contrast: Contrast, mean: float, low: float, high: float) -> Verdict:

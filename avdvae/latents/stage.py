@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from avdvae.data.poses import skeleton_of
 from avdvae.data.prepare import prepare_alone
 from avdvae.data.readers.folder import SOUNDS, VIDEOS
 from avdvae.data.shards import PreparedCorpus
+from avdvae.enhancement.contract import RandomNumbers
+from avdvae.enhancement.denoising import DRAWING
 from avdvae.enhancement.recordings import Enhancer
 from avdvae.enhancement.streaming import Stream, Streaming
 from avdvae.enhancement.vem import Vem
@@ -36,7 +38,7 @@ from avdvae.errors import UserError, in_file, known_settings
 from avdvae.latents.resynthesis import reconstruct_poses, resynthesise
 from avdvae.latents.transfer import Decoded, find_latents, generate, require_latents, transfer
 from avdvae.pictures.stills import pose_strip, triptych, write_png
-from avdvae.protocols import PICTURES, Batch, Model, indispensable, is_speech_prior, why_not_enhancing
+from avdvae.protocols import PICTURES, Batch, Denoises, Model, indispensable, is_speech_prior, why_not_enhancing
 from avdvae.randomness import seeded
 from avdvae.runs import Run, build_vem, changed, utterances_at_a_time
 from avdvae.signals.audio import write_wav
@@ -69,7 +71,8 @@ class Stage:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device={self.device} cannot be used: give cpu, or cuda where there is a GPU") from error
-        self.model = require_latents(run.load_model(self.device))
+        model = run.load_model(self.device)
+        self.model = model if isinstance(model, Denoises) else require_latents(model)
         if self.model.observes == "boxes":
             raise UserError(f"{type(self.model).__name__} is a model of boxes: track with it, or give another run")
         self.of_poses, self.of_waveforms = (self.model.observes == kind for kind in ("pose", "waveform"))
@@ -105,7 +108,7 @@ class Stage:
         return self.clip("source", source), self.clip("target", target)
 
     def check_transfer(self, latents: Sequence[str], phase: str) -> None:
-        find_latents(self.model, latents)
+        find_latents(require_latents(self.model), latents)
         if phase not in PHASES:
             raise UserError(f"phase={phase}: choose from {', '.join(PHASES)}")
 
@@ -133,24 +136,25 @@ class Stage:
         return prepare_alone(clip, folder, lips["size"], lips.get("face"))
 
     def _load(self, corpus: PreparedCorpus) -> Batch:
-        how = {**seen_by(self.model), "lips": True}  # shown beside all models
+        how = {**seen_by(cast(Model, self.model)), "lips": True}  # shown beside all models
         trim_db = self.run.config["train"]["trim_db"]
         loader = Loader(corpus, self.stft, None, 1, 0, shuffle=False, trim_db=trim_db, device=self.device, **how)
         return next(iter(loader))
 
     def transfer(self, source: Batch, target: Batch, latents: Sequence[str], share: float, phase: str) -> Scene:
         """The source with these latents of the target, or interpolated so far towards them."""
-        return self.render(transfer(self.model, source, target, latents, share), source, phase)
+        return self.render(transfer(require_latents(self.model), source, target, latents, share), source, phase)
 
     def resynthesise(self, source: Batch, seed: int) -> Scene:
         """The latents of a clip, drawn and decoded; a sound keeps its phase."""
+        model = require_latents(self.model)
         with seeded(seed):
             if self.of_poses:
-                return Scene(poses=_figure(reconstruct_poses(self.model, source)[0]))
-            if not is_speech_prior(self.model):
-                name = type(self.model).__name__
+                return Scene(poses=_figure(reconstruct_poses(model, source)[0]))
+            if not is_speech_prior(model):
+                name = type(model).__name__
                 raise UserError(f"{name} decodes neither power spectra nor poses: choose a model that does, as a VAE")
-            return Scene(resynthesise(self.model, source, self.stft)[0].cpu().numpy())
+            return Scene(resynthesise(model, source, self.stft)[0].cpu().numpy())
 
     def generate(
         self, source: Batch | None, analysis: float, seconds: float | None, draws: int, seed: int
@@ -162,10 +166,14 @@ class Stage:
         if not (type(draws) is int and 1 <= draws <= 20):
             raise UserError(f"draws={draws}: give 1 to 20")
         with seeded(seed):
-            return self._generate(source, analysis, seconds, draws)
+            return self._generate(source, analysis, seconds, draws, seed)
 
-    def _generate(self, source: Batch | None, analysis: float, seconds: float | None, draws: int) -> list[Scene]:
+    def _generate(
+        self, source: Batch | None, analysis: float, seconds: float | None, draws: int, seed: int
+    ) -> list[Scene]:
         name, needs_lips = type(self.model).__name__, "lips" in self.model.sees
+        if isinstance(self.model, Denoises):  # lips may be missing there
+            needs_lips = source is not None and source.lips is not None
         lasts = 0.0 if source is None else source.mask.shape[1] / self.frame_rate
         if needs_lips and source is None:
             raise UserError(f"{name} is conditioned on lips, in generation, too: give source=")
@@ -186,8 +194,26 @@ class Stage:
             around = source.first(frames).only("lips", "confidence")
         else:
             around = Batch(("free",), torch.ones(1, frames, dtype=torch.bool)).to(self.device)
-        decoded = generate(self.model, around, begun, draws)
+        if isinstance(self.model, Denoises):
+            return self._denoised(self.model, around, begun, draws, seed)
+        decoded = generate(require_latents(self.model), around, begun, draws)
         return [self.render(decoded, draw=draw) for draw in range(draws)]
+
+    @torch.no_grad()
+    def _denoised(self, model: Denoises, around: Batch, begun: Batch | None, draws: int, seed: int) -> list[Scene]:
+        """By annealing from noise; frames of `begun` are kept."""
+        frames, scenes = around.mask.shape[1], []
+        known_1TF = torch.zeros(1, frames, len(model.scale_F), dtype=torch.complex64, device=self.device)
+        hidden_T = torch.ones(frames, dtype=torch.bool, device=self.device)
+        if begun is not None:
+            spectrum_1TF = begun.need("spectrum", model)
+            known_1TF[:, : spectrum_1TF.shape[1]], hidden_T[: spectrum_1TF.shape[1]] = spectrum_1TF, False
+        for draw in range(draws):
+            random = RandomNumbers.seeded([f"draw {draw}"], [frames], seed)
+            filled_1TF = DRAWING.fill(model, known_1TF, hidden_T, model.context(around), random)
+            sound_1N = self.stft.synthesise(filled_1TF, frames * self.stft.hop - 1)
+            scenes.append(Scene(sound_1N[0].cpu().numpy()))
+        return scenes
 
     def _continue(self, source: Batch | None, analysis: float, seconds: float, draws: int) -> list[Scene]:
         """By a model of waveforms: whole stacks of the clip's samples, then generated samples."""

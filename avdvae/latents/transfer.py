@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor
 
 from avdvae.errors import UserError
 from avdvae.latents.resynthesis import decode_free_running
@@ -33,7 +33,7 @@ class Decoded:
     mask: Bool[Tensor, "B T"]
 
 
-def require_latents(model: nn.Module) -> LatentModel:
+def require_latents(model: object) -> LatentModel:
     if not isinstance(model, LatentModel):
         raise UserError(f"{type(model).__name__} has no latents: give a run of a model that has some, such as a VAE")
     return model

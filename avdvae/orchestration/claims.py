@@ -25,7 +25,7 @@ from avdvae.evaluation.claims_page import add_to_page, write_page
 from avdvae.evaluation.measure import check_tasks, evaluate_run, subject_of
 from avdvae.evaluation.results import read_results
 from avdvae.evaluation.tasks import find_task
-from avdvae.evaluation.verdicts import Claim, Contrast, Outcome, Rows, Side, Tested, judge, read_claim
+from avdvae.evaluation.verdicts import Claim, Contrast, Outcome, Rows, Side, Tested, gains, judge, read_claim
 from avdvae.files import locked
 from avdvae.orchestration.importing import import_weights
 from avdvae.orchestration.request import Request
@@ -181,15 +181,19 @@ class Models:
 
     def outcome(self, contrast: Contrast, claim: Claim) -> Outcome:
         try:
-            asked = [(*self.requests_of(side, claim), side.task) for side in contrast.sides]
-            for request, _, task in asked:
-                self.check(request, task)
-            measured = iter([self.measured(*one) for one in asked])
-            sides = [next(measured) if isinstance(side, Side) else None for side in (contrast.left, contrast.right)]
-            return judge(contrast, *sides)
+            for side in contrast.sides:
+                self.check(self.requests_of(side, claim)[0], side.task)
+            return judge(contrast, self.rows_of(contrast.left, claim), self.rows_of(contrast.right, claim))
         except UserError as error:
             print(f"not done   {contrast.in_words}: {error}", flush=True)
             return Outcome(contrast, "not measured", reason=str(error))
+
+    def rows_of(self, side: Side | float | None, claim: Claim) -> Rows | None:
+        """None where nothing is measured, as of a number."""
+        if not isinstance(side, Side):
+            return None
+        rows, over = self.measured(*self.requests_of(side, claim), side.task), self.rows_of(side.over, claim)
+        return rows if over is None else gains(side, rows, over)
 
     def requests_of(self, side: Side, claim: Claim) -> tuple[Request, Request | None]:
         """Of the training, and of that of the model beside it, which may be of another corpus."""

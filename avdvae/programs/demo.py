@@ -22,7 +22,7 @@ from avdvae.enhancement.recordings import Job, read_sound, write_sound
 from avdvae.enhancement.streaming import Streaming
 from avdvae.errors import UserError, known_settings
 from avdvae.latents.stage import PHASES, Stage, build_enhancer
-from avdvae.latents.transfer import find_latents
+from avdvae.latents.transfer import find_latents, require_latents
 from avdvae.parallel import one_thread
 from avdvae.programs.live import Live, with_live
 from avdvae.programs.program import Program
@@ -80,7 +80,7 @@ class Demo:
         phase: str,
     ) -> tuple[str | None, ...]:
         """Paths of film, strip, and sounds of source, target and result."""
-        find_latents(self.stage.model, latents)
+        find_latents(require_latents(self.stage.model), latents)
         source, target = self._clip("source", source_id, source_file), self._clip("target", target_id, target_file)
         result = self.stage.transfer(source, target, latents, percent / 100, phase)
         scenes = {"source": self.stage.original(source), "target": self.stage.original(target), "result": result}
@@ -131,7 +131,7 @@ def build_page(demo: Demo) -> Any:
 
     stage, name = demo.stage, type(demo.stage.model).__name__
     ids = [utterance.id for utterance in stage.corpus.utterances]
-    own = [spec.name for spec in stage.model.latents]
+    own = [spec.name for spec in require_latents(stage.model).latents]
     suffixes = [*SOUNDS, *VIDEOS]
     with gr.Blocks(title=f"{name} demo", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(f"# {name}\n{stage.run.name}: latents of the target replace those of the source.")

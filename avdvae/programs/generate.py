@@ -2,12 +2,14 @@
 
 avdvae generate run=RUN source=A                          after the first second of A, an id or a file
 avdvae generate run=RUN source=A analysis=0.5 seconds=6 draws=3
-avdvae generate run=RUN                                   from the prior alone
+avdvae generate run=RUN                                   from the prior alone, for 2.5 s
+avdvae generate run=RUN seconds=4 draws=5
 
 Latents are inferred from the beginning alone; those of a whole utterance are kept. An autoregressive model takes the
 true past in the beginning, and its own output after it. A model conditioned on lips takes those of the source, so the
 output ends with the source at the latest. Written are a wav of each draw, strip.png, and film.mp4 with the draws one
-after another; a line marks where generation begins.
+after another; a line marks where generation begins. A model that denoises draws spectra with their phase, keeps those
+of the beginning, and takes the lips of the source if it has any.
 """
 
 from __future__ import annotations

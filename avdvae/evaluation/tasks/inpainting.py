@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from avdvae.enhancement.contract import RandomNumbers
-from avdvae.enhancement.denoising import Denoising
+from avdvae.enhancement.denoising import DRAWING
 from avdvae.errors import UserError
 from avdvae.evaluation.tasks.task import Measured, Part, Subject
 from avdvae.protocols import Denoises
@@ -55,7 +55,7 @@ class Inpainting:
             for lips in subject.states:
                 context = subject.model.context(batch if lips != "none" else replace(batch, lips=None))
                 random = RandomNumbers.seeded(batch.ids, [frames], subject.settings.seed)
-                filled_BTF = Denoising(highest=10.0).fill(subject.model, true_BTF, hidden_T, context, random)
+                filled_BTF = DRAWING.fill(subject.model, true_BTF, hidden_T, context, random)
                 found_TF = filled_BTF[0, hidden_T].abs().square()
                 scores = {"log_spectral_distance": distance(power_TF[hidden_T], found_TF)}
                 scores["log_spectral_distance_interpolated"] = distance(power_TF[hidden_T], line_TF)

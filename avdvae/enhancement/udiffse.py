@@ -14,9 +14,9 @@ variance of speech: D is the estimate without noise, by Tweedie's formula.
 
 What differs from the papers, so that the E-steps can be compared on the same terms: x = sqrt(g) s + b in the linear
 STFT, in place of that of spectra whose amplitudes are compressed by a square root; a variance of noise for each
-frequency, which falls with sigma in a geometric series, without a drift of s towards zero; s begins at the first estimate
-of `denoising`, for the spectrum of loud noise in x would not be covered by the highest level; the noise model, its start
-and M-step are those of all E-steps, an M-step in every step; and the output is the Wiener filter of |s|^2, in place of s.
+frequency, which falls with sigma in a geometric series, without a drift of s towards zero; s begins at the first
+estimate of `denoising`, for the highest level would not cover the spectrum of loud noise in x; the noise model, its
+start and M-step are those of all E-steps, an M-step in every step; the output is the Wiener filter of |s|^2, not s.
 
     s   reversed_KBTF      D   estimate_KBTF     x      mixture_BTF
     V   noise_BTF          g   gain_BTJ          c      scale_F, of the prior

@@ -29,7 +29,6 @@ from avdvae.evaluation.verdicts import (
     Contrast,
     Rows,
     Side,
-    Tested,
     gains,
     judge,
     overall,
@@ -38,6 +37,7 @@ from avdvae.evaluation.verdicts import (
     stored,
     verdict_of,
 )
+from avdvae.evaluation.verdicts import Tested as JudgedClaim
 from avdvae.orchestration.claims import Settings, run_claims
 from avdvae.protocols import LatentModel
 from avdvae.runs import build_model, open_run
@@ -182,7 +182,7 @@ def test_a_side_over_another_is_a_difference_of_items(tmp_path) -> None:
     )
     found = judge(contrast, gains(left, one, one), gains(right, two, three))
     assert (found.left, found.right) == pytest.approx((4, 1.5)) and found.low == pytest.approx(2.5)
-    tested = Tested("mine", read_claim(path), "talker", [found], [], "")
+    tested = JudgedClaim("mine", read_claim(path), "talker", [found], [], "")
     (tmp_path / "claims.json").write_text(stored([tested]))
     assert read_tested(tmp_path / "claims.json")[0].claim == tested.claim
     path.write_text(path.read_text().replace("lips: none", "lips"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from avdvae.signals.metrics import ALL_NOISES, INPUT, Look
 
 if TYPE_CHECKING:
     import matplotlib.figure
+
+LABEL = 84  # characters of a label in a line
 
 
 def metric_curves(summary: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:
@@ -130,7 +133,8 @@ def contrasts_forest(
     step = 0.8 / len(places)
     with rc_context(style):
         count = sum(map(len, lines.values()))
-        height = 0.5 + 0.75 * len(groups) + (0.16 + 0.16 * len(places)) * count
+        wrapped = sum(len(label) > LABEL for labels in lines.values() for label in labels)
+        height = 0.5 + 0.75 * len(groups) + (0.16 + 0.16 * len(places)) * count + 0.14 * wrapped
         figure = Figure(figsize=(8.5, height))
         figure.set_layout_engine("constrained", h_pad=0.06)
         axes = figure.subplots(
@@ -147,7 +151,7 @@ def contrasts_forest(
                 ax.plot(row["mean"], y, "o", color=colour, markerfacecolor=face, markersize=6)
                 ax.plot(row["bound"], y, ">" if row["sign"] > 0 else "<", color="#404040", markersize=5)
             ax.set(xlabel=unit, ylim=(len(lines[unit]) - 0.4, -0.6))
-            ax.set_yticks(range(len(lines[unit])), lines[unit])
+            ax.set_yticks(range(len(lines[unit])), [fill(label, LABEL) for label in lines[unit]])
             ax.margins(x=0.08)
         if len(places) > 1:
             for place in places:

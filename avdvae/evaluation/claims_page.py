@@ -159,4 +159,6 @@ def _csv(tested: Sequence[Tested]) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, Side):
+        return value.in_words
     return "" if value is None else " ".join(value) if isinstance(value, tuple) else str(value)

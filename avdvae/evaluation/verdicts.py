@@ -56,6 +56,10 @@ class Side:
     beside: Sequence[str] = ()
     over: Side | None = None
 
+    @property
+    def in_words(self) -> str:
+        return ", ".join(filter(None, _described(self).values()))
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -318,7 +322,7 @@ def _selected(side: Side, measured: Rows) -> list[Result]:
     if not rows:
         metrics = sorted({row.metric for row in measured.rows if row.task == side.task})
         found = f"the task has {', '.join(metrics)}" if metrics else f"the task {side.task} measures nothing of it"
-        raise UserError(f"{', '.join(filter(None, _described(side).values()))} was not measured: {found}")
+        raise UserError(f"{side.in_words} was not measured: {found}")
     return rows
 
 

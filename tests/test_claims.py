@@ -238,12 +238,17 @@ def test_a_claim_names_experiments_tasks_and_metrics_that_there_are(path: Path) 
             "transfer": rf"(kept|moments|{latents})_(voice|face|mood)_of_(source|donor)|"
             rf"(kept|moments|{latents})_(cepstra|opening)_as_(source|donor)",
             "latent_use": f"(kl|share)_({latents})",
+            "motion": "mpjpe_mm",
             "denoising": r"(psnr|ssim)_(mouth|eyes)(_deaf|_interpolated)?",
             "calibration": r"(calibration_error|coverage_(50|90|95))(_loud|_quiet)?",
             "tracking": "(mota|idf1)(_(60|120|300)_(apart|crossing))?",
             "control": "(f0|f0_world|f1|f2|f3|voiced)(_in_speech)?|nisqa",
         }
-        kind = "control" if side.task.startswith("control_") else side.task.removesuffix("_true_past")
+        kind = (
+            "control"
+            if side.task.startswith("control_")
+            else side.task.removesuffix("_true_past").replace("motion_latent", "latent")
+        )
         assert re.fullmatch(of_task[kind], side.metric), side
         assert side.noise in (None, *measured["noises"]) and side.snr in (None, *measured["snrs"])
         assert side.lips in (None, *(STATES if kind == "separation" else measured["lips"]))

@@ -16,9 +16,10 @@ A z that is constant in time costs as little as w and is learned sooner, and the
 easy to learn, and z cannot contain what is static. q(w) is linear in the means and standard deviations of sound and
 face over the utterance, and narrow at first; q(z) gets sound and face standardised by them. Likewise, the outputs of
 the decoders are standardised over the utterance, and w alone gives their mean and deviation: p(a_t | w, z_1:T),
-p(v_t | w, z_1:T). In the first epochs z^av is the only z, so that it contains what sound and face share. With `paper`
-all is as published: q(w) from the final states of a recurrent network, nothing standardised, all latents from the
-start, and the KL of w counted once per frame, which is no bound.
+p(v_t | w, z_1:T). In the first epochs z^v is left out, so that z^av contains what sound and face share; were z^a left
+out, too, z^av would contain all of the sound. With `paper` all is as published: q(w) from the final states of a
+recurrent network, nothing standardised, all latents from the start, and the KL of w counted once per frame, which is no
+bound.
 
     a_t, v_t        sound and face, or their features    a_BTA, v_BTV; phi_v: features of v
     w               static latent                        w, K B 1 L
@@ -134,7 +135,7 @@ class Multimodal(DynamicalVAE):
         size: int = 512,
         memory: int = 128,
         together: int = 4,  # epochs in which the shared latent is learned without those in `delayed`
-        delayed: Sequence[str] = ("z_a", "z_v"),
+        delayed: Sequence[str] = ("z_v",),
         paper: bool = False,  # true: as published, see avdvae/models/mdvae.py
     ):
         super().__init__(size_a, dim_av)

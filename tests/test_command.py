@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+import avdvae
 from avdvae.configurations import CONFIGS, choices, compose, word
 from avdvae.data.prepare import Summary
 from avdvae.orchestration.keywords import request_of
@@ -60,6 +61,10 @@ def test_help_shows_the_settings_of_a_command_and_nothing_of_hydra(command, here
         comments = re.findall(r"^ *\w+:.*#.*$", text.partition("\nhydra:")[0], re.MULTILINE)
         assert comments and all(comment in shown for comment in comments)
     assert not [*tmp_path.iterdir()]
+
+
+def test_the_version_is_that_of_the_package(here):
+    assert here("--version") == f"avdvae {avdvae.__version__}\n"
 
 
 def test_a_script_shows_itself_in_its_help(tmp_path):

@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from avdvae import __version__
 from avdvae.errors import in_sentences, nearest
 
 COMMANDS = {  # and their modules
@@ -36,6 +37,9 @@ def main() -> None:
     if word in ("-h", "--help"):
         print("avdvae COMMAND name=value ...    avdvae COMMAND --help for its settings\n")
         print("\n".join(f"{command:<12} {about(module)}" for command, module in COMMANDS.items()))
+        return
+    if word == "--version":
+        print(f"avdvae {__version__}")
         return
     if word not in COMMANDS:
         sys.exit(f"avdvae: no command is called {word}: {nearest(word, [*COMMANDS])}")

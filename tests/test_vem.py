@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from avdvae.enhancement.contract import EStep, RandomNumbers, Target
-from avdvae.enhancement.esteps import ESTEPS, build_estep
+from avdvae.enhancement.esteps import ESTEPS, SCHEDULED, build_estep
 from avdvae.enhancement.markov_chains import _total_variation_slope
 from avdvae.enhancement.noise import Noise
 from avdvae.enhancement.separation import filtered, separate, spectra_of
@@ -31,7 +31,7 @@ from avdvae.signals.audio import Stft
 from avdvae.signals.metrics import si_sdr
 
 STFT = Stft(533)
-ALONE = [name for name in ESTEPS if name not in ("learned", "denoising")]  # which have tests of their own
+ALONE = [name for name in ESTEPS if name not in SCHEDULED]  # which have tests of their own
 EVERY_ESTEP = pytest.mark.parametrize("name", ALONE)
 BATCHED = pytest.mark.parametrize("name", [name for name in ALONE if name != "encoder"])
 SHORT_WALK = {"draws": 4, "burn_in": 2, "final_draws": 4, "final_burn_in": 2}

@@ -119,9 +119,18 @@ class MovingEStep(EStep, Protocol):
     """An E-step whose state can follow a sound that arrives. What is saved consists of tensors, by the name of the
     latent, with frames on the last axis but one: those of frames that stay and of new ones are joined by the caller.
 
-    entering   what is saved of a state that begins, in the newest frames: `batch` and the powers of `target` are these
-    restored   the state of the frames of `batch`
+    cannot_move  the name of an E-step within it whose state cannot follow a sound
+    each_move    iterations of the EM in a move, by default
+    entering     what is saved of a state that begins, in the newest frames, of which `batch` and the powers of `target`
+                 are
+    restored     the state of the frames of `batch`
     """
+
+    @property
+    def cannot_move(self) -> str | None: ...
+
+    @property
+    def each_move(self) -> int: ...
 
     def entering(
         self, model: Prior, batch: Batch, target: Target, random: RandomNumbers

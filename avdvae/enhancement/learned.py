@@ -245,9 +245,12 @@ class Learned:
         return self.then.final(target, state.then, random)
 
     @property
-    def moves(self) -> bool:
-        """Whether its state can follow a sound that arrives."""
-        return self.then is None or isinstance(self.then, MovingEStep)
+    def cannot_move(self) -> str | None:
+        return None if self.then is None or isinstance(self.then, MovingEStep) else type(self.then).__name__
+
+    @property
+    def each_move(self) -> int:
+        return 1
 
     def entering(
         self, model: Prior, batch: Batch, target: Target, random: RandomNumbers

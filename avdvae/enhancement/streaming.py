@@ -29,7 +29,6 @@ from jaxtyping import Complex, Float, UInt8
 from torch import Tensor
 
 from avdvae.enhancement.contract import MovingEStep, RandomNumbers
-from avdvae.enhancement.learned import Learned
 from avdvae.enhancement.noise import EPSILON, Noise, Past, StationaryNoise, subtraction, weighted_mean
 from avdvae.enhancement.vem import NoisySpeech, Vem, iterate, recurrent_layers_training
 from avdvae.errors import UserError, whole_numbers
@@ -153,8 +152,8 @@ class Stream:
         pictures: MovingPictures | None = None,
         device: str = "cpu",
     ):
-        if not isinstance(vem.estep, MovingEStep) or (isinstance(vem.estep, Learned) and not vem.estep.moves):
-            name = type(vem.estep.then if isinstance(vem.estep, Learned) else vem.estep).__name__
+        if not isinstance(vem.estep, MovingEStep) or vem.estep.cannot_move:
+            name = vem.estep.cannot_move if isinstance(vem.estep, MovingEStep) else type(vem.estep).__name__
             raise UserError(
                 f"the state of the E-step {name} cannot follow a sound: give enhance.estep.name=free_gaussian "
                 "or learned"
@@ -356,7 +355,7 @@ class Stream:
         saved = self._joined(block.latents, entering, leave, count)
         state = self.estep.restored(saved, self.model, batch)
         _, updates = self.vem.schedule
-        for _ in range(settings.iterations or (1 if isinstance(self.estep, Learned) else 2)):
+        for _ in range(settings.iterations or self.estep.each_move):
             target, state, _ = iterate(self.estep, target, block.noise, state, random, updates)
         likely = self.estep.final(target, state, random).components(block.noisy_BTF)
 

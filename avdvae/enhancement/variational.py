@@ -121,6 +121,14 @@ class FreeGaussian:
     def _free(self, mean: dict[str, Tensor], log_var: dict[str, Tensor], moments: Sequence[Tensor] = ()) -> _Free:
         return _Free(mean, log_var, FrameAdam([*mean.values(), *log_var.values()], self.lr, moments))
 
+    @property
+    def cannot_move(self) -> None:
+        return None
+
+    @property
+    def each_move(self) -> int:
+        return 2
+
     def entering(self, model: Prior, batch: Batch, target: Target, random: RandomNumbers) -> dict[str, list[Tensor]]:
         return self.saved(self.start(model, batch, random))
 

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from avdvae import __version__
+import avdvae
 from avdvae.errors import in_sentences, nearest
 
 COMMANDS = {  # and their modules
@@ -39,7 +39,7 @@ def main() -> None:
         print("\n".join(f"{command:<12} {about(module)}" for command, module in COMMANDS.items()))
         return
     if word == "--version":
-        print(f"avdvae {__version__}")
+        print(f"avdvae {avdvae.__version__}")
         return
     if word not in COMMANDS:
         sys.exit(f"avdvae: no command is called {word}: {nearest(word, [*COMMANDS])}")

@@ -24,6 +24,7 @@ import torch
 import yaml
 from torch import nn
 
+from avdvae.enhancement.contract import Rounds
 from avdvae.enhancement.esteps import SCHEDULED, build_estep
 from avdvae.enhancement.learned import Learned, LearnedPosterior
 from avdvae.enhancement.vem import Vem
@@ -94,7 +95,7 @@ def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         for section in (config, changes)
     )
     if MISSING not in (before, after) and before != after and SCHEDULED & {before, after}:
-        new |= dict.fromkeys(new.keys() & {"iterations", "updates"})  # those of the new E-step
+        new |= dict.fromkeys(new.keys() & {*Rounds._fields})  # those of the new E-step
     for key, value in changes.items():
         if isinstance(value, Mapping):
             if (section := changed(config.get(key) or {}, value)) or key in config:

@@ -458,7 +458,7 @@ def test_an_e_step_is_learned_for_it(speech_prior, batch):
     losses(network.train(), batch).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.heads.parameters())
     assert all(p.grad is None for p in network.model.parameters())
-    vem = Vem(Learned(rounds=2, then=None, network=network.eval().requires_grad_(False)), iterations=2, rank=2)
+    vem = Vem(Learned(network=network.eval().requires_grad_(False)), iterations=2, rank=2)
     both, alone = (enhance(network.model, these, vem).filter for these in (batch, utterances(SHORT)))
     torch.testing.assert_close(both[:1, :7], alone, rtol=1e-3, atol=1e-4)
     assert (both >= 0).all() and (both <= 1).all()

@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 from avdvae.enhancement import recordings, separation
+from avdvae.enhancement.contract import Rounds
 from avdvae.enhancement.markov_chains import Langevin
 from avdvae.enhancement.separation import Pictures, separate, separate_long
 from avdvae.enhancement.vem import Enhanced, Vem
@@ -28,7 +29,7 @@ PROGRAM = Path(__file__).parent.parent / "experiments" / "enhance.py"
 STFT = Stft(256)
 QUICK = Vem(Langevin(chains=2), iterations=3, rank=2)
 OVERRIDES: dict[str, Any] = dict.fromkeys(
-    ("iterations", "updates", "rank", "smoothness", "temper", "paper", "begin_from", "seed", "batch_size"), MISSING
+    [*Rounds._fields, "rank", "smoothness", "temper", "paper", "begin_from", "seed", "batch_size"], MISSING
 ) | {"estep": {"name": MISSING}}
 
 
@@ -44,9 +45,8 @@ def heard(monkeypatch) -> list[Batch]:
 
     def enhance(model, batch, settings, progress, stationary):
         batches.append(batch)
-        iterations, _ = settings.schedule
-        for _ in range(iterations):
-            progress(1 / iterations)
+        for _ in range(settings.schedule.iterations):
+            progress(1 / settings.schedule.iterations)
         return Enhanced(torch.ones_like(batch.noisy)[None], torch.zeros(1, len(batch.ids)))
 
     monkeypatch.setattr(separation, "enhance", enhance)

@@ -13,7 +13,7 @@ from test_enhance import make_run
 from avdvae.data.prepare import Summary
 from avdvae.enhancement.contract import MANY, RandomNumbers
 from avdvae.enhancement.esteps import build_estep
-from avdvae.enhancement.learned import FEW, Learned, LearnedPosterior, drawn_noise, in_noise
+from avdvae.enhancement.learned import FEW, SOME, Learned, LearnedPosterior, drawn_noise, in_noise
 from avdvae.enhancement.noise import Noise
 from avdvae.enhancement.variational import FreeGaussian
 from avdvae.enhancement.vem import Vem, enhance
@@ -110,6 +110,23 @@ def test_several_updates_are_as_many_m_steps_with_the_same_speech():
         torch.testing.assert_close(getattr(once, name), getattr(apart, name), rtol=1e-4, atol=1e-6)
 
 
+def test_updates_on_thinned_frames_are_those_on_all_where_frames_repeat():
+    g = torch.Generator().manual_seed(0)
+    noisy_BTF, *speech, H_BTK = (4 * torch.rand(shape, generator=g) for shape in ((2, 5, 7),) * 4 + ((2, 5, 2),))
+    H_BTK[1, 3:] = 0  # frames that pad
+    noisy_BTF, speech_RBTF, H_BTK = (
+        values.repeat_interleave(4, -2) for values in (noisy_BTF, torch.stack(speech), H_BTK)
+    )
+    W_BFK = torch.rand((2, 7, 2), generator=g)
+    thinned, full = (Noise(W_BFK, H_BTK, torch.ones(2, 20, 1)) for _ in range(2))
+    for noise, updates in ((thinned, (0, 3)), (full, (3, 0))):
+        noise.update(noisy_BTF, Components(speech_RBTF, 1 / noise.mixture(speech_RBTF)), *updates)
+    torch.testing.assert_close(thinned.W_BFK, full.W_BFK)
+    torch.testing.assert_close(thinned.H_BTK, full.H_BTK)
+    torch.testing.assert_close(thinned.variance_BTF, full.variance_BTF)
+    assert not thinned.H_BTK[1, 12:].any() and not torch.equal(full.W_BFK, W_BFK)
+
+
 def test_another_e_step_begins_where_the_encoder_ends():
     network, seen = LearnedPosterior(small(), bins=BINS).eval().requires_grad_(False), []
 
@@ -129,9 +146,8 @@ def test_another_e_step_begins_where_the_encoder_ends():
     assert len(targets) == 3 and torch.equal(state.mean["z"][0], mean)
     noisy, noise, gain = targets[0]
     torch.testing.assert_close(mean, network.infer(noisy / gain, noise / gain, batch).q["z"].mean)
-    assert (
-        Vem(estep).schedule == FEW and Vem(FreeGaussian()).schedule == MANY and Vem(Learned(), 3, 2).schedule == (3, 2)
-    )
+    assert Vem(estep).schedule == SOME and Vem(FreeGaussian()).schedule == MANY
+    assert Vem(Learned(), 3, 4).schedule == (3, 4, FEW.thinned)
 
 
 def test_settings_of_a_run_are_those_of_another_e_step_no_more():

@@ -76,7 +76,7 @@ def learned(then: FreeGaussian | None) -> Vem:
     network = LearnedPosterior(vae(), width=8)
     for last in (network.share_head, network.heads["z"][-1]):  # type: ignore[index]
         torch.nn.init.normal_(last.weight, std=0.1)
-    return replace(VEM, estep=Learned(then=then, final_draws=2, network=network.eval().requires_grad_(False)))
+    return replace(VEM, estep=Learned(then=then, network=network.eval().requires_grad_(False)))
 
 
 ESTEPS: dict[str, Any] = {

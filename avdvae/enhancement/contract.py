@@ -27,7 +27,17 @@ from avdvae.probability.spectrum import SpeechLikelihood
 from avdvae.protocols import Batch, Context, LatentPrior, Latents, Prior
 
 Start = Literal["posterior", "prior"]
-MANY = 100, 1  # iterations of an EM, and updates of the noise in each
+
+
+class Rounds(NamedTuple):
+    """Iterations of an EM, and updates of the noise in each: `thinned` on every fourth frame, then `updates` on all."""
+
+    iterations: int
+    updates: int = 1
+    thinned: int = 0
+
+
+MANY = Rounds(100)
 
 
 class Gradient(NamedTuple):
@@ -146,7 +156,7 @@ class Scheduled(Protocol):
     """An E-step that has other iterations by default than MANY."""
 
     @property
-    def schedule(self) -> tuple[int, int]: ...
+    def schedule(self) -> Rounds: ...
 
 
 def draws_of(q: Mapping[str, Gaussian], count: int, random: RandomNumbers) -> Latents:

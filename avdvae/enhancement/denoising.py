@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from avdvae.enhancement.contract import RandomNumbers, Target, draws_of, with_latents
+from avdvae.enhancement.contract import RandomNumbers, Rounds, Target, draws_of, with_latents
 from avdvae.enhancement.noise import EPSILON, subtraction
 from avdvae.errors import UserError, whole_numbers
 from avdvae.probability.gaussian import VARIANCE_FLOOR
@@ -98,8 +98,8 @@ class Annealing:
             )
 
     @property
-    def schedule(self) -> tuple[int, int]:
-        return self.steps, 1
+    def schedule(self) -> Rounds:
+        return Rounds(self.steps)
 
     @property
     def levels(self) -> list[float]:

@@ -25,9 +25,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.enhancement.contract import EStep, MovingEStep, RandomNumbers, Target, draws_of
+from avdvae.enhancement.contract import EStep, MovingEStep, RandomNumbers, Rounds, Target
 from avdvae.enhancement.noise import EPSILON
-from avdvae.enhancement.variational import FineTunedEncoder, FreeGaussian
+from avdvae.enhancement.variational import FineTunedEncoder
 from avdvae.enhancement.vem import NoisySpeech, Vem
 from avdvae.errors import UserError, whole_numbers
 from avdvae.nn.blocks import mlp, zero_init
@@ -39,7 +39,8 @@ from avdvae.signals.audio import BINS
 
 FLOOR = 1e-4  # of powers, before their logarithm
 LEAST_GAIN = 0.03  # by which powers are divided: a fainter frame has no speech to infer
-FEW = 18, 5  # iterations, and updates of the noise in each
+FEW = Rounds(2, updates=2, thinned=16)
+SOME = Rounds(18, updates=5)  # where another E-step goes on
 
 
 class LearnedPosterior(nn.Module):
@@ -115,8 +116,9 @@ class LearnedPosterior(nn.Module):
         """The means and their distributions, of noisy speech with a gain of 1 and the other modalities of `batch`."""
         levels = torch.cat([((power + FLOOR).log() + 4) / 2.5 for power in (noisy_BTF, noise_BTF)], -1)
         h_BTM = self.trunk(levels)
-        odds_BTF = self.share_head(h_BTM) + (noisy_BTF + EPSILON).log() - (noise_BTF + EPSILON).log()
-        encoded = self.tuned.infer(replace(batch, power=odds_BTF.sigmoid() * noisy_BTF), mode="mean")
+        ratio_BTF = (noise_BTF + EPSILON) / (noisy_BTF + EPSILON)
+        share_BTF = 1 / (1 + ratio_BTF * (-self.share_head(h_BTM)).clamp(max=30).exp())
+        encoded = self.tuned.infer(replace(batch, power=share_BTF * noisy_BTF), mode="mean")
         q = {name: self._moved(name, gaussian, h_BTM, batch.mask) for name, gaussian in encoded.q.items()}
         return replace(encoded, q=q, z={name: gaussian.mean[None] for name, gaussian in q.items()})
 
@@ -196,22 +198,22 @@ class _State(NamedTuple):
 
 @dataclass(frozen=True)
 class Learned:
-    """An encoder q(z | x, V), trained for a run by exp=learned_estep, in a few iterations, and another E-step after it.
+    """An encoder q(z | x, V), trained for a run by exp=learned_estep, in a few iterations.
 
-    rounds   after which `then` goes on
-    then     an E-step, which begins from q; None: the encoder to the end
+    M-step and Wiener filter take its means, which serve better than some draws.
+
+    then     an E-step that goes on from q, as free_gaussian, in some iterations more; None: the encoder to the end
+    rounds   after which it does
 
     Of sound that arrives, new frames are encoded once before `then` goes on with them.
     """
 
-    draws: int = 1
-    final_draws: int = 4
     rounds: int = 3
-    then: EStep | None = FreeGaussian(lr=0.1, final_draws=4)  # noqa: RUF009
+    then: EStep | None = None
     network: LearnedPosterior | None = None  # from the folder of the run
 
     def __post_init__(self) -> None:
-        whole_numbers("enhance.estep.", vars(self), draws=1, final_draws=1, rounds=1)
+        whole_numbers("enhance.estep.", vars(self), rounds=1)
         if isinstance(self.then, Learned | FineTunedEncoder):
             raise UserError(
                 "enhance.estep.then: another encoder does not begin from the posterior of this one: give "
@@ -219,8 +221,8 @@ class Learned:
             )
 
     @property
-    def schedule(self) -> tuple[int, int]:
-        return FEW
+    def schedule(self) -> Rounds:
+        return FEW if self.then is None else SOME
 
     def start(self, model: Prior, batch: Batch, random: RandomNumbers) -> _State:
         if self.network is None:
@@ -232,7 +234,7 @@ class Learned:
 
     def step(self, target: Target, state: _State, random: RandomNumbers) -> tuple[_State, SpeechLikelihood]:
         if self.then is None or state.steps < self.rounds:
-            return state._replace(steps=state.steps + 1), self._likelihood(target, state, random, self.draws)
+            return state._replace(steps=state.steps + 1), self._likelihood(target, state)
         inner = state.then
         if inner is None:
             inner = self.then.start(_Posterior(state.model, self._infer(target, state)), state.batch, random)
@@ -241,7 +243,7 @@ class Learned:
 
     def final(self, target: Target, state: _State, random: RandomNumbers) -> SpeechLikelihood:
         if self.then is None or state.then is None:
-            return self._likelihood(target, state, random, self.final_draws)
+            return self._likelihood(target, state)
         return self.then.final(target, state.then, random)
 
     @property
@@ -273,10 +275,9 @@ class Learned:
         gain_BTJ = target.gain_BTJ.clamp_min(LEAST_GAIN)
         return self.network.infer(target.noisy_BTF / gain_BTJ, target.noise_BTF / gain_BTJ, state.batch)
 
-    def _likelihood(self, target: Target, state: _State, random: RandomNumbers, count: int) -> SpeechLikelihood:
-        q = self._infer(target, state).q
-        z = draws_of(q, count, random)
-        return target.likelihood(z).drawn(z, q)
+    def _likelihood(self, target: Target, state: _State) -> SpeechLikelihood:
+        inferred = self._infer(target, state)
+        return target.likelihood(inferred.z).drawn(inferred.z, inferred.q)
 
 
 class _Posterior:

@@ -25,6 +25,7 @@ from avdvae.enhancement.contract import RandomNumbers
 from avdvae.probability.spectrum import Components
 
 EPSILON = 1e-10
+THINNED = 4  # of so many frames one
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ class Noise:
         torch.bmm(self.H_BTK, self.W_BFK.mT, out=self.variance_BTF)
         self.variance_BTF += EPSILON  # no division by 0 in digital silence
 
-    def update(self, noisy_BTF: Tensor, likely: Components, times: int = 1) -> Float[Tensor, "B T"]:
-        """One M-step of so many updates, and the cost before it. Where H is zero, as in frames that pad, it stays zero,
-        and the frame does not contribute to W."""
+    def update(self, noisy_BTF: Tensor, likely: Components, times: int = 1, thinned: int = 0) -> Float[Tensor, "B T"]:
+        """One M-step, and the cost before it: so many updates on thinned frames, then so many on all. Where H is zero,
+        as in frames that pad, it stays zero, and the frame does not contribute to W."""
         speech_RBTF, precision_RBTF, weight_RBT1, *_ = likely
         if self._room is None or self._room[0].shape != speech_RBTF.shape:
             self._room = torch.empty_like(speech_RBTF), torch.empty_like(speech_RBTF)
@@ -97,11 +98,24 @@ class Noise:
 
         ratio_RBTF = torch.mul(noisy_BTF, precision_RBTF, out=one)
         cost_BT = self._cost(ratio_RBTF, torch.log(precision_RBTF, out=two), weight_RBT1)
-        self._update(noisy_BTF, likely, ratio_RBTF, precision_RBTF)
-        for _ in range(times - 1):
-            precision_RBTF = self.mixture(*likely.sources, out=two).reciprocal_()
-            self._update(noisy_BTF, likely, torch.mul(noisy_BTF, precision_RBTF, out=one), precision_RBTF)
+        if thinned:
+            self._approach(noisy_BTF, likely, thinned)
+        for number in range(times):
+            if number or thinned:
+                precision_RBTF = self.mixture(*likely.sources, out=two).reciprocal_()
+                ratio_RBTF = torch.mul(noisy_BTF, precision_RBTF, out=one)
+            self._update(noisy_BTF, likely, ratio_RBTF, precision_RBTF)
         return cost_BT
+
+    def _approach(self, noisy_BTF: Tensor, likely: Components, times: int) -> None:
+        """W and H by updates on one of THINNED frames, whose activation the frames after it get, too: what changes
+        slowly needs no more, and an update takes a quarter of the time."""
+        H_BTK, gain_BTJ = (values[:, ::THINNED].contiguous() for values in (self.H_BTK, self.gain_BTJ))
+        few = Noise(self.W_BFK, H_BTK, gain_BTJ, self.smoothness / THINNED)
+        few.update(noisy_BTF[:, ::THINNED].contiguous(), likely.thinned(THINNED), times)
+        held_BTK = few.H_BTK.repeat_interleave(THINNED, 1)[:, : self.H_BTK.shape[1]]
+        self.W_BFK, self.H_BTK = few.W_BFK, torch.where(self._least_BT1 > 0, held_BTK, 0.0)
+        self._mix()
 
     def _update(self, noisy_BTF: Tensor, likely: Components, ratio_RBTF: Tensor, precision_RBTF: Tensor) -> None:
         """Of W, H and the gains, in the room of `update`."""

@@ -29,7 +29,7 @@ from jaxtyping import Complex, Float, UInt8
 from torch import Tensor
 
 from avdvae.enhancement.contract import MovingEStep, RandomNumbers
-from avdvae.enhancement.noise import EPSILON, Noise, Past, StationaryNoise, subtraction, weighted_mean
+from avdvae.enhancement.noise import EPSILON, THINNED, Noise, Past, StationaryNoise, subtraction, weighted_mean
 from avdvae.enhancement.vem import NoisySpeech, Vem, iterate, recurrent_layers_training
 from avdvae.errors import UserError, whole_numbers
 from avdvae.protocols import PICTURES, Batch, LatentModel, SpeechPrior, indispensable
@@ -354,9 +354,10 @@ class Stream:
         entering = self._entering(batch, target, max(count, ENCODED))
         saved = self._joined(block.latents, entering, leave, count)
         state = self.estep.restored(saved, self.model, batch)
-        _, updates = self.vem.schedule
+        rounds = self.vem.schedule  # a block is too short to be thinned
+        rounds = rounds._replace(updates=rounds.updates + rounds.thinned // THINNED, thinned=0)
         for _ in range(settings.iterations or self.estep.each_move):
-            target, state, _ = iterate(self.estep, target, block.noise, state, random, updates)
+            target, state, _ = iterate(self.estep, target, block.noise, state, random, rounds)
         likely = self.estep.final(target, state, random).components(block.noisy_BTF)
 
         block.latents, block.switch = self.estep.saved(state), target.context.switch

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from avdvae.enhancement.contract import MANY, EStep, Gradient, RandomNumbers, Scheduled, backpropagated
+from avdvae.enhancement.contract import MANY, EStep, Gradient, RandomNumbers, Rounds, Scheduled, backpropagated
 from avdvae.enhancement.noise import Noise, StationaryNoise
 from avdvae.errors import UserError, whole_numbers
 from avdvae.probability.spectrum import SpeechLikelihood
@@ -41,6 +41,7 @@ class Vem:
 
     iterations  None: 100, or those that the E-step needs
     updates     of the noise and the gains in an M-step; None: 1, or as many as the E-step needs
+    thinned     updates before these, on every fourth frame; None: 0, or as many as the E-step needs
     smoothness  weight of the prior under which noise changes slowly; 0: none
     temper      exponent of the prior of an AV-CVAE given the lips, alone or in a mixture: below 1 it is wider
     paper       as published: the noise starts at random, the encoder gets the mixture, smoothness and temper are off.
@@ -54,6 +55,7 @@ class Vem:
     estep: EStep
     iterations: int | None = None
     updates: int | None = None
+    thinned: int | None = None
     rank: int = 8
     smoothness: float = 200.0
     temper: float = 0.2
@@ -68,7 +70,7 @@ class Vem:
                 f"{', '.join(Batch.MODALITIES)}"
             )
         given = {name: value for name, value in vars(self).items() if value is not None}
-        least = {name: 1 for name in ("iterations", "updates") if name in given}
+        least = {name: least for name, least in Rounds(1, 1, 0)._asdict().items() if name in given}
         whole_numbers("enhance.", given, **least, rank=1)
         if type(self.smoothness) not in (int, float) or not self.smoothness >= 0:
             raise UserError(f"enhance.smoothness={self.smoothness}: give 0 or more")
@@ -76,10 +78,9 @@ class Vem:
             raise UserError(f"enhance.temper={self.temper}: give a number above 0, and 1 at most")
 
     @property
-    def schedule(self) -> tuple[int, int]:
-        """Iterations, and updates of the noise in each."""
-        iterations, updates = self.estep.schedule if isinstance(self.estep, Scheduled) else MANY
-        return self.iterations or iterations, self.updates or updates
+    def schedule(self) -> Rounds:
+        given = {name: getattr(self, name) for name in Rounds._fields if getattr(self, name) is not None}
+        return (self.estep.schedule if isinstance(self.estep, Scheduled) else MANY)._replace(**given)
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def enhance(
     starts = [tuple(settings.begin_from or ())]
     if settings.begin_from is None and "lips" in batch.present and "lips" in model.can_miss:
         starts += [("power",)]
-    share = 1 / (len(starts) * settings.schedule[0])
+    share = 1 / (len(starts) * settings.schedule.iterations)
     ends = []
     for modalities in starts:
         chosen = [name for name in modalities if name in given.present]
@@ -182,11 +183,11 @@ def _run(
         noise = noise.at_level(level_B1F)
 
     target = NoisySpeech(model, context, noisy_BTF, noise.variance_BTF, noise.gain_BTJ)
-    costs, (iterations, updates) = [], settings.schedule
+    costs, rounds = [], settings.schedule
     with recurrent_layers_training(model):
         state = settings.estep.start(model, start, random)
-        for _ in range(iterations):
-            target, state, cost_BT = iterate(settings.estep, target, noise, state, random, updates)
+        for _ in range(rounds.iterations):
+            target, state, cost_BT = iterate(settings.estep, target, noise, state, random, rounds)
             costs.append(cost_BT)
             progress()
         likely = settings.estep.final(target, state, random).components(noisy_BTF)
@@ -197,14 +198,14 @@ def _run(
 
 
 def iterate(
-    estep: EStep, target: NoisySpeech, noise: Noise, state: Any, random: RandomNumbers, updates: int
+    estep: EStep, target: NoisySpeech, noise: Noise, state: Any, random: RandomNumbers, rounds: Rounds
 ) -> tuple[NoisySpeech, Any, Float[Tensor, "B T"]]:
     """An E-step and an M-step, which changes `noise`: the next target, the state of the E-step, and the cost before."""
     state, likelihood = estep.step(target, state, random)
     likely, context = likelihood.components(target.noisy_BTF), target.context
     if likely.switch and context.learns:
         context = replace(context, switch=likely.switch.learned())
-    cost_BT = noise.update(target.noisy_BTF, likely, updates)
+    cost_BT = noise.update(target.noisy_BTF, likely, rounds.updates, rounds.thinned)
     context = context.fed_back(partial(noise.power, likely, target.noisy_BTF))
     target = replace(target, context=context, noise_BTF=noise.variance_BTF, gain_BTJ=noise.gain_BTJ)
     return target, state, cost_BT

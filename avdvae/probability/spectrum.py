@@ -62,6 +62,15 @@ class Components(NamedTuple):
     def sources(self) -> tuple[Float[Tensor, "R B T F"], ...]:
         return (self.speech, *self.others)
 
+    def thinned(self, step: int) -> Components:
+        """Those of every so-manyth frame."""
+
+        def some(values: Tensor) -> Tensor:
+            return values[..., ::step, :].contiguous()
+
+        weight = None if self.weight is None else some(self.weight)
+        return Components(some(self.speech), some(self.precision), weight, None, tuple(map(some, self.others)))
+
     def mean(self) -> Float[Tensor, "B T F"]:
         return self.speech.mean(0) if self.weight is None else (self.weight * self.speech).sum(0)
 

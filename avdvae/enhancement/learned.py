@@ -7,7 +7,7 @@ that of the E-step, the bound of the mixture; decoder and prior stay as they are
 
     x      noisy speech                        P = |x|^2: noisy_BTF
     V      variances of the noise              noise_BTF
-    a      share of P that is speech           that of a Wiener filter, P / (P + V), its logit moved by share_head
+    a      share of P that is speech           P / (P + V exp(-u)), with u of share_head: a Wiener filter where u = 0
     m, s   moments of q                        of the model's own encoder, tuned, which is given a P as clean power
 
 A gain of the speech leaves the posterior as it is if P and V are divided by it.
@@ -114,11 +114,10 @@ class LearnedPosterior(nn.Module):
 
     def infer(self, noisy_BTF: Tensor, noise_BTF: Tensor, batch: Batch) -> Inferred:
         """The means and their distributions, of noisy speech with a gain of 1 and the other modalities of `batch`."""
-        levels = torch.cat([((power + FLOOR).log() + 4) / 2.5 for power in (noisy_BTF, noise_BTF)], -1)
-        h_BTM = self.trunk(levels)
-        ratio_BTF = (noise_BTF + EPSILON) / (noisy_BTF + EPSILON)
-        share_BTF = 1 / (1 + ratio_BTF * (-self.share_head(h_BTM)).clamp(max=30).exp())
-        encoded = self.tuned.infer(replace(batch, power=share_BTF * noisy_BTF), mode="mean")
+        h_BTM = self.trunk(torch.cat([noisy_BTF, noise_BTF], -1).add_(FLOOR).log_().add_(4).div_(2.5))
+        less_BTF = (-self.share_head(h_BTM).clamp(min=-30)).exp()
+        power_BTF = noisy_BTF.square() / torch.addcmul(noisy_BTF + EPSILON, less_BTF, noise_BTF)
+        encoded = self.tuned.infer(replace(batch, power=power_BTF), mode="mean")
         q = {name: self._moved(name, gaussian, h_BTM, batch.mask) for name, gaussian in encoded.q.items()}
         return replace(encoded, q=q, z={name: gaussian.mean[None] for name, gaussian in q.items()})
 

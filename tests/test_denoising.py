@@ -91,6 +91,7 @@ def test_published_samplers_move_as_their_formulas_say(estep):
     D, c = torch.polar(torch.linspace(0, 2, 33), torch.linspace(0, 1, 33)), torch.linspace(0.5, 1, 33)
     prior = Fixed(D, torch.ones(33), c)
     settings: Any = {"steps": 2, "chains": 20_000, "highest": 2.0, "lowest": 1.0, "corrector": r, "weight": weight}
+    settings |= {"remainder": w} if estep is DiffUSEEN else {}
     x, random = batch.need("spectrum", prior), RandomNumbers.seeded(batch.ids, [1], 0)  # type: ignore[arg-type]
     target = NoisySpeech(
         prior, prior.context(batch), batch.need("noisy", prior), V[None, None], torch.full((1, 1, 1), g)

@@ -32,9 +32,8 @@ class DiffUSEEN(UDiffSE):
     remainder   w / c^2
     """
 
-    weight: float = 1.75
     every: int = 1
-    remainder: float = 0.03
+    remainder: float = 0.3
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -55,7 +55,7 @@ class UDiffSE(Annealing):
     corrector   r, of the length of the corrector's step; 0: no corrector
     """
 
-    weight: float = 1.5
+    weight: float = 1.0
     every: int = 2
     corrector: float = 0.5
 

@@ -70,7 +70,7 @@ class Vem:
                 f"{', '.join(Batch.MODALITIES)}"
             )
         given = {name: value for name, value in vars(self).items() if value is not None}
-        least = {name: least for name, least in Rounds(1, 1, 0)._asdict().items() if name in given}
+        least = {name: low for name, low in Rounds(1, 1, 0)._asdict().items() if name in given}
         whole_numbers("enhance.", given, **least, rank=1)
         if type(self.smoothness) not in (int, float) or not self.smoothness >= 0:
             raise UserError(f"enhance.smoothness={self.smoothness}: give 0 or more")

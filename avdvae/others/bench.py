@@ -174,7 +174,7 @@ def em_real_time_factor(
 ) -> float:
     """Seconds per second of sound, of so many utterances at a time. Only `iterations` are run; the others are taken to
     last as long as their median. The time does not depend on the content, so sound and pictures are noise."""
-    of_all, _ = settings.schedule
+    of_all = settings.schedule.iterations
     few = replace(settings, iterations=min(iterations, of_all))
     length = round(seconds * RATE)
     sound_N = torch.randn(utterances * length, device=device)

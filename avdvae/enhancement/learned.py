@@ -115,8 +115,8 @@ class LearnedPosterior(nn.Module):
     def infer(self, noisy_BTF: Tensor, noise_BTF: Tensor, batch: Batch) -> Inferred:
         """The means and their distributions, of noisy speech with a gain of 1 and the other modalities of `batch`."""
         h_BTM = self.trunk(torch.cat([noisy_BTF, noise_BTF], -1).add_(FLOOR).log_().add_(4).div_(2.5))
-        less_BTF = (-self.share_head(h_BTM).clamp(min=-30)).exp()
-        power_BTF = noisy_BTF.square() / torch.addcmul(noisy_BTF + EPSILON, less_BTF, noise_BTF)
+        factor_BTF = (-self.share_head(h_BTM).clamp(min=-30)).exp()  # of V; an infinite one would have no gradient
+        power_BTF = noisy_BTF.square() / torch.addcmul(noisy_BTF + EPSILON, factor_BTF, noise_BTF)
         encoded = self.tuned.infer(replace(batch, power=power_BTF), mode="mean")
         q = {name: self._moved(name, gaussian, h_BTM, batch.mask) for name, gaussian in encoded.q.items()}
         return replace(encoded, q=q, z={name: gaussian.mean[None] for name, gaussian in q.items()})

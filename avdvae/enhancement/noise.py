@@ -190,7 +190,8 @@ class Noise:
     def wiener(self, likely: Components, source: int) -> Float[Tensor, "B T F"]:
         """The filter of a source, sum_r w_r g_j S_rj / X_r."""
         gain_BT1, source_RBTF = self.gain_BTJ[..., source, None], likely.sources[source]
-        return weighted_mean(gain_BT1 * source_RBTF / self.mixture(*likely.sources), likely.weight)
+        filter_BTF = weighted_mean(gain_BT1 * source_RBTF / self.mixture(*likely.sources), likely.weight)
+        return filter_BTF.clamp_max(1)  # weights add up to 1 but for rounding
 
     def power(self, likely: Components, noisy_BTF: Tensor, source: int) -> Float[Tensor, "B T F"]:
         """The present estimate of a source's power, without its gain."""

@@ -117,7 +117,7 @@ class Stft:
 
 
 def overlap_added(frames_BTW: Float[Tensor, "B T W"], hop: int) -> Float[Tensor, "B N"]:
-    """The sum of frames, each `hop` samples after the one before; zeros may follow. Ten times faster than `fold`."""
+    """The sum of frames, each `hop` samples after the one before; zeros may follow. Much faster than `fold`."""
     count = -(-frames_BTW.shape[2] // hop)
     pieces_BTPH = pad(frames_BTW, (0, count * hop - frames_BTW.shape[2])).unflatten(2, (count, hop))
     blocks_BSH = frames_BTW.new_zeros(len(frames_BTW), frames_BTW.shape[1] + count - 1, hop)

@@ -140,7 +140,8 @@ class Context:
     mask    B T    true where a frame holds data
     video   B T M  features of the lips, for models that are conditioned on them
     switch  B S C  prior of the switch between components, for mixtures; re-estimated in an EM run if `learns`
-    temper  exponent of a prior that is conditioned on the lips, in (0, 1]: below 1 it is wider
+    temper  B T 1  exponent of a prior that is conditioned on the lips: below 1 it is wider
+    typical B T 1  of the lips in training, these lips: 1 or less (LipEncoder)
     past    B T F  for autoregressive models: the observed sequence, or an estimate of it; K B T F if each draw has its
                    own. Where it is None or ends early, the model feeds back its own output (`sample_prior`, `own_past`)
     """
@@ -149,13 +150,18 @@ class Context:
     video: Float[Tensor, "B T M"] | None = None
     switch: Float[Tensor, "B S C"] | None = None
     learns: bool = True
-    temper: float = 1.0
+    temper: float | Float[Tensor, "B T 1"] = 1.0
+    typical: float | Float[Tensor, "B T 1"] = 1.0
     past: Float[Tensor, "*draws B _ F"] | None = None
 
     @property
     def sources(self) -> int:
         """Of a mixture, which the likelihood adds up."""
         return 1
+
+    def tempered(self, exponent: float) -> Context:
+        """In enhancement: the less typical a face, the wider its prior."""
+        return replace(self, temper=exponent * self.typical)
 
     def fed_back(self, power: Callable[[int], Float[Tensor, "B T F"]]) -> Context:
         """With the power of the source, `power(0)`, as its past if the model is autoregressive."""

@@ -50,7 +50,7 @@ def batch() -> Batch:
 
 def cvae(**settings: Any) -> CVAE:
     torch.manual_seed(0)
-    return CVAE(**SIZES, **settings)
+    return CVAE(**{**SIZES, **settings})
 
 
 def test_the_models_have_as_many_parameters_as_published():
@@ -193,9 +193,50 @@ def test_enhancement_tempers_the_prior_from_the_lips_and_training_does_not(batch
         for paper, temper in ((False, 0.3), (True, 1.0)):
             tempers.clear()
             enhance(enhancing, noisy, Vem(FreeGaussian(), iterations=1, temper=0.3, paper=paper))
-            assert tempers[-1] == temper
+            assert torch.as_tensor(tempers[-1]).eq(temper).all()
     with pytest.raises(UserError, match=r"enhance.temper=0: give a number above 0"):
         Vem(FreeGaussian(), temper=0)
+
+    tempers.clear()
+    enhance(model, noisy, Vem(FreeGaussian(), iterations=10, temper=2.0))
+    rising = [float(torch.as_tensor(temper).mean()) for temper in tempers if isinstance(temper, torch.Tensor)]
+    assert rising[0] == pytest.approx(0.2) and rising[-1] == pytest.approx(2) and rising == sorted(rising)
+    assert 0.2 < rising[1] < 2
+
+
+def test_lips_unlike_those_of_training_count_less(batch):
+    """They are moved towards the mean crop of training, and widen the prior that they give."""
+    model = cvae(pixels=40 * 40)
+    encoder = model.lip_encoder[0]
+    crops = torch.randint(0, 256, (8, *batch.mask.shape, 40, 40), dtype=torch.uint8)
+    crops[..., 20:, :] //= 4  # faces have something in common
+    crops[0, 0, 0] = 0  # no face was found
+    for lips in crops:
+        model(replace(batch, lips=lips), PLAIN)
+    pixels = standardised(crops.flatten(0, 1)).flatten(0, 1)
+    pixels = pixels[(pixels != 0).any(-1)]
+    torch.testing.assert_close(encoder.mean_crop, pixels.mean(0), rtol=1e-4, atol=1e-5)
+
+    model.eval()
+    spread = (pixels - pixels.mean(0)).square().mean(-1)
+    torch.testing.assert_close(
+        encoder.typical(crops[1])[0, :, 0],
+        (spread.mean() / (standardised(crops[1])[0] - pixels.mean(0)).square().mean(-1)).clamp_max(1),
+        rtol=1e-2, atol=1e-2,
+    )  # fmt: skip
+    unlike = replace(batch, lips=255 - crops[1])
+    typical_BT1 = encoder.typical(unlike.lips)
+    assert (typical_BT1 < 0.6).all()
+    moved = encoder.mean_crop + typical_BT1 * (standardised(unlike.lips) - encoder.mean_crop)
+    torch.testing.assert_close(encoder(unlike.lips), encoder.features(torch.relu(encoder.pixels(moved))))
+    context = model.context(unlike)
+    wider = model.prior(context.tempered(1.0)).log_var - model.prior(context).log_var
+    torch.testing.assert_close(wider, -typical_BT1.log().expand_as(wider))
+
+    earlier = {name: value for name, value in model.state_dict().items() if not name.endswith(("mean_crop", "crops"))}
+    old = cvae(pixels=40 * 40)
+    old.load_state_dict(earlier)
+    assert old.eval().lip_encoder[0].typical(unlike.lips).min() > 0.99
 
 
 @pytest.mark.parametrize("model", [VAE(51, 8, 3, observes="pose"), DKF(51, 8, 3, 8, 8, [8], observes="pose")])

@@ -55,6 +55,7 @@ class LearnedPosterior(nn.Module):
         width: int = 128,  # of trunk and heads
         bins: int = BINS,
         tune: bool = True,  # the encoder, too; otherwise trunk and heads alone
+        temper: float = Vem.temper,  # of the prior given the lips
     ):
         super().__init__()
         if prior is None or not is_speech_prior(prior) or "power" not in prior.sees:
@@ -64,7 +65,7 @@ class LearnedPosterior(nn.Module):
                 "of one, as start=[vae-librispeech]"
             )
         self.sees: tuple[str, ...] = prior.sees
-        self.tune = tune
+        self.tune, self.temper = tune, temper
         model: Any = prior
         self.model: Any = model.eval()
         self.tuned: Any = deepcopy(self.model)
@@ -137,7 +138,7 @@ class LearnedPosterior(nn.Module):
         q = self.infer(noisy_BTF, noise_BTF, batch).q
         z = {name: gaussian.sample() for name, gaussian in q.items()}
         filtered_BTF = noisy_BTF.square() / (noisy_BTF + noise_BTF)
-        context = replace(self.model.context(replace(batch, power=filtered_BTF)), temper=Vem.temper)
+        context = self.model.context(replace(batch, power=filtered_BTF)).tempered(self.temper)
         target = NoisySpeech(self.model, context, noisy_BTF, noise_BTF, torch.ones_like(noisy_BTF[..., :1]))
         recon_BT = target.likelihood(z).log_potential(noisy_BTF).mean(0)
         log_prior_BT = self.model.log_prior(z, context).mean(0)

@@ -55,13 +55,16 @@ UNLIKELY = 1e-10  # added to the likelihood of each source of a bin, as publishe
 
 @dataclass(frozen=True)
 class Contexts(Context):
-    """Those of all sources; of its own fields, the mask and the temper apply."""
+    """Those of all sources; of its own fields, the mask applies."""
 
     parts: tuple[Context, ...] = ()
 
     @property
     def sources(self) -> int:
         return len(self.parts)
+
+    def tempered(self, exponent: float) -> Contexts:
+        return replace(self, parts=tuple(part.tempered(exponent) for part in self.parts))
 
     def fed_back(self, power: Callable[[int], Float[Tensor, "B T F"]]) -> Contexts:
         parts = [part.fed_back(lambda _, j=j: power(j)) for j, part in enumerate(self.parts)]
@@ -121,9 +124,9 @@ class Sources(nn.Module):
     def _priors(self) -> Sequence[Any]:
         return [*self.priors]
 
-    def _contexts(self, context: Context) -> list[Context]:
+    def _contexts(self, context: Context) -> tuple[Context, ...]:
         assert isinstance(context, Contexts)
-        return [replace(part, temper=context.temper) for part in context.parts]
+        return context.parts
 
     def _parts(self, z: Latents) -> list[dict[str, Tensor]]:
         """The latents of each source."""

@@ -347,7 +347,7 @@ class Stream:
         mask_BT = torch.ones(1, frames, dtype=torch.bool, device=self.device)
         pictures: dict[str, Any] = block.pictures
         batch = Batch(("stream",), mask_BT, power=block.given_BTF, **pictures)
-        context, random = replace(self.model.context(batch), temper=self.vem.temper), self._random(frames)
+        context, random = self.model.context(batch).tempered(self.vem.temper), self._random(frames)
         if block.switch is not None and context.learns:
             context = replace(context, switch=block.switch)
         target = NoisySpeech(self.model, context, block.noisy_BTF, block.noise.variance_BTF, block.noise.gain_BTJ)

@@ -1,7 +1,8 @@
 """AV-RVAE: an RVAE whose prior of the latents is conditioned on the lips.
 
 The recurrent model of S. Leglaive et al., ICASSP 2020 (see rvae.py), with a prior from the lips, as in the AV-CVAE (see
-cvae.py), here recurrent; features of the lips are normalised to mean 0 and variance 1.
+cvae.py), here recurrent, to a power in enhancement as there; features of the lips are normalised to mean 0 and
+variance 1.
 
     p(x, z | v) = prod_t Nc(x_t; 0, sigma(z_1:t)) N(z_t; mu, diag var (v_1:t))      causal;  sigma(z_1:T) otherwise
     q(z | x)    that of the RVAE
@@ -51,9 +52,10 @@ class AVRVAE(RVAE):
         zero_init(self.prior_head)
 
     def context(self, batch: Batch) -> Context:
-        v_1BTM = self.lip_encoder(batch.need("lips", self))[None]
-        return Context(batch.mask, video=self.prior_rnn(v_1BTM, batch.mask)[0])
+        lips_BTHW = batch.need("lips", self)
+        video_BTM = self.prior_rnn(self.lip_encoder(lips_BTHW)[None], batch.mask)[0]
+        return Context(batch.mask, video_BTM, typical=self.lip_encoder[0].typical(lips_BTHW))
 
     def prior(self, z: Latents, context: Context) -> Mapping[str, Gaussian]:
-        p, size = self.prior_head(context.video), z["z"].shape
+        p, size = self.prior_head(context.video).power(context.temper), z["z"].shape
         return {"z": Gaussian(p.mean.expand(size), p.log_var.expand(size))}

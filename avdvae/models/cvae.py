@@ -13,7 +13,7 @@ term of the modified bound, and batches in which the layers of the sound are fro
 with weights of 0 for the lips; from scratch, the latent encodes less of the sound.
 
 For faces unlike those of the training set, p(z | v) is narrow around a wrong mean. Enhancement uses p(z | v)^temper,
-normalised.
+normalised, with a smaller exponent for such a face.
 
     |s_t|^2             power spectrum           power_BTF
     v_t                 mouth crop               lips_BTHW; its features: lip_encoder, context.video_BTM
@@ -25,7 +25,6 @@ normalised.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -80,9 +79,11 @@ class CVAE(FrameVAE):
     def video(self, batch: Batch) -> Float[Tensor, "B T M"]:
         return self.lip_encoder(batch.need("lips", self))
 
+    def context(self, batch: Batch) -> Context:
+        return replace(super().context(batch), typical=self.lip_encoder[0].typical(batch.need("lips", self)))
+
     def prior(self, context: Context) -> Gaussian:
-        p = self.prior_net(context.video)
-        return Gaussian(p.mean, p.log_var - math.log(context.temper))
+        return self.prior_net(context.video).power(context.temper)
 
     def posterior(self, batch: Batch, context: Context) -> Gaussian:
         audio = self.encoder_audio_in(encoder_input(batch.need("power", self), self.floor))

@@ -20,6 +20,8 @@ learned from the utterance that is enhanced.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -63,7 +65,7 @@ class VAEMM(MixtureVAE):
 
     def context(self, batch: Batch) -> Context:
         batch.need("lips", self)
-        return Context(batch.mask, self.both.video(batch), self.switch_prior(batch), learns=self.pi is None)
+        return replace(self.both.context(batch), switch=self.switch_prior(batch), learns=self.pi is None)
 
     def switch_prior(self, batch: Batch) -> Float[Tensor, "B S C"]:
         pi = 0.5 if self.pi is None else self.pi

@@ -234,12 +234,20 @@ class LipEncoder(nn.Module):
     common mean, train many times slower. Dropout of hidden units helps with faces that are not in training. With the
     learning rates of recurrent layers, features soon grow a hundredfold, for each step moves thousands of weights in
     the same direction, and the layers that follow saturate: there, add a LayerNorm.
+
+    Outside training, crops unlike those of the training set are moved towards its mean crop, for their features can be
+    of any size.
     """
 
     def __init__(self, pixels: int = 67 * 67, hidden: int = 512, features: int = 128, dropout: float = 0.0):
         super().__init__()
         self.pixels, self.dropout = nn.Linear(pixels, hidden), nn.Dropout(dropout)
         self.features = nn.Linear(hidden, features)
+        self.register_buffer("mean_crop", torch.zeros(pixels))
+        self.register_buffer("crops", torch.zeros(()))  # of which it is the mean
+        self.mean_crop: Tensor
+        self.crops: Tensor
+        self.register_load_state_dict_pre_hook(_without_mean_crop)
 
     def forward(self, lips_BTHW: UInt8[Tensor, "B T H W"]) -> Float[Tensor, "B T M"]:
         height, width = lips_BTHW.shape[2:]
@@ -248,8 +256,34 @@ class LipEncoder(nn.Module):
                 f"the crops have {height} x {width} pixels and the model takes {self.pixels.in_features} in all: "
                 "prepare the corpus with the model's size="
             )
-        hidden_BTM = torch.relu(self.pixels(standardised(lips_BTHW)))
+        x_BTP = standardised(lips_BTHW)
+        if self.training:
+            self._average(x_BTP)
+        else:
+            x_BTP = torch.lerp(self.mean_crop, x_BTP, self._typical(x_BTP))
+        hidden_BTM = torch.relu(self.pixels(x_BTP))
         return self.features(self.dropout(hidden_BTM))
+
+    def typical(self, lips_BTHW: UInt8[Tensor, "B T H W"]) -> float | Float[Tensor, "B T 1"]:
+        """The mean square distance of the crops of training from their mean, as a share of that of each crop; 1 at
+        most, and in training."""
+        return 1.0 if self.training else self._typical(standardised(lips_BTHW))
+
+    def _typical(self, x_BTP: Float[Tensor, "B T P"]) -> Float[Tensor, "B T 1"]:
+        squares = (x_BTP - self.mean_crop).square().mean(-1, keepdim=True)
+        return ((1 - self.mean_crop.square().mean()) / squares.clamp_min(1e-6)).clamp_max(1)  # crops have variance 1
+
+    @torch.no_grad()
+    def _average(self, x_BTP: Float[Tensor, "B T P"]) -> None:
+        present = (x_BTP != 0).any(-1).sum()  # not blank, as without a face
+        self.crops += present
+        self.mean_crop += (x_BTP.sum((0, 1)) - present * self.mean_crop) / self.crops.clamp_min(1)
+
+
+def _without_mean_crop(encoder: LipEncoder, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Of earlier weights: every crop is typical of a mean crop of 0."""
+    for name, zeros in encoder.named_buffers():
+        state.setdefault(prefix + name, zeros)
 
 
 def standardised(lips_BTHW: UInt8[Tensor, "B T H W"]) -> Float[Tensor, "B T P"]:

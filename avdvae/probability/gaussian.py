@@ -74,6 +74,10 @@ class Gaussian:
             slopes += [(other.mean, -pull), (other.log_var, difference * pull / 2 - widen)]
         return [(value, slope.sum_to_size(value.shape)) for value, slope in slopes]
 
+    def power(self, exponent: float | Tensor) -> Gaussian:
+        """The density to a power, normalised: below 1 it is wider."""
+        return Gaussian(self.mean, self.log_var - torch.as_tensor(exponent).log())
+
     def times(self, other: Gaussian) -> Gaussian:
         """The normalised product of the densities: precisions add up."""
         log_var = -torch.logaddexp(-self.log_var, -other.log_var)

@@ -19,7 +19,7 @@ NAMES = json.loads((FORMER / "names.json").read_text())
 def test_each_former_name_is_that_of_the_same_weights_now(kind: str) -> None:
     """Layers are made in the order in which they were, so that the order of the weights tells which is which."""
     model = build_model(LISTED[kind])
-    now = list(model.state_dict())
+    now = [name for name in model.state_dict() if name.split(".")[-1] not in ("mean_crop", "crops")]  # younger
     assert [name_now(name, model) for name in NAMES[kind]] == now == [name_now(name, model) for name in now]
 
 

@@ -198,7 +198,7 @@ def test_enhancement_tempers_the_prior_from_the_lips_and_training_does_not(batch
         Vem(FreeGaussian(), temper=0)
 
     tempers.clear()
-    enhance(model, noisy, Vem(FreeGaussian(), iterations=10, temper=2.0))
+    enhance(enhancing.both, noisy, Vem(FreeGaussian(), iterations=10, temper=2.0))
     rising = [float(torch.as_tensor(temper).mean()) for temper in tempers if isinstance(temper, torch.Tensor)]
     assert rising[0] == pytest.approx(0.2) and rising[-1] == pytest.approx(2) and rising == sorted(rising)
     assert 0.2 < rising[1] < 2
@@ -206,7 +206,7 @@ def test_enhancement_tempers_the_prior_from_the_lips_and_training_does_not(batch
 
 def test_lips_unlike_those_of_training_count_less(batch):
     """They are moved towards the mean crop of training, and widen the prior that they give."""
-    model = cvae(pixels=40 * 40)
+    model: Any = cvae(pixels=40 * 40)
     encoder = model.lip_encoder[0]
     crops = torch.randint(0, 256, (8, *batch.mask.shape, 40, 40), dtype=torch.uint8)
     crops[..., 20:, :] //= 4  # faces have something in common
@@ -234,9 +234,9 @@ def test_lips_unlike_those_of_training_count_less(batch):
     torch.testing.assert_close(wider, -typical_BT1.log().expand_as(wider))
 
     earlier = {name: value for name, value in model.state_dict().items() if not name.endswith(("mean_crop", "crops"))}
-    old = cvae(pixels=40 * 40)
+    old: Any = cvae(pixels=40 * 40)
     old.load_state_dict(earlier)
-    assert old.eval().lip_encoder[0].typical(unlike.lips).min() > 0.99
+    assert old.eval().context(unlike).typical.min() > 0.99
 
 
 @pytest.mark.parametrize("model", [VAE(51, 8, 3, observes="pose"), DKF(51, 8, 3, 8, 8, [8], observes="pose")])

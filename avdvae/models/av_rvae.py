@@ -18,6 +18,7 @@ variance 1.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -42,7 +43,7 @@ class AVRVAE(RVAE):
         self.sees = ("power", "lips")
         self.latents = (LatentSpec("z", dim, rate=1, modality="audio-visual"),)
         lips = LipEncoder(pixels, features=hidden, dropout=dropout)
-        self.lip_encoder = nn.Sequential(lips, nn.LayerNorm(hidden, elementwise_affine=False), nn.Tanh())
+        self.lip_encoder: Any = nn.Sequential(lips, nn.LayerNorm(hidden, elementwise_affine=False), nn.Tanh())
         self.prior_rnn = Recurrent(hidden, hidden)
         self.prior_head = GaussianHead(hidden, dim)
 

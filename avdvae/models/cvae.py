@@ -26,6 +26,7 @@ normalised, with a smaller exponent for such a face.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -62,7 +63,7 @@ class CVAE(FrameVAE):
             if not 0 <= value <= 1:
                 raise UserError(f"model.{name}={value}: give a number from 0 to 1")
         self.alpha, self.freeze_sound, self.floor = alpha, freeze_sound, floor
-        self.lip_encoder = nn.Sequential(LipEncoder(pixels, features=hidden, dropout=dropout), nn.ReLU())
+        self.lip_encoder: Any = nn.Sequential(LipEncoder(pixels, features=hidden, dropout=dropout), nn.ReLU())
         self.encoder_audio_in, self.encoder_lips_in = nn.Linear(frequencies, hidden), nn.Linear(hidden, hidden)
         self.posterior_head = GaussianHead(hidden, dim)
         self.prior_net = nn.Sequential(mlp([hidden, hidden], nn.ReLU), GaussianHead(hidden, dim))

@@ -141,7 +141,7 @@ class Context:
     video   B T M  features of the lips, for models that are conditioned on them
     switch  B S C  prior of the switch between components, for mixtures; re-estimated in an EM run if `learns`
     temper  B T 1  exponent of a prior that is conditioned on the lips: below 1 it is wider
-    typical B T 1  of the lips in training, these lips: 1 or less (LipEncoder)
+    typical B T 1  1 for lips like those in training, less for others (LipEncoder)
     past    B T F  for autoregressive models: the observed sequence, or an estimate of it; K B T F if each draw has its
                    own. Where it is None or ends early, the model feeds back its own output (`sample_prior`, `own_past`)
     """

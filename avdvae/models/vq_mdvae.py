@@ -22,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from avdvae.models.mdvae import Multimodal
-from avdvae.models.vqvae import VQVAE, sum_over_processes
+from avdvae.models.vqvae import VQVAE
+from avdvae.nn.blocks import sum_over_processes
 from avdvae.nn.frame_cache import FrameCache
 from avdvae.probability.gaussian import Gaussian
 from avdvae.protocols import Batch, Context, Latents

@@ -26,20 +26,13 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from avdvae.nn.blocks import FaceDecoder, FaceEncoder, Residual
+from avdvae.nn.blocks import FaceDecoder, FaceEncoder, Residual, sum_over_processes
 from avdvae.probability.objectives import Elbo, Schedule
 from avdvae.probability.observed import Picture
 from avdvae.probability.spectrum import ComplexGaussian
 from avdvae.protocols import Batch
 
 POWER_FLOOR = 1e-6  # of |s|^2 in the logarithm; the rounding noise of 16-bit samples is below
-
-
-def sum_over_processes(total: Tensor) -> Tensor:
-    """In distributed training."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-    return total
 
 
 class Codebook(nn.Module):

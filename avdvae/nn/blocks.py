@@ -205,6 +205,13 @@ def split_rnn(
     return early @ early_weight + bias, gru
 
 
+def sum_over_processes(total: Tensor) -> Tensor:
+    """In distributed training."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total
+
+
 def zero_init(layer: nn.Module) -> None:
     """All parameters to 0, so that the output is 0 until training changes it."""
     for parameter in layer.parameters():
@@ -275,9 +282,9 @@ class LipEncoder(nn.Module):
 
     @torch.no_grad()
     def _average(self, x_BTP: Float[Tensor, "B T P"]) -> None:
-        present = (x_BTP != 0).any(-1).sum()  # not blank, as without a face
+        present = sum_over_processes((x_BTP != 0).any(-1).sum())  # not blank, as without a face
         self.crops += present
-        self.mean_crop += (x_BTP.sum((0, 1)) - present * self.mean_crop) / self.crops.clamp_min(1)
+        self.mean_crop += (sum_over_processes(x_BTP.sum((0, 1))) - present * self.mean_crop) / self.crops.clamp_min(1)
 
 
 def _without_mean_crop(encoder: LipEncoder, state: dict[str, Tensor], prefix: str, *_: object) -> None:

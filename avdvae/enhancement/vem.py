@@ -35,7 +35,7 @@ from avdvae.errors import UserError, whole_numbers
 from avdvae.probability.spectrum import SpeechLikelihood
 from avdvae.protocols import Batch, Context, Latents, Prior
 
-WIDE = 0.2  # exponent of a prior given the lips
+WIDE = 0.2  # exponent of a prior given the lips, at the start
 
 
 @dataclass(frozen=True)
